@@ -1,0 +1,39 @@
+"""The frozen graphs of every registered model name, one JSON file each.
+
+A registered name reads its graphs from here and never from a sampler, so that a checkpoint keeps its meaning whatever
+networkx does. `randwire-zoo freeze --check` samples all of them again and compares.
+"""
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+from ..graphs import Graph, graphs_sha256
+
+__all__ = ['FOLDER', 'frozen_names', 'load_graphs']
+
+FOLDER = Path(__file__).parent
+
+
+def frozen_names() -> list[str]:
+    """The names that have a file of graphs, sorted."""
+    return sorted(path.stem for path in FOLDER.glob('*.json'))
+
+
+@lru_cache(maxsize=None)
+def load_graphs(name: str) -> tuple[Graph, ...]:
+    """Read the graphs of a registered name, one per random stage, first stage first.
+
+    Raises:
+        ValueError: if the name has no frozen graphs, or its file does not match the sha256 that it records.
+    """
+    path = FOLDER / f'{name}.json'
+    if not path.is_file():
+        raise ValueError(f'no frozen graphs for {name!r}; there are {", ".join(frozen_names())}')
+    data = json.loads(path.read_text(encoding='utf-8'))
+    graphs = tuple(Graph.from_dict(stage) for stage in data['stages'])
+    if graphs_sha256(graphs) != data['sha256']:
+        raise ValueError(f'{path.name} has been altered: its graphs have sha256 {graphs_sha256(graphs)}, '
+                         f'but it records {data["sha256"]}')
+    return graphs

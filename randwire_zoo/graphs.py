@@ -1,0 +1,293 @@
+"""Graphs and the classical random graph models that sample them (paper sections 3.2 and 3.3).
+
+A stage of a RandWire network is wired by one directed acyclic graph. `Graph` is that DAG as a frozen value;
+`ErdosRenyi`, `BarabasiAlbert` and `WattsStrogatz` sample one with networkx. Nothing here needs torch, and networkx
+is imported only when a graph is sampled: models read their graphs from files.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import networkx
+
+__all__ = [
+    'BarabasiAlbert', 'ErdosRenyi', 'Graph', 'GraphModel', 'WattsStrogatz', 'graphs_sha256', 'parse_graph_model',
+    'sample_graphs',
+]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A directed acyclic graph on nodes 0 … num_nodes − 1 whose edges all point from the smaller index to the larger.
+
+    Args:
+        num_nodes: N, the number of nodes (the stage's extra input and output nodes are not counted, section 3.2).
+        edges: Pairs (source, target) in any order; stored by target, then source.
+
+    Raises:
+        ValueError: if N < 1, an edge does not point from a smaller to a larger existing index, or is repeated.
+    """
+
+    num_nodes: int
+    edges: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        if not _is_int(self.num_nodes) or self.num_nodes < 1:
+            raise ValueError(f'a graph needs at least 1 node, got num_nodes={self.num_nodes!r}')
+        edges = sorted(((int(source), int(target)) for source, target in self.edges), key=lambda e: (e[1], e[0]))
+        for source, target in edges:
+            if not 0 <= source < target < self.num_nodes:
+                raise ValueError(
+                    f'edge ({source}, {target}) must point from a smaller to a larger index '
+                    f'within 0 … {self.num_nodes - 1}')
+        for edge, following in zip(edges, edges[1:]):
+            if edge == following:
+                raise ValueError(f'edge {edge} appears more than once')
+        object.__setattr__(self, 'edges', tuple(edges))
+
+    @classmethod
+    def from_undirected(cls, graph: networkx.Graph) -> Graph:
+        """Turn an undirected graph on nodes 0 … N − 1 into a DAG: every edge points to the larger index (supplement).
+
+        Raises:
+            ValueError: if the nodes are not labelled 0 … N − 1.
+        """
+        if sorted(graph.nodes) != list(range(graph.number_of_nodes())):
+            raise ValueError('the nodes of an undirected graph must be labelled 0 … N − 1')
+        return cls(graph.number_of_nodes(), tuple((min(u, v), max(u, v)) for u, v in graph.edges))
+
+    @cached_property
+    def predecessors(self) -> tuple[tuple[int, ...], ...]:
+        """For each node the sources of its incoming edges, ascending."""
+        sources: list[list[int]] = [[] for _ in range(self.num_nodes)]
+        for source, target in self.edges:
+            sources[target].append(source)
+        return tuple(map(tuple, sources))
+
+    @cached_property
+    def successors(self) -> tuple[tuple[int, ...], ...]:
+        """For each node the targets of its outgoing edges, ascending."""
+        targets: list[list[int]] = [[] for _ in range(self.num_nodes)]
+        for source, target in self.edges:
+            targets[source].append(target)
+        return tuple(map(tuple, targets))
+
+    @cached_property
+    def inputs(self) -> tuple[int, ...]:
+        """The original input nodes (in-degree 0), which the stage's input feeds."""
+        return tuple(node for node, sources in enumerate(self.predecessors) if not sources)
+
+    @cached_property
+    def outputs(self) -> tuple[int, ...]:
+        """The original output nodes or sinks (out-degree 0), which the stage's output averages."""
+        return tuple(node for node, targets in enumerate(self.successors) if not targets)
+
+    @cached_property
+    def sha256(self) -> str:
+        """64 hexadecimal digits that change with any change of the wiring."""
+        return hashlib.sha256(json.dumps(self.to_dict(), separators=(',', ':')).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The graph as JSON data: `{"num_nodes": N, "edges": [[source, target], …]}`."""
+        return {'num_nodes': self.num_nodes, 'edges': [list(edge) for edge in self.edges]}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Graph:
+        """Inverse of `to_dict`; raises ValueError where the data is no such graph."""
+        try:
+            return cls(data['num_nodes'], tuple((source, target) for source, target in data['edges']))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f'not a graph as JSON data: {error!r}') from error
+
+    def to_networkx(self) -> networkx.DiGraph:
+        """The same graph as a networkx DiGraph, for graph measures and drawing."""
+        import networkx
+
+        graph = networkx.DiGraph()
+        graph.add_nodes_from(range(self.num_nodes))
+        graph.add_edges_from(self.edges)
+        return graph
+
+
+def graphs_sha256(graphs: Iterable[Graph]) -> str:
+    """One hash for the wiring of a whole network: sha256 over the stages' hashes, in order of the stages."""
+    return hashlib.sha256(''.join(graph.sha256 for graph in graphs).encode()).hexdigest()
+
+
+class GraphModel(ABC):
+    """A random graph model: the random part of the network generator g(θ, s) of section 3.1.
+
+    A subclass is a frozen dataclass whose fields are the model's parameters, has a `name`, and says in `undirected`
+    how one general graph is sampled. `str(model)` is the text that `parse_graph_model` reads, such as `ws(4,0.75)`.
+    """
+
+    name: ClassVar[str]
+    registry: ClassVar[dict[str, type[GraphModel]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        GraphModel.registry[cls.name] = cls
+
+    @abstractmethod
+    def undirected(self, num_nodes: int, rng: random.Random) -> networkx.Graph:
+        """Sample an undirected graph on nodes 0 … num_nodes − 1, labelled in the order that the DAG shall have."""
+
+    def check(self, num_nodes: int) -> None:  # noqa: B027 - most models take any N
+        """Raise ValueError where the model's parameters do not allow N = num_nodes."""
+
+    def sample(self, num_nodes: int, rng: random.Random) -> Graph:
+        """Sample a general graph and turn it into a DAG (section 3.2 and supplement).
+
+        Raises:
+            ValueError: if num_nodes is below 1 or too small for the model's parameters.
+        """
+        if not _is_int(num_nodes) or num_nodes < 1:
+            raise ValueError(f'num_nodes must be an integer of at least 1, got {num_nodes!r}')
+        self.check(num_nodes)
+        return Graph.from_undirected(self.undirected(num_nodes, rng))
+
+    def __str__(self) -> str:
+        parameters = ','.join(f'{getattr(self, field.name)}' for field in fields(self))  # type: ignore[arg-type]
+        return f'{self.name}({parameters})'
+
+
+@dataclass(frozen=True)
+class ErdosRenyi(GraphModel):
+    """ER(P): each of the N(N−1)/2 pairs is an edge with probability P, independently (Gilbert's model [9], [7]).
+
+    Disconnected graphs are legal. The nodes are exchangeable, so the sampled order serves as the order of the DAG.
+    """
+
+    p: float
+    name: ClassVar[str] = 'er'
+
+    def __post_init__(self) -> None:
+        _check_probability('ER(P)', self.p)
+
+    def undirected(self, num_nodes: int, rng: random.Random) -> networkx.Graph:
+        import networkx
+
+        return networkx.gnp_random_graph(num_nodes, self.p, seed=rng)
+
+
+@dataclass(frozen=True)
+class BarabasiAlbert(GraphModel):
+    """BA(M): M nodes without edges; each later node adds M edges, chosen in proportion to degree [1].
+
+    The first added node finds only degrees of zero and connects to all M. Exactly M·(N − M) edges; indices are the
+    order of addition, so nodes 0 … M − 1 are the DAG's inputs.
+    """
+
+    m: int
+    name: ClassVar[str] = 'ba'
+
+    def __post_init__(self) -> None:
+        _check_integer('BA(M)', 'M', self.m, minimum=1)
+
+    def check(self, num_nodes: int) -> None:
+        if self.m >= num_nodes:
+            raise ValueError(f'BA(M) needs M < N, got M={self.m} and N={num_nodes}')
+
+    def undirected(self, num_nodes: int, rng: random.Random) -> networkx.Graph:
+        import networkx
+
+        # networkx >= 2.7 starts from a star centred on node 0, which would make node 0 the only input. The star
+        # centred on node M is the paper's process after its first step, with the nodes in the order of addition.
+        start = networkx.Graph()
+        start.add_nodes_from(range(self.m + 1))
+        start.add_edges_from((node, self.m) for node in range(self.m))
+        return networkx.barabasi_albert_graph(num_nodes, self.m, seed=rng, initial_graph=start)
+
+
+@dataclass(frozen=True)
+class WattsStrogatz(GraphModel):
+    """WS(K, P): a ring where each node has K/2 neighbours on either side, each edge rewired with probability P [51].
+
+    N·K/2 undirected edges (the paper's "N·K" counts both directions). Indices run clockwise along the ring.
+    """
+
+    k: int
+    p: float
+    name: ClassVar[str] = 'ws'
+
+    def __post_init__(self) -> None:
+        _check_integer('WS(K, P)', 'K', self.k, minimum=2)
+        if self.k % 2:
+            raise ValueError(f'WS(K, P) needs an even K, got K={self.k}')
+        _check_probability('WS(K, P)', self.p)
+
+    def check(self, num_nodes: int) -> None:
+        if self.k >= num_nodes:
+            raise ValueError(f'WS(K, P) needs K < N, got K={self.k} and N={num_nodes}')
+
+    def undirected(self, num_nodes: int, rng: random.Random) -> networkx.Graph:
+        import networkx
+
+        return networkx.watts_strogatz_graph(num_nodes, self.k, self.p, seed=rng)
+
+
+def parse_graph_model(text: str) -> GraphModel:
+    """Read a random graph model written as in the paper: `er(0.2)`, `ba(5)`, `ws(4,0.75)`; case does not matter.
+
+    Raises:
+        ValueError: if the model is unknown, or a parameter is missing, extra, no number or out of range.
+    """
+    match = re.fullmatch(r'\s*(\w+)\s*\(([^()]*)\)\s*', text if isinstance(text, str) else '')
+    cls = GraphModel.registry.get(match[1].lower()) if match else None
+    if match is None or cls is None:
+        known = ', '.join(
+            f'{name}({",".join(field.name for field in fields(model))})'  # type: ignore[arg-type]
+            for name, model in sorted(GraphModel.registry.items()))
+        raise ValueError(f'unknown random graph model {text!r}; known are {known}')
+    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    values = [value.strip() for value in match[2].split(',')] if match[2].strip() else []
+    if len(values) != len(names):
+        raise ValueError(f'{cls.name}({",".join(names)}) takes {len(names)} numbers, got {text!r}')
+    numbers: list[float] = []
+    for value in values:
+        try:
+            numbers.append(int(value) if re.fullmatch(r'[+-]?\d+', value) else float(value))
+        except ValueError:
+            raise ValueError(f'{value!r} in {text!r} is not a number') from None
+    return cls(*numbers)
+
+
+def sample_graphs(model: GraphModel, node_counts: Sequence[int], seed: int) -> tuple[Graph, ...]:
+    """Sample one graph per stage, a different one for each, from a single random stream: g(θ, s) of section 3.1.
+
+    Args:
+        model: The random graph model.
+        node_counts: N of each stage, first stage first.
+        seed: s; the same seed always gives the same graphs.
+
+    Raises:
+        ValueError: if the seed is no non-negative integer or a node count does not suit the model.
+    """
+    if not _is_int(seed) or seed < 0:
+        raise ValueError(f'seed must be a non-negative integer, got {seed!r}')
+    rng = random.Random(seed)
+    return tuple(model.sample(num_nodes, rng) for num_nodes in node_counts)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_integer(model: str, symbol: str, value: object, minimum: int) -> None:
+    if not _is_int(value) or value < minimum:  # type: ignore[operator]
+        raise ValueError(f'{model} needs an integer {symbol} of at least {minimum}, got {symbol}={value!r}')
+
+
+def _check_probability(model: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not 0 <= value <= 1:
+        raise ValueError(f'{model} needs a probability P within [0, 1], got P={value!r}')

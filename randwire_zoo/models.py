@@ -1,0 +1,149 @@
+"""RandWire networks as timm models: one frozen architecture per name, and `randwire` for everything else.
+
+Importing this module registers the names with timm. The paper's tables that a name belongs to:
+
+    randwire_ws_small_s1 … _s5                      WS(4, 0.75), C = 78: Table 2 and the best bar of Figure 3
+    randwire_er_small_s1 … _s5, randwire_ba_small_… ER(0.2) and BA(5), C = 78: Figure 3
+    randwire_ws_c109, randwire_ws_c109_s2 … _s5     WS(4, 0.75), C = 109: Tables 3 and 5
+    randwire_ws_c154, randwire_ws_c154_s2 … _s5     WS(4, 0.75), C = 154: Tables 3, 4 (at 320 px) and 5
+    randwire_ws_pico                                for quick starts and tests, not in the paper
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from .frozen import load_graphs
+from .graphs import Graph, parse_graph_model, sample_graphs
+from .network import RandWire, stage_node_counts
+
+__all__ = ['ARCHITECTURES', 'Architecture', 'sample_architecture']
+
+WEIGHTS_FOLDER = Path(__file__).parent / 'weights'
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a registered name stands for: the arguments θ and the seed s of the network generator g(θ, s).
+
+    Args:
+        graph: The random graph model, such as `ws(4,0.75)`.
+        seed: s.
+        channels: C.
+        regime: 'small' or 'regular' (Table 1).
+        num_nodes: N.
+    """
+
+    graph: str = 'ws(4,0.75)'
+    seed: int = 1
+    channels: int = 78
+    regime: str = 'small'
+    num_nodes: int = 32
+
+
+def sample_architecture(architecture: Architecture) -> tuple[Graph, ...]:
+    """Sample an architecture's graphs, one per random stage.
+
+    Raises:
+        ValueError: naming the argument that is out of range.
+    """
+    node_counts = stage_node_counts(architecture.regime, architecture.num_nodes)
+    return sample_graphs(parse_graph_model(architecture.graph), node_counts, architecture.seed)
+
+
+def _architectures() -> dict[str, Architecture]:
+    architectures = {'randwire_ws_pico': Architecture(channels=20, num_nodes=16)}
+    for seed in range(1, 6):
+        for family, graph in (('ws', 'ws(4,0.75)'), ('er', 'er(0.2)'), ('ba', 'ba(5)')):
+            architectures[f'randwire_{family}_small_s{seed}'] = Architecture(graph, seed)
+        suffix = '' if seed == 1 else f'_s{seed}'
+        for channels in (109, 154):
+            architectures[f'randwire_ws_c{channels}{suffix}'] = Architecture(
+                seed=seed, channels=channels, regime='regular')
+    return architectures
+
+
+#: Every frozen name. `randwire` itself is not among them: it samples its graphs from its arguments.
+ARCHITECTURES: dict[str, Architecture] = _architectures()
+
+
+def _cfg(**kwargs: Any) -> dict[str, Any]:
+    return {
+        'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7),
+        'crop_pct': 0.875, 'interpolation': 'bilinear',
+        'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
+        'first_conv': 'conv1.conv', 'classifier': 'fc', 'license': 'apache-2.0',
+        'paper_ids': 'arXiv:1904.01569',
+        'paper_name': 'Exploring Randomly Wired Neural Networks for Image Recognition',
+        'origin_url': 'https://github.com/facebookresearch/RandWire',
+        **kwargs,
+    }
+
+
+# A name without published weights has timm's tag for that, and `pretrained=True` gives timm's plain error.
+default_cfgs = generate_default_cfgs({
+    **{f'{name}.untrained': _cfg() for name in ('randwire', *ARCHITECTURES) if name != 'randwire_ws_pico'},
+    'randwire_ws_pico.digits': _cfg(
+        file=str(WEIGHTS_FOLDER / 'randwire_ws_pico.digits.safetensors'),
+        num_classes=10, input_size=(3, 64, 64), pool_size=(2, 2), crop_pct=1.0,
+        mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
+        description="scikit-learn's handwritten digits, by configs/digits/randwire_ws_pico.yaml",
+    ),
+})
+
+
+def _checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    return state_dict.get('state_dict', state_dict)  # type: ignore[return-value]
+
+
+def _create_randwire(variant: str, pretrained: bool, graphs: Sequence[Graph], **kwargs: Any) -> nn.Module:
+    # The getter runs the network's own forward, with its edge removal and checkpointing; 'list' works as well.
+    feature_cfg = {'out_indices': (0, 1, 2, 3, 4), 'feature_cls': 'getter', **(kwargs.pop('feature_cfg', None) or {})}
+    return build_model_with_cfg(
+        RandWire, variant, pretrained, feature_cfg=feature_cfg, pretrained_filter_fn=_checkpoint_filter_fn,
+        graphs=graphs, **kwargs)
+
+
+def _register(name: str, architecture: Architecture) -> None:
+    def entry_point(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        arguments = {'regime': architecture.regime, 'channels': architecture.channels, **kwargs}
+        return _create_randwire(name, pretrained, load_graphs(name), **arguments)
+
+    entry_point.__name__ = entry_point.__qualname__ = name
+    entry_point.__doc__ = (
+        f'{architecture.graph.upper()}, seed {architecture.seed}, {architecture.regime} regime, '
+        f'N = {architecture.num_nodes}, C = {architecture.channels}. Takes the arguments of `RandWire`.')
+    globals()[name] = register_model(entry_point)
+
+
+for _name, _architecture in ARCHITECTURES.items():
+    _register(_name, _architecture)
+
+
+@register_model
+def randwire(
+        pretrained: bool = False, graph: str = 'ws(4,0.75)', seed: int = 1, channels: int = 78, num_nodes: int = 32,
+        regime: str = 'small', **kwargs: Any,
+) -> nn.Module:
+    """Any network of the paper's generator g(θ, s), wired when it is created.
+
+    Args:
+        pretrained: There are no weights; True raises timm's error.
+        graph: Random graph model: `er(P)`, `ba(M)` or `ws(K,P)`.
+        seed: s of the generator.
+        channels: C.
+        num_nodes: N.
+        regime: 'small' or 'regular'.
+        kwargs: The other arguments of `RandWire`, such as `node_op`, `stem_stride` or `drop_path_rate`.
+
+    Raises:
+        ValueError: naming the argument, its value and what is allowed.
+    """
+    graphs = sample_architecture(Architecture(graph, seed, channels, regime, num_nodes))
+    return _create_randwire('randwire', pretrained, graphs, regime=regime, channels=channels, **kwargs)
