@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from .files import write_atomically
-from .frozen import FOLDER, load_graphs
+from .frozen import FOLDER, read_graphs
 from .graphs import graphs_sha256
 from .models import ARCHITECTURES, Architecture, sample_architecture
 
@@ -33,20 +33,26 @@ def write_frozen(folder: Path = FOLDER) -> list[Path]:
     return written
 
 
-def check_frozen() -> list[str]:
+def check_frozen(folder: Path = FOLDER) -> list[str]:
     """Sample the graphs of every registered name again with the installed networkx and compare.
 
     Returns:
-        One line per name whose graphs differ, are missing or cannot be read; empty where all agree.
+        One line per name whose graphs differ, are missing or cannot be read, and one per file that belongs to no
+        name; empty where all agree.
     """
     problems = []
     for name, architecture in ARCHITECTURES.items():
         try:
-            frozen = load_graphs(name)
-        except ValueError as error:
+            frozen = read_graphs(folder / f'{name}.json')
+        except (OSError, ValueError) as error:
             problems.append(f'{name}: {error}')
             continue
-        for stage, (old, new) in enumerate(zip(frozen, sample_architecture(architecture), strict=True), start=1):
+        sampled = sample_architecture(architecture)
+        if len(frozen) != len(sampled):
+            problems.append(f'{name}: {len(frozen)} graphs are frozen, but {len(sampled)} sampled')
+        for stage, (old, new) in enumerate(zip(frozen, sampled), start=1):
             if old != new:
                 problems.append(f'{name}: graph {stage} is frozen as {old.sha256[:12]}, but sampled as {new.sha256[:12]}')
+    problems += [f'{path.name}: no model of this name is registered'
+                 for path in sorted(folder.glob('*.json')) if path.stem not in ARCHITECTURES]
     return problems

@@ -44,7 +44,12 @@ class Graph:
     def __post_init__(self) -> None:
         if not _is_int(self.num_nodes) or self.num_nodes < 1:
             raise ValueError(f'a graph needs at least 1 node, got num_nodes={self.num_nodes!r}')
-        edges = sorted(((int(source), int(target)) for source, target in self.edges), key=lambda e: (e[1], e[0]))
+        edges = []
+        for edge in self.edges:
+            if not isinstance(edge, (tuple, list)) or len(edge) != 2 or not all(map(_is_int, edge)):
+                raise ValueError(f'an edge is a pair of node indices, got {edge!r}')
+            edges.append((edge[0], edge[1]))
+        edges.sort(key=lambda edge: (edge[1], edge[0]))
         for source, target in edges:
             if not 0 <= source < target < self.num_nodes:
                 raise ValueError(
@@ -105,7 +110,7 @@ class Graph:
     def from_dict(cls, data: dict[str, Any]) -> Graph:
         """Inverse of `to_dict`; raises ValueError where the data is no such graph."""
         try:
-            return cls(data['num_nodes'], tuple((source, target) for source, target in data['edges']))
+            return cls(data['num_nodes'], tuple(tuple(edge) for edge in data['edges']))
         except (KeyError, TypeError) as error:
             raise ValueError(f'not a graph as JSON data: {error!r}') from error
 
@@ -252,7 +257,7 @@ def parse_graph_model(text: str) -> GraphModel:
     names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     values = [value.strip() for value in match[2].split(',')] if match[2].strip() else []
     if len(values) != len(names):
-        raise ValueError(f'{cls.name}({",".join(names)}) takes {len(names)} numbers, got {text!r}')
+        raise ValueError(f'{cls.name}({",".join(names)}) takes {len(names)} number{"s"[:len(names) > 1]}, got {text!r}')
     numbers: list[float] = []
     for value in values:
         try:

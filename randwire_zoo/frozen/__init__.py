@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..graphs import Graph, graphs_sha256
 
-__all__ = ['FOLDER', 'frozen_names', 'load_graphs']
+__all__ = ['FOLDER', 'frozen_names', 'load_graphs', 'read_graphs']
 
 FOLDER = Path(__file__).parent
 
@@ -31,9 +31,23 @@ def load_graphs(name: str) -> tuple[Graph, ...]:
     path = FOLDER / f'{name}.json'
     if not path.is_file():
         raise ValueError(f'no frozen graphs for {name!r}; there are {", ".join(frozen_names())}')
-    data = json.loads(path.read_text(encoding='utf-8'))
-    graphs = tuple(Graph.from_dict(stage) for stage in data['stages'])
-    if graphs_sha256(graphs) != data['sha256']:
+    return read_graphs(path)
+
+
+def read_graphs(path: Path) -> tuple[Graph, ...]:
+    """Read a file of frozen graphs.
+
+    Raises:
+        ValueError: if it is no such file, or does not match the sha256 that it records.
+        OSError: if it cannot be read.
+    """
+    try:
+        data = json.loads(path.read_text(encoding='utf-8'))
+        recorded, stages = data['sha256'], list(data['stages'])
+        graphs = tuple(Graph.from_dict(stage) for stage in stages)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{path.name} is no file of frozen graphs: {error}') from error
+    if graphs_sha256(graphs) != recorded:
         raise ValueError(f'{path.name} has been altered: its graphs have sha256 {graphs_sha256(graphs)}, '
-                         f'but it records {data["sha256"]}')
+                         f'but it records {recorded}')
     return graphs

@@ -1,0 +1,318 @@
+"""The random graph models against processes written down here from the paper's sections 3.2 and 3.3."""
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator
+
+import networkx
+import pytest
+
+from randwire_zoo.graphs import (
+    BarabasiAlbert, ErdosRenyi, Graph, GraphModel, WattsStrogatz, graphs_sha256, parse_graph_model, sample_graphs,
+)
+
+MODELS = [
+    *(ErdosRenyi(p) for p in (0, 0.2, 0.4, 0.6, 0.8, 1)),
+    *(BarabasiAlbert(m) for m in (1, 2, 3, 5, 7)),
+    *(WattsStrogatz(k, p) for k in (2, 4, 6, 8) for p in (0, 0.25, 0.5, 0.75, 1.0)),
+]
+
+Edges = frozenset[tuple[int, int]]
+
+
+def samples(model: GraphModel, num_nodes: int, count: int) -> Iterator[Graph]:
+    rng = random.Random(2019)
+    for _ in range(count):
+        yield model.sample(num_nodes, rng)
+
+
+def deviation(counts: Counter[Edges], probabilities: dict[Edges, float]) -> float:
+    """Chi-square of observed graphs, in standard deviations of its distribution; above 4 the law is another."""
+    assert math.isclose(sum(probabilities.values()), 1.0)
+    assert set(counts) <= set(probabilities)
+    total = sum(counts.values())
+    chi_square = sum((counts[graph] - total * p) ** 2 / (total * p) for graph, p in probabilities.items())
+    return (chi_square - (len(probabilities) - 1)) / math.sqrt(2 * (len(probabilities) - 1))
+
+
+# The paper's processes, naively
+
+
+def naive_watts_strogatz(n: int, k: int, p: float, rng: random.Random) -> set[frozenset[int]]:
+    edges = {frozenset((v, (v + i) % n)) for v in range(n) for i in range(1, k // 2 + 1)}
+    for i in range(1, k // 2 + 1):
+        for v in range(n):
+            if rng.random() < p:
+                if all(frozenset((v, w)) in edges for w in range(n) if w != v):
+                    rng.choice(range(n)), rng.choice(range(n))  # nowhere to go: networkx gives up after two draws
+                    continue
+                w = rng.choice(range(n))
+                while w == v or frozenset((v, w)) in edges:
+                    w = rng.choice(range(n))
+                edges.remove(frozenset((v, (v + i) % n)))
+                edges.add(frozenset((v, w)))
+    return edges
+
+
+def barabasi_albert_law(n: int, m: int) -> dict[Edges, float]:
+    """The probability of every graph of BA(M), by following every choice of every added node."""
+    law: dict[Edges, float] = {frozenset((v, m) for v in range(m)): 1.0}  # all degrees are 0: connect to all M
+    for node in range(m + 1, n):
+        following: dict[Edges, float] = {}
+        for edges, probability in law.items():
+            degree = [sum(v in edge for edge in edges) for v in range(node)]
+            for chosen in itertools.permutations(range(node), m):
+                p, left = probability, sum(degree)
+                for v in chosen:
+                    p *= degree[v] / left
+                    left -= degree[v]
+                if p > 0:
+                    graph = edges | {(v, node) for v in chosen}
+                    following[graph] = following.get(graph, 0.0) + p
+        law = following
+    return law
+
+
+def erdos_renyi_law(n: int, p: float) -> dict[Edges, float]:
+    pairs = list(itertools.combinations(range(n), 2))
+    return {
+        frozenset(edges): p ** size * (1 - p) ** (len(pairs) - size)
+        for size in range(len(pairs) + 1) for edges in itertools.combinations(pairs, size)}
+
+
+@pytest.mark.parametrize(('n', 'k', 'p'), [
+    (32, 4, 0.75), (32, 2, 0.25), (32, 8, 1.0), (16, 6, 0.5), (7, 6, 0.75), (5, 4, 1.0), (6, 4, 0.5)])
+def test_ws_rewires_in_the_papers_clockwise_loops(n: int, k: int, p: float) -> None:
+    for seed in range(20):
+        graph = WattsStrogatz(k, p).sample(n, random.Random(seed))
+        assert {frozenset(edge) for edge in graph.edges} == naive_watts_strogatz(n, k, p, random.Random(seed))
+
+
+def test_ws_without_rewiring_is_the_ring_lattice() -> None:
+    graph = WattsStrogatz(4, 0).sample(12, random.Random(1))
+    assert set(graph.edges) == {tuple(sorted((v, (v + i) % 12))) for v in range(12) for i in (1, 2)}
+    assert graph.inputs == (0,) and graph.outputs == (11,)
+
+
+def test_ws_moves_an_edge_to_every_allowed_node_equally_often() -> None:
+    # WS(2, 1) on five nodes: the first rewired edge, of node 0, may go to node 2 or 3, so each graph with its
+    # first step there is as likely; followed to the end by enumeration of all uniform choices.
+    law: dict[Edges, float] = {}
+
+    def follow(edges: frozenset[frozenset[int]], v: int, p: float) -> None:
+        if v == 5:
+            key = frozenset(tuple(sorted(edge)) for edge in edges)
+            law[key] = law.get(key, 0.0) + p  # type: ignore[index,arg-type]
+            return
+        allowed = [w for w in range(5) if w != v and frozenset((v, w)) not in edges]
+        for w in allowed:
+            follow(edges - {frozenset((v, (v + 1) % 5))} | {frozenset((v, w))}, v + 1, p / len(allowed))
+        if not allowed:
+            follow(edges, v + 1, p)
+
+    follow(frozenset(frozenset((v, (v + 1) % 5)) for v in range(5)), 0, 1.0)
+    counts = Counter(frozenset(graph.edges) for graph in samples(WattsStrogatz(2, 1), 5, 3000))
+    assert deviation(counts, law) < 4
+
+
+@pytest.mark.parametrize(('n', 'm'), [(5, 1), (5, 2), (6, 2), (6, 3)])
+def test_ba_chooses_neighbours_in_proportion_to_degree(n: int, m: int) -> None:
+    counts = Counter(frozenset(graph.edges) for graph in samples(BarabasiAlbert(m), n, 3000))
+    assert deviation(counts, barabasi_albert_law(n, m)) < 4
+
+
+@pytest.mark.parametrize('m', [1, 2, 3, 5, 7, 31])
+def test_ba_starts_from_m_nodes_without_edges_that_become_the_only_inputs(m: int) -> None:
+    for graph in samples(BarabasiAlbert(m), 32, 20):
+        assert len(graph.edges) == m * (32 - m)
+        assert graph.inputs == tuple(range(m))
+        assert graph.predecessors[m] == tuple(range(m)), 'the first added node connects to all M'
+        assert all(len(sources) == m for sources in graph.predecessors[m:])
+
+
+@pytest.mark.parametrize('p', [0.2, 0.5, 0.8])
+def test_er_makes_every_pair_an_edge_independently(p: float) -> None:
+    counts = Counter(frozenset(graph.edges) for graph in samples(ErdosRenyi(p), 3, 3000))
+    assert deviation(counts, erdos_renyi_law(3, p)) < 4
+
+
+@pytest.mark.parametrize('p', [0.2, 0.4, 0.6, 0.8])
+def test_er_has_as_many_edges_as_a_binomial(p: float) -> None:
+    pairs, count = 32 * 31 // 2, 200
+    sizes = [len(graph.edges) for graph in samples(ErdosRenyi(p), 32, count)]
+    sigma = math.sqrt(pairs * p * (1 - p))
+    assert abs(sum(sizes) / count - pairs * p) < 4 * sigma / math.sqrt(count)
+    assert all(abs(size - pairs * p) < 5 * sigma for size in sizes)
+
+
+def test_er_may_be_disconnected_and_an_isolated_node_is_input_and_sink() -> None:
+    graph = ErdosRenyi(0).sample(4, random.Random(1))
+    assert graph.edges == ()
+    assert graph.inputs == graph.outputs == (0, 1, 2, 3)
+    assert len(ErdosRenyi(1).sample(4, random.Random(1)).edges) == 6
+
+
+# Every model
+
+
+@pytest.mark.parametrize('model', MODELS, ids=str)
+def test_every_edge_points_from_the_smaller_to_the_larger_index_and_appears_once(model: GraphModel) -> None:
+    for seed in range(1, 6):
+        graph = model.sample(32, random.Random(seed))
+        assert graph.num_nodes == 32
+        assert all(0 <= source < target < 32 for source, target in graph.edges)
+        assert len(set(graph.edges)) == len(graph.edges)
+        if isinstance(model, WattsStrogatz):
+            assert len(graph.edges) == 32 * model.k // 2
+        if isinstance(model, BarabasiAlbert):
+            assert len(graph.edges) == model.m * (32 - model.m)
+        nx = graph.to_networkx()
+        assert networkx.is_directed_acyclic_graph(nx)
+        assert graph.inputs == tuple(v for v, degree in nx.in_degree if degree == 0)
+        assert graph.outputs == tuple(v for v, degree in nx.out_degree if degree == 0)
+        for v in range(32):
+            assert graph.predecessors[v] == tuple(sorted(nx.predecessors(v)))
+            assert graph.successors[v] == tuple(sorted(nx.successors(v)))
+
+
+@pytest.mark.parametrize('model', MODELS, ids=str)
+def test_a_model_reads_back_from_its_own_text(model: GraphModel) -> None:
+    assert parse_graph_model(str(model)) == model
+    assert parse_graph_model(f'  {str(model).upper()} ') == model
+
+
+@pytest.mark.parametrize('model', [ErdosRenyi(0.2), BarabasiAlbert(5), WattsStrogatz(4, 0.75)], ids=str)
+def test_stages_and_seeds_get_different_graphs_and_a_seed_always_the_same(model: GraphModel) -> None:
+    networks = [sample_graphs(model, (32, 32, 32), seed) for seed in range(1, 6)]
+    graphs = [graph for network in networks for graph in network]
+    assert len(set(graphs)) == len(graphs) == 15
+    assert networks == [sample_graphs(model, (32, 32, 32), seed) for seed in range(1, 6)]
+
+
+def test_sampling_leaves_the_global_random_state_alone() -> None:
+    random.seed(1)
+    expected = random.random()
+    random.seed(1)
+    sample_graphs(WattsStrogatz(4, 0.75), (32, 32), 1)
+    assert random.random() == expected
+
+
+# Graph as a value
+
+
+def test_a_graph_survives_json_and_does_not_depend_on_the_order_of_its_edges() -> None:
+    import json
+
+    graph = ErdosRenyi(0.3).sample(20, random.Random(3))
+    shuffled = list(graph.edges)
+    random.Random(0).shuffle(shuffled)
+    assert Graph.from_dict(json.loads(json.dumps(graph.to_dict()))) == graph == Graph(20, tuple(shuffled))
+    assert Graph(20, tuple(shuffled)).sha256 == graph.sha256
+    assert hash(Graph(20, tuple(shuffled))) == hash(graph)
+
+
+def test_the_sha256_changes_with_any_edge_and_with_an_isolated_node() -> None:
+    graph = WattsStrogatz(4, 0.75).sample(12, random.Random(1))
+    others = [Graph(12, tuple(e for e in graph.edges if e != edge)) for edge in graph.edges]
+    others += [
+        Graph(12, (*graph.edges, pair)) for pair in itertools.combinations(range(12), 2) if pair not in graph.edges]
+    others.append(Graph(13, graph.edges))
+    assert len({other.sha256 for other in others} | {graph.sha256}) == 12 * 11 // 2 + 2
+    assert len(graph.sha256) == 64 and int(graph.sha256, 16) >= 0
+
+
+def test_the_hash_of_a_network_depends_on_the_order_of_its_graphs() -> None:
+    a, b = sample_graphs(WattsStrogatz(4, 0.75), (12, 12), 1)
+    assert len({graphs_sha256(graphs) for graphs in ((a, b), (b, a), (a,), (a, a), ())}) == 5
+
+
+def test_an_undirected_graph_must_be_labelled_by_index() -> None:
+    with pytest.raises(ValueError, match='labelled 0 … N − 1'):
+        Graph.from_undirected(networkx.path_graph(['a', 'b']))
+    assert Graph.from_undirected(networkx.Graph([(2, 0), (1, 2)])).edges == ((0, 2), (1, 2))
+
+
+@pytest.mark.parametrize(('num_nodes', 'edges', 'named'), [
+    (0, (), 'num_nodes=0'),
+    (-3, (), 'num_nodes=-3'),
+    (2.0, (), 'num_nodes=2.0'),
+    (True, (), 'num_nodes=True'),
+    ('4', (), "num_nodes='4'"),
+    (3, ((1, 0),), r'edge \(1, 0\)'),
+    (3, ((1, 1),), r'edge \(1, 1\)'),
+    (3, ((0, 3),), r'edge \(0, 3\)'),
+    (3, ((-1, 2),), r'edge \(-1, 2\)'),
+    (3, ((0, 1), (0, 2), (0, 1)), r'edge \(0, 1\) appears more than once'),
+    (3, ((0.5, 1),), r'\(0.5, 1\)'),
+    (3, ((0, 1, 2),), r'\(0, 1, 2\)'),
+    (3, ('01',), "'01'"),
+])
+def test_what_is_no_graph_is_refused_by_name(num_nodes: int, edges: tuple[tuple[int, int], ...], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        Graph(num_nodes, edges)
+
+
+@pytest.mark.parametrize('data', [
+    None, [], {}, {'num_nodes': 3}, {'num_nodes': 3, 'edges': None}, {'num_nodes': 3, 'edges': [3]},
+    {'num_nodes': 3, 'edges': [[0, 1.5]]}, {'num_nodes': 3, 'edges': [[0]]}, {'num_nodes': 'x', 'edges': []}])
+def test_json_data_that_is_no_graph_is_refused(data: object) -> None:
+    with pytest.raises(ValueError):
+        Graph.from_dict(data)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(('text', 'named'), [
+    ('ws(3,0.5)', 'K=3'),
+    ('ws(0,0.5)', 'K=0'),
+    ('ws(-2,0.5)', 'K=-2'),
+    ('ws(4.0,0.5)', 'K=4.0'),
+    ('ws(4,-0.1)', 'P=-0.1'),
+    ('ws(4,1.5)', 'P=1.5'),
+    ('ws(4,nan)', 'P=nan'),
+    ('ws(4,inf)', 'P=inf'),
+    ('er(1.01)', 'P=1.01'),
+    ('er(nan)', 'P=nan'),
+    ('er(-1)', 'P=-1'),
+    ('ba(0)', 'M=0'),
+    ('ba(-5)', 'M=-5'),
+    ('ba(2.5)', 'M=2.5'),
+    ('ba(nan)', 'M=nan'),
+    ('ws(4)', r"takes 2 numbers, got 'ws\(4\)'"),
+    ('ws(4,0.5,1)', 'takes 2 numbers'),
+    ('er()', 'takes 1 number, got'),
+    ('er(0.1,)', 'takes 1 number, got'),
+    ('ba(five)', "'five'"),
+    ('grid(3)', r"'grid\(3\)'; known are ba\(m\), er\(p\), ws\(k,p\)"),
+    ('ws', "'ws'"),
+    ('', "unknown random graph model ''"),
+    ('ws(4,0.75', r"'ws\(4,0.75'"),
+    (None, 'None'),
+    (5, '5'),
+])
+def test_bad_text_for_a_graph_model_is_refused_by_name(text: str, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        parse_graph_model(text)
+
+
+@pytest.mark.parametrize(('make', 'named'), [
+    (lambda: ErdosRenyi('0.2'), "P='0.2'"),  # type: ignore[arg-type]
+    (lambda: ErdosRenyi(True), 'P=True'),
+    (lambda: BarabasiAlbert(5.0), 'M=5.0'),  # type: ignore[arg-type]
+    (lambda: BarabasiAlbert(True), 'M=True'),
+    (lambda: WattsStrogatz('4', 0.5), "K='4'"),  # type: ignore[arg-type]
+    (lambda: WattsStrogatz(4, None), 'P=None'),  # type: ignore[arg-type]
+    (lambda: WattsStrogatz(4, 0.75).sample(4, random.Random(1)), 'K=4 and N=4'),
+    (lambda: WattsStrogatz(8, 0.75).sample(5, random.Random(1)), 'K=8 and N=5'),
+    (lambda: BarabasiAlbert(5).sample(5, random.Random(1)), 'M=5 and N=5'),
+    (lambda: ErdosRenyi(0.5).sample(0, random.Random(1)), 'got 0'),
+    (lambda: ErdosRenyi(0.5).sample(3.0, random.Random(1)), 'got 3.0'),  # type: ignore[arg-type]
+    (lambda: sample_graphs(ErdosRenyi(0.5), (3,), -1), 'seed must be a non-negative integer, got -1'),
+    (lambda: sample_graphs(ErdosRenyi(0.5), (3,), 1.0), 'got 1.0'),  # type: ignore[arg-type]
+    (lambda: sample_graphs(ErdosRenyi(0.5), (3,), None), 'got None'),  # type: ignore[arg-type]
+    (lambda: sample_graphs(ErdosRenyi(0.5), (3,), True), 'got True'),
+])
+def test_arguments_out_of_range_are_refused_by_name(make: object, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        make()  # type: ignore[operator]
