@@ -18,53 +18,69 @@ _FOLLOWERS = {'timm.models': 'randwire_zoo.models'}
 class _Finder:
     """Finds the modules of `_FOLLOWERS` as the other finders do, with a loader that also runs `_follow`."""
 
+    def __init__(self):
+        self.asking = set()
+
     def find_spec(self, fullname, path=None, target=None):
-        if fullname not in _FOLLOWERS:
+        if fullname not in _FOLLOWERS or fullname in self.asking:
             return None
-        for finder in sys.meta_path:
-            if finder is self or not hasattr(finder, 'find_spec'):
-                continue
-            spec = finder.find_spec(fullname, path, target)
-            if spec is not None:
-                if spec.loader is not None and hasattr(spec.loader, 'exec_module'):
-                    _wrap(spec.loader, fullname)
-                return spec
+        self.asking.add(fullname)  # another finder that asks all finders, as this one does, must not come back here
+        try:
+            for finder in sys.meta_path:
+                if finder is self or not hasattr(finder, 'find_spec'):
+                    continue
+                spec = finder.find_spec(fullname, path, target)
+                if spec is not None:
+                    if hasattr(spec.loader, 'exec_module'):
+                        spec.loader = _Loader(spec.loader)
+                    return spec
+        finally:
+            self.asking.discard(fullname)
         return None
 
 
-def _wrap(loader, fullname):
-    """Let this one loader object call `_follow` after it has executed the module."""
-    exec_module = loader.exec_module
+class _Loader:
+    """Another loader, until it executes the module: then it leaves that one in its place, and calls `_follow` after it.
 
-    def exec_and_follow(module):
-        exec_module(module)
-        _follow(fullname)
+    A loader object may serve many modules (zipimport's does) and may refuse attributes, so it is not changed itself.
+    """
 
-    try:
-        loader.exec_module = exec_and_follow
-    except AttributeError:
-        pass  # a loader that takes no attributes, such as a frozen application's: explicit import still works
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __getattr__(self, name):
+        return getattr(object.__getattribute__(self, 'loader'), name)
+
+    def exec_module(self, module):
+        module.__spec__.loader = module.__loader__ = self.loader
+        self.loader.exec_module(module)
+        _follow(module.__name__)
 
 
 def _follow(fullname):
-    follower = _FOLLOWERS[fullname]
     try:
-        importlib.import_module(follower)
+        importlib.import_module(_FOLLOWERS[fullname])
     except Exception as error:
-        warnings.warn(
-            f'randwire-zoo could not register its models ({type(error).__name__}: {error}); '
-            'everything else works. Set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to keep it from trying.',
-            RuntimeWarning, stacklevel=2)
+        _warn(f'randwire-zoo could not register its models ({type(error).__name__}: {error}); everything else works. '
+              'Set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to keep it from trying.')
+
+
+def _warn(message):
+    try:
+        warnings.warn(message, RuntimeWarning, stacklevel=1)
+    except Warning:  # warnings are errors (python -W error), and nothing may be raised here
+        print(message, file=sys.stderr)
 
 
 def install():
     """Entry point: install the finder once; follow at once where the module is already there."""
     try:
-        if not any(type(finder).__name__ == '_Finder' and type(finder).__module__ == __name__
+        # By name: the class is another one if this module was imported twice.
+        if not any((type(finder).__module__, type(finder).__name__) == (__name__, '_Finder')
                    for finder in sys.meta_path):
             sys.meta_path.insert(0, _Finder())
         for fullname in _FOLLOWERS:
             if fullname in sys.modules:
                 _follow(fullname)
     except Exception as error:
-        warnings.warn(f'randwire-zoo could not install its import hook: {error}', RuntimeWarning, stacklevel=2)
+        _warn(f'randwire-zoo could not install its import hook ({type(error).__name__}: {error})')

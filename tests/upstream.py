@@ -1,0 +1,204 @@
+"""Pinned upstream code that is not on PyPI: timm's stock scripts and detectron2.
+
+As a script (`make upstream`) it brings them into the cache folder; as a module it tells tests where they are. Nothing
+of theirs is committed, and nothing is installed: the detectron2 wheel only lies there.
+
+    $RANDWIRE_ZOO_CACHE/upstream/        ~/.cache/randwire_zoo/upstream by default
+        timm/                            checkout
+        timm-scripts/                    its train.py, validate.py, … alone: run from a folder that also holds the
+                                         checkout's package `timm`, they would import that one and not the installed
+        detectron2/                      checkout
+        wheels/cp311-torch2.14.1/        a detectron2 wheel for this Python and this torch
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Source:
+    """A git repository and the commit that the tests are written against."""
+
+    name: str
+    url: str
+    commit: str
+    variable: str
+
+
+# timm: the first version of the scripts that this project was tested with. They run with every timm that
+# pyproject.toml allows; a commit, and no release tag, so that mirrors without tags serve as well.
+TIMM = Source(
+    'timm', 'https://github.com/huggingface/pytorch-image-models', 'aa4b5850c1543fa488abf260f18390eda46cf85d',
+    'TIMM_REPO')
+DETECTRON2 = Source(
+    'detectron2', 'https://github.com/facebookresearch/detectron2', '02b5c4e295e990042a714712c21dc79b731e8833',
+    'DETECTRON2_REPO')
+# detectron2's model zoo imports pkg_resources, which setuptools 81 dropped; its setup.py imports torch.
+BUILD_TOOLS = ('setuptools<81', 'wheel', 'ninja')
+
+HOW = '`make upstream` brings it'
+
+
+class UpstreamError(Exception):
+    """Something could not be fetched or built; the message is one line."""
+
+
+def cache_folder() -> Path:
+    """The folder that everything upstream lies in, which need not exist."""
+    root = os.environ.get('RANDWIRE_ZOO_CACHE') or Path.home() / '.cache' / 'randwire_zoo'
+    return Path(root).expanduser().resolve() / 'upstream'
+
+
+def checkout(source: Source) -> Path | None:
+    """The checkout of a source, or None where it is not there at the pinned commit."""
+    folder = cache_folder() / source.name
+    return folder if _stamp(folder) == source.commit else None
+
+
+def timm_scripts() -> Path | None:
+    """The folder of timm's stock scripts, or None."""
+    folder = cache_folder() / 'timm-scripts'
+    return folder if _stamp(folder) == TIMM.commit else None
+
+
+def detectron2_wheel() -> Path | None:
+    """The detectron2 wheel built for this Python and the installed torch, or None."""
+    return next(iter(sorted(_wheel_folder().glob('detectron2-*.whl'))), None)
+
+
+def _stamp(folder: Path) -> str | None:
+    try:
+        return (folder / '.randwire_zoo_commit').read_text(encoding='utf-8').strip()
+    except OSError:
+        return None
+
+
+def _wheel_folder() -> Path:
+    try:
+        torch = version('torch')
+    except PackageNotFoundError:
+        raise UpstreamError('torch is not installed; run `make install` first') from None
+    return cache_folder() / 'wheels' / f'cp{sys.version_info[0]}{sys.version_info[1]}-torch{torch}'
+
+
+def _run(command: list[str | Path], what: str, cwd: Path | None = None, log: Path | None = None,
+         env: dict[str, str] | None = None) -> None:
+    """Run a command; a failure becomes one line with what it said last."""
+    try:
+        done = subprocess.run(
+            command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, errors='replace')
+    except OSError as error:
+        raise UpstreamError(f'{what}: {command[0]} does not run: {error.strerror}') from None
+    if log is not None:
+        log.write_text(done.stdout, encoding='utf-8')
+    if done.returncode:
+        said = [line for line in done.stdout.splitlines() if line.strip()] or [f'exit code {done.returncode}']
+        raise UpstreamError(f'{what}: {said[-1].strip()}' + (f' (all of it in {log})' if log else ''))
+
+
+def fetch(source: Source) -> Path:
+    """Bring a source's pinned commit into the cache folder, without its history.
+
+    Raises:
+        UpstreamError: where the repository or the commit cannot be had.
+    """
+    folder = cache_folder() / source.name
+    if checkout(source) is not None:
+        print(f'{source.name}: {source.commit[:12]} is in {folder}')
+        return folder
+    given = os.environ.get(source.variable)
+    origin = str(Path(given).expanduser().resolve()) if given and Path(given).expanduser().exists() else given
+    origin = origin or source.url
+    print(f'{source.name}: fetching {source.commit[:12]} from {origin}', flush=True)
+    part = folder.with_name(f'{source.name}.part')
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    what = f'{source.name}: no commit {source.commit} from {origin} (another place: {source.variable})'
+    try:
+        _run(['git', 'init', '--quiet', part], what)
+        _run(['git', '-c', 'protocol.version=2', 'fetch', '--quiet', '--depth=1', origin, source.commit], what, part)
+        _run(['git', '-c', 'advice.detachedHead=false', 'checkout', '--quiet', source.commit], what, part)
+        _finish(part, folder, source)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _finish(part: Path, folder: Path, source: Source) -> None:
+    (part / '.randwire_zoo_commit').write_text(source.commit + '\n', encoding='utf-8')
+    shutil.rmtree(folder, ignore_errors=True)
+    part.replace(folder)
+
+
+def fetch_timm_scripts() -> Path:
+    """Put timm's stock scripts into a folder that holds nothing but them."""
+    origin, folder = fetch(TIMM), cache_folder() / 'timm-scripts'
+    if timm_scripts() is None:
+        part = folder.with_name('timm-scripts.part')
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        for script in origin.glob('*.py'):
+            shutil.copyfile(script, part / script.name)
+        _finish(part, folder, TIMM)
+    print(f'timm: {len(list(folder.glob("*.py")))} stock scripts in {folder}')
+    return folder
+
+
+def build_detectron2() -> Path:
+    """Build a detectron2 wheel against the torch of this interpreter, leaving the interpreter's packages alone.
+
+    Raises:
+        UpstreamError: naming the log of a build that failed.
+    """
+    source, wheels = fetch(DETECTRON2), _wheel_folder()
+    if (wheel := detectron2_wheel()) is None:
+        wheels.mkdir(parents=True, exist_ok=True)
+        # Beside the environment, not in it: on PYTHONPATH these come before what the environment has.
+        tools, part = wheels / 'build-tools', wheels / 'part'
+        shutil.rmtree(part, ignore_errors=True)
+        print(f'detectron2: building a wheel for torch {version("torch")} (a few minutes)', flush=True)
+        _run([sys.executable, '-m', 'pip', 'install', '--quiet', '--upgrade', '--target', tools, *BUILD_TOOLS],
+             'detectron2: build tools')
+        env = {'FORCE_CUDA': '0', **os.environ, 'PYTHONPATH': str(tools),
+               'PATH': os.pathsep.join([str(tools / 'bin'), os.environ.get('PATH', os.defpath)])}
+        _run([sys.executable, '-m', 'pip', 'wheel', '--no-build-isolation', '--no-deps', '--wheel-dir', part, source],
+             'detectron2: the build failed', env=env, log=wheels / 'build.log')
+        built = next(part.glob('detectron2-*.whl'))
+        wheel = wheels / built.name
+        built.replace(wheel)
+        shutil.rmtree(part)
+    print(f'detectron2: {wheel}')
+    return wheel
+
+
+def main() -> int:
+    """Fetch and build what is asked for; the first failure of each is one line on stderr."""
+    parser = argparse.ArgumentParser(
+        description='Bring pinned upstream code into the cache folder.',
+        epilog='From GitHub, or from git repositories named by TIMM_REPO and DETECTRON2_REPO. '
+               'RANDWIRE_ZOO_CACHE moves the cache folder.')
+    steps = {'timm': fetch_timm_scripts, 'detectron2': build_detectron2}
+    parser.add_argument('name', nargs='*', metavar='NAME', help='timm or detectron2; both by default')
+    names = parser.parse_args().name or list(steps)
+    if unknown := [name for name in names if name not in steps]:
+        parser.error(f'{unknown[0]!r} is not one of {", ".join(steps)}')
+    failed = False
+    for name in names:
+        try:
+            steps[name]()
+        except (UpstreamError, OSError) as error:
+            failed = True
+            print(f'upstream: {error}', file=sys.stderr)
+    return int(failed)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
