@@ -1,0 +1,50 @@
+# On a fresh machine: Python 3.10 or newer with its venv module, and make. `make help` lists what there is.
+PYTHON ?= python3
+VENV ?= .venv
+# Tests run in this many processes of one thread each: importing torch and timm is most of what many of them do.
+JOBS ?= 2
+TESTFLAGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.randwire_zoo_installed
+
+# Without bytecode every import of torch and timm takes seconds longer, and the tests start many interpreters.
+unexport PYTHONDONTWRITEBYTECODE
+# An environment that was active before must not lend its packages or its home to this one.
+unexport PYTHONHOME
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test check upstream benchmark clean
+
+help:  ## this list
+	@echo 'make TARGET [PYTHON=python3.12]; the targets:'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "%-12s %s\n", $$1, $$2 }'
+
+install: $(STAMP)  ## make .venv and install the project with everything the tests need
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
+	  "Python >= 3.10 is needed and $(PYTHON) is " + sys.version.split()[0] + "; choose one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: install  ## train on handwritten digits, evaluate, save, reload and draw; about a minute on two cores
+	$(BIN)/randwire-zoo quickstart
+
+test: install  ## run all tests; TESTFLAGS='-k graphs' narrows them
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTFLAGS)
+
+check: install  ## lint and type-check
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m mypy
+
+upstream: install  ## fetch timm's scripts and detectron2, and build its wheel, for the tests that need them
+	$(BIN)/python tests/upstream.py
+
+benchmark: install  ## measure speed, memory and import time side by side
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
