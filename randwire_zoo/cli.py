@@ -1,0 +1,396 @@
+"""The command line `randwire-zoo`.
+
+Whatever a user can get wrong ends in one line on stderr and exit code 2; other exceptions are bugs and keep their
+traceback. Commands import what they need when they run.
+"""
+from __future__ import annotations
+
+import argparse
+import difflib
+import fnmatch
+import importlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+from . import __version__
+from .frozen import load_graphs
+from .graphs import Graph, GraphModel, graphs_sha256, parse_graph_model
+from .models import ARCHITECTURES, Architecture, sample_architecture
+from .network import REGIMES
+
+__all__ = ['build_parser', 'main']
+
+PROGRAM = 'randwire-zoo'
+COMPLEXITY = Path(__file__).parent / 'complexity.json'  # counting 26 networks takes half a minute, reading does not
+
+# Commands in modules of their own, each with add_arguments(parser) and main(args). They import timm's data and
+# training parts, so that they are imported only when they are called for.
+LATE_COMMANDS = {
+    'train': ('training', 'train a network as a recipe says', """\
+examples:
+  randwire-zoo train -c configs/digits/randwire_ws_pico.yaml --data-dir digits
+  torchrun --nproc-per-node=8 -m randwire_zoo train -c configs/imagenet/randwire_ws_c109.yaml --data-dir /data/imagenet
+"""),
+    'eval': ('evaluation', 'top-1 and top-5 accuracy of a network on a folder of images', """\
+examples:
+  randwire-zoo eval --model randwire_ws_pico --data-dir digits
+  randwire-zoo eval --model randwire_ws_c154 --checkpoint model.safetensors --img-size 320 --data-dir /data/imagenet
+"""),
+    'quickstart': ('quickstart', 'train, evaluate, save and reload a small network on handwritten digits', """\
+example:
+  randwire-zoo quickstart
+"""),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports an error in one line, without the usage."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'{PROGRAM}: error: {message} (see {self.prog} --help)\n')
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands; of train, eval and quickstart only the given one has its options."""
+    parser = _Parser(
+        prog=PROGRAM, description='RandWire networks (Xie et al., ICCV 2019) for timm: look at them, draw them, train '
+        'them.', epilog='Each command has its own help: randwire-zoo COMMAND --help')
+    versions = ', '.join(f'{name} {version(name)}' for name in ('timm', 'torch', 'networkx'))
+    parser.add_argument('--version', action='version', version=f'{PROGRAM} {__version__} ({versions})')
+    parser.add_argument('--traceback', action='store_true', help='show the whole traceback of an error')
+    commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], int] | None, summary: str, epilog: str) -> _Parser:
+        sub = commands.add_parser(
+            name, help=summary, description=summary[0].upper() + summary[1:] + '.', epilog=epilog)
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = add('list', _list, 'every frozen name with its figures', """\
+examples:
+  randwire-zoo list
+  randwire-zoo list --filter '*_c109*'
+""")
+    sub.add_argument('--filter', metavar='GLOB', default='*', help='only names that match, such as "*small*"')
+    sub.add_argument('--json', action='store_true', help='print JSON instead of a table')
+
+    sub = add('info', _info, 'everything about one network', """\
+examples:
+  randwire-zoo info randwire_ws_c154 --img-size 320
+  randwire-zoo info 'er(0.2)' --seed 7 --channels 78
+""")
+    _add_network(sub)
+    sub.add_argument('--channels', type=int, metavar='C', help='width C of a random graph model (default: 78)')
+    sub.add_argument('--img-size', type=_positive, metavar='PIXELS',
+                     help="side of the image to count for (default: the network's own, mostly 224)")
+
+    sub = add('draw', _draw, "the wiring of a network's stages as PNG and SVG", """\
+examples:
+  randwire-zoo draw randwire_ws_c109
+  randwire-zoo draw 'ba(5)' --seed 3 --num-nodes 16 --output ba.svg
+""")
+    _add_network(sub)
+    sub.add_argument('-o', '--output', metavar='FILE',
+                     help='picture to write, .png or .svg (default: both, in the current folder)')
+
+    sub = add('freeze', _freeze, 'sample the graphs of every name that has no frozen ones yet, or check them all', """\
+examples:
+  randwire-zoo freeze --check
+""")
+    sub.add_argument('--check', action='store_true',
+                     help='write nothing; sample every graph again and exit with 1 if one differs')
+
+    for name, (module, summary, epilog) in LATE_COMMANDS.items():
+        sub = add(name, None, summary, epilog)
+        if name == command:
+            implementation = importlib.import_module(f'.{module}', __package__)
+            implementation.add_arguments(sub)
+            sub.set_defaults(run=implementation.main)
+    return parser
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('network', metavar='NAME|MODEL',
+                        help='a frozen name (see randwire-zoo list), or a random graph model: er(P), ba(M) or ws(K,P)')
+    model = parser.add_argument_group('for a random graph model')
+    model.add_argument('--seed', type=int, metavar='S', help='seed of the generator (default: 1)')
+    model.add_argument('--num-nodes', type=int, metavar='N', help='nodes of a stage (default: 32)')
+    model.add_argument('--regime', choices=REGIMES, help='three or four random stages (default: small)')
+
+
+def _positive(text: str) -> int:
+    if not re.fullmatch(r'[0-9]+', text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is no integer of at least 1')
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: The arguments, without the program's name; those of the process by default.
+
+    Returns:
+        0, or 1 where a check failed, 2 for an error of the user, 130 when interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    show_traceback = '--traceback' in arguments
+    try:
+        command = next((argument for argument in arguments if not argument.startswith('-')), None)
+        args = build_parser(command).parse_args(arguments)
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # argparse, after --help, --version or an error
+        return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt:
+        print(f'{PROGRAM}: interrupted', file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        # What is left in the buffer must go somewhere, or Python complains when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        message = _explain(error)
+        if message is None or show_traceback:
+            raise
+        print(f'{PROGRAM}: error: {message}', file=sys.stderr)
+        return 2
+
+
+def _explain(error: Exception) -> str | None:
+    """One line about an error that the user can mend; None for all others."""
+    from safetensors import SafetensorError
+
+    if isinstance(error, OSError) and error.strerror:
+        message = error.strerror if error.filename is None else f'{error.filename}: {error.strerror}'
+    elif isinstance(error, (OSError, ValueError, SafetensorError)):
+        message = str(error) or type(error).__name__
+    elif isinstance(error, RuntimeError):  # timm's and torch's own; they have no type of their own
+        message = str(error)
+        if match := re.match(r'Unknown model \((.*)\)', message):
+            message = f'unknown model {match[1]!r}' + _suggest(match[1])
+        elif message.startswith('Error(s) in loading state_dict'):
+            head, *problems = [line.strip() for line in message.splitlines() if line.strip()]
+            more = f' (and {len(problems) - 1} more)' if len(problems) > 1 else ''
+            message = ' '.join([head, *problems[:1]]) + more
+        elif not message.startswith(('No pretrained weights', 'Invalid pretrained', 'Found 0 images')):
+            return None
+    else:
+        return None
+    return ' '.join(message.split())
+
+
+def _suggest(name: str) -> str:
+    close = difflib.get_close_matches(name, ARCHITECTURES, n=3, cutoff=0.7)
+    return f'; did you mean {", ".join(close)}?' if close else f'; {PROGRAM} list shows the frozen names'
+
+
+@dataclass(frozen=True)
+class _Network:
+    """What the user asked for: a frozen name, or an architecture to sample."""
+
+    name: str | None
+    architecture: Architecture
+    graphs: tuple[Graph, ...]
+
+    @property
+    def generator(self) -> str:
+        architecture = self.architecture
+        model = str(parse_graph_model(architecture.graph)).upper().replace(',', ', ')
+        return f'{model}, seed {architecture.seed}'
+
+    @property
+    def stages(self) -> list[str]:
+        """The random stages' names: they are the last ones before the head."""
+        return [f'conv{6 - len(self.graphs) + i}' for i in range(len(self.graphs))]
+
+    @property
+    def create(self) -> tuple[str, dict[str, Any]]:
+        """The model name and the arguments with which timm creates it."""
+        if self.name is not None:
+            return self.name, {}
+        architecture, default = self.architecture, Architecture()
+        kwargs = {name: value for name, value in vars(architecture).items() if value != getattr(default, name)}
+        return 'randwire', {'graph': architecture.graph, 'seed': architecture.seed, **kwargs}
+
+
+def _find_network(args: argparse.Namespace) -> _Network:
+    """Read NAME|MODEL and its options; ValueError where they do not fit together."""
+    text = args.network
+    given = {name: value for name in ('seed', 'num_nodes', 'regime', 'channels')
+             if (value := getattr(args, name, None)) is not None}
+    if text in ARCHITECTURES:
+        if given:
+            options = ', '.join('--' + name.replace('_', '-') for name in given)
+            raise ValueError(f'{text} is frozen and takes no {options}; that is for a random graph model such as '
+                             f'{ARCHITECTURES[text].graph}')
+        return _Network(text, ARCHITECTURES[text], load_graphs(text))
+    if text == 'randwire':
+        raise ValueError('randwire has no graphs of its own; name a random graph model, such as ws(4,0.75)')
+    if '(' not in text and text.lower() not in GraphModel.registry:
+        raise ValueError(f'unknown name {text!r}' + _suggest(text))
+    architecture = replace(Architecture(str(parse_graph_model(text))), **given)
+    if architecture.channels < 2:
+        raise ValueError(f'channels must be an integer of at least 2, got {architecture.channels}')
+    return _Network(None, architecture, sample_architecture(architecture))
+
+
+def _count(name: str, kwargs: dict[str, Any], img_size: int | None = None) -> dict[str, int]:
+    """Params, multiply-adds and activations at img_size, by default that of the model's own configuration."""
+    import timm
+
+    from .complexity import count_complexity
+
+    model = timm.create_model(name, device='meta', **kwargs)
+    channels, *size = model.pretrained_cfg['input_size']
+    height, width = (img_size, img_size) if img_size else size
+    return {'img_size': height, **vars(count_complexity(model, (channels, height, width)))}
+
+
+def _recorded(name: str) -> dict[str, int] | None:
+    """Figures from the packaged file, if it has this name with this very wiring."""
+    import timm
+
+    if not COMPLEXITY.is_file():
+        return None
+    row = json.loads(COMPLEXITY.read_text(encoding='utf-8')).get(name, {})
+    size = timm.get_pretrained_cfg(name).input_size[-1]
+    if row.get('graphs_sha256') != graphs_sha256(load_graphs(name)) or str(size) not in row:
+        return None
+    return {'img_size': size, 'params': row['params'], **row[str(size)]}
+
+
+def _weights() -> dict[str, list[str]]:
+    """For each name the tags under which timm finds weights."""
+    import timm
+
+    tags: dict[str, list[str]] = {}
+    for full_name in timm.list_pretrained('randwire*'):
+        name, _, tag = full_name.partition('.')
+        tags.setdefault(name, []).append(tag)
+    return tags
+
+
+def _list(args: argparse.Namespace) -> int:
+    from tabulate import tabulate
+
+    names = fnmatch.filter(ARCHITECTURES, args.filter)
+    if not names:
+        raise ValueError(f'no name matches {args.filter!r}' + _suggest(args.filter))
+    weights = _weights()
+    rows = []
+    for name in names:
+        rows.append({'name': name, **vars(ARCHITECTURES[name]), **(_recorded(name) or _count(name, {})),
+                     'weights': weights.get(name, [])})
+    if args.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    print(tabulate(
+        [(row['name'], row['graph'], row['seed'], row['regime'], row['num_nodes'], row['channels'], row['img_size'],
+          f'{row["params"] / 1e6:.2f}', f'{row["macs"] / 1e6:,.1f}', ', '.join(row['weights']) or '–') for row in rows],
+        headers=('name', 'graph', 'seed', 'regime', 'N', 'C', 'image', 'params, M', 'MACs, M', 'weights'),
+        disable_numparse=True,
+        colalign=('left', 'left', 'right', 'left', 'right', 'right', 'right', 'right', 'right', 'left')))
+    return 0
+
+
+def _depth(graph: Graph) -> int:
+    """Nodes on the longest path."""
+    depth: list[int] = []
+    for sources in graph.predecessors:
+        depth.append(1 + max((depth[source] for source in sources), default=0))
+    return max(depth)
+
+
+def _info(args: argparse.Namespace) -> int:
+    import timm
+    from tabulate import tabulate
+
+    network = _find_network(args)
+    architecture = network.architecture
+    name, kwargs = network.create
+    figures = _count(name, kwargs, args.img_size)
+    size = f'{figures["img_size"]}×{figures["img_size"]}'
+    rows = [
+        ('generator', network.generator + (' (frozen)' if network.name else '')),
+        ('regime', architecture.regime),
+        ('N', architecture.num_nodes),
+        ('C', architecture.channels),
+        ('params', f'{figures["params"]:,}'),
+        (f'multiply-adds at {size}', f'{figures["macs"]:,}'),
+        (f'activations at {size}', f'{figures["activations"]:,}'),
+        ('sha256 of the graphs', graphs_sha256(network.graphs)),
+    ]
+    tags = _weights().get(name, [])
+    for tag in tags:
+        cfg = timm.get_pretrained_cfg(f'{name}.{tag}')
+        place = cfg.hf_hub_id or cfg.url or f'{Path(cfg.file).name}, installed' if Path(cfg.file or '').is_file() else (
+            cfg.hf_hub_id or cfg.url or f'{cfg.file}, which is missing')
+        rows.append(('weights', f'{tag}: {cfg.num_classes} classes, {"×".join(map(str, cfg.input_size))} ({place})'))
+    if not tags:
+        rows.append(('weights', 'none'))
+    arguments = [repr(name), *(f'{key}={value!r}' for key, value in kwargs.items())]
+    if tags:
+        arguments.append('pretrained=True')
+    rows.append(('create', f'timm.create_model({", ".join(arguments)})'))
+    print(network.name or network.generator)
+    print(tabulate(rows, tablefmt='plain', disable_numparse=True))
+    print()
+    print(tabulate(
+        [(stage, graph.num_nodes, len(graph.edges), len(graph.inputs), len(graph.outputs), _depth(graph),
+          graph.sha256[:16]) for stage, graph in zip(network.stages, network.graphs, strict=True)],
+        headers=('stage', 'nodes', 'edges', 'inputs', 'outputs', 'depth', 'sha256'), disable_numparse=True,
+        colalign=('left', 'right', 'right', 'right', 'right', 'right', 'left')))
+    return 0
+
+
+def _draw(args: argparse.Namespace) -> int:
+    from .drawing import FORMATS, check_format, draw_graphs
+
+    if args.output is not None:
+        check_format(args.output)
+    network = _find_network(args)
+    architecture = network.architecture
+    if network.name:
+        title, stem = f'{network.name}: {network.generator}', network.name
+    else:
+        title = f'{network.generator}, {architecture.regime} regime'
+        stem = '-'.join([*re.findall(r'[\w.]+', architecture.graph), f's{architecture.seed}',
+                         f'n{architecture.num_nodes}', architecture.regime])
+    for path in [args.output] if args.output is not None else [stem + suffix for suffix in FORMATS]:
+        draw_graphs(network.graphs, path, title=title, names=network.stages)
+        print(path)
+    return 0
+
+
+def _freeze(args: argparse.Namespace) -> int:
+    from .freeze import check_frozen, write_frozen
+
+    if not args.check:
+        written = write_frozen()
+        for path in written:
+            print(path)
+        if not written:
+            print(f'all {len(ARCHITECTURES)} names have frozen graphs already; nothing was written')
+        return 0
+    problems = check_frozen()
+    for problem in problems:
+        print(problem)
+    if not problems:
+        print(f'the frozen graphs of all {len(ARCHITECTURES)} names agree under networkx {version("networkx")}')
+    return 1 if problems else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
