@@ -1,0 +1,57 @@
+"""What the autoload hook adds to `import torch`, and `import randwire_zoo` to `import timm`.
+
+Every figure is CPU time of a fresh interpreter, which other work on the machine disturbs less than wall time does. The
+two sides of a comparison take turns, and the difference is the median over the pairs. As `import torch` itself varies
+by more than the hook takes, the hook's steps are also timed alone: what torch does for entry points of any kind, and
+what ours adds to it.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+
+from tabulate import tabulate
+
+TIMED = 'import time; start = time.process_time(); {}; print(time.process_time() - start)'
+OFF = {'TORCH_DEVICE_BACKEND_AUTOLOAD': '0'}
+ON = {'TORCH_DEVICE_BACKEND_AUTOLOAD': '1'}
+PAIRS = [
+    ('import torch: hook off, on', ('import torch', OFF), ('import torch', ON)),
+    ('import timm, import randwire_zoo (hook off)', ('import timm', OFF), ('import randwire_zoo', OFF)),
+]
+ALONE = [
+    ('torch looks for entry points, and calls ours', 'import torch', 'torch._import_device_backends()'),
+    ('of that, ours', 'import torch', 'import _randwire_zoo_autoload; _randwire_zoo_autoload.install()'),
+]
+
+
+def seconds(statement: str, variables: dict[str, str], before: str = 'pass') -> float:
+    """CPU seconds of a statement in a fresh interpreter."""
+    env = {name: value for name, value in os.environ.items() if name != 'PYTHONDONTWRITEBYTECODE'}
+    code = f'{before}; {TIMED.format(statement)}'
+    return float(subprocess.run(
+        [sys.executable, '-c', code], env={**env, **variables}, check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument('--pairs', type=int, default=7, help='interpreters per side (default: 7)')
+    count = parser.parse_args().pairs
+    rows: list[list[str | float]] = []
+    for name, first, second in PAIRS:
+        seconds(*first), seconds(*second)  # files into the page cache, bytecode onto the disk
+        pairs = [(seconds(*first), seconds(*second)) for _ in range(count)]
+        rows.append([name, *(1e3 * statistics.median(side) for side in zip(*pairs, strict=True)),
+                     1e3 * statistics.median(late - early for early, late in pairs)])
+    for name, before, statement in ALONE:
+        alone = statistics.median(seconds(statement, OFF, before) for _ in range(count))
+        rows.append([name, '', '', 1e3 * alone])
+    print(tabulate(rows, ['CPU ms, medians', 'first', 'second', 'difference'], floatfmt='.1f'))
+
+
+if __name__ == '__main__':
+    main()

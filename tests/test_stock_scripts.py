@@ -1,0 +1,186 @@
+"""timm's unmodified train.py, validate.py, inference.py, benchmark.py and onnx_export.py on our models.
+
+Nobody imports randwire_zoo here: the scripts run in processes of their own and know nothing of it.
+"""
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import upstream
+import yaml
+from PIL import Image
+
+import randwire_zoo.configs
+
+RECIPES_FOLDER = Path(randwire_zoo.configs.__file__).parent
+RECIPES = {path.relative_to(RECIPES_FOLDER).as_posix(): path for path in sorted(RECIPES_FOLDER.glob('*/*.yaml'))}
+SCRIPTS = upstream.timm_scripts()
+COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40))
+SIZE = 48
+
+pytestmark = pytest.mark.skipif(SCRIPTS is None, reason=f"timm's stock scripts are not there; {upstream.HOW}")
+
+
+def run_script(name: str, *arguments: str | Path, cwd: Path, **variables: str) -> str:
+    """Run a stock script as a user does; give its output and log."""
+    assert SCRIPTS is not None
+    env = {name: value for name, value in os.environ.items() if name != 'TORCH_DEVICE_BACKEND_AUTOLOAD'}
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / name, *arguments], cwd=cwd, env={**env, 'OMP_NUM_THREADS': '1', **variables},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def result(output: str) -> dict[str, float]:
+    """What validate.py and benchmark.py print as JSON at the end."""
+    return json.loads(output.split('--result')[1])
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image folder of four noisy colours, four pictures each for training and for validation."""
+    folder, rng = tmp_path_factory.mktemp('images'), np.random.default_rng(0)
+    for split in ('train', 'validation'):
+        for label, colour in enumerate(COLOURS):
+            (folder / split / str(label)).mkdir(parents=True)
+            for index in range(4):
+                pixels = np.clip(rng.normal(colour, 30, (SIZE, SIZE, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / split / str(label) / f'{index}.png')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a short run of train.py."""
+    folder = tmp_path_factory.mktemp('train')
+    run_script(
+        'train.py', '-c', RECIPES['digits/randwire_ws_pico.yaml'], '--data-dir', images, '--num-classes', '4',
+        '--img-size', str(SIZE), '--epochs', '4', '--lr', '0.05', '--warmup-epochs', '0', '-b', '8', '--device', 'cpu',
+        '--output', folder, '--experiment', 'run', cwd=folder)
+    return folder / 'run'
+
+
+def summary(trained: Path) -> list[dict[str, str]]:
+    with (trained / 'summary.csv').open(newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def test_train_py_learns_with_a_packaged_recipe_and_writes_what_it_always_writes(trained: Path) -> None:
+    rows = summary(trained)
+    assert len(rows) == 4 and all(np.isfinite(float(value)) for row in rows for value in row.values())
+    assert float(rows[-1]['eval_loss']) < float(rows[0]['eval_loss'])
+    assert yaml.safe_load((trained / 'args.yaml').read_text())['model'] == 'randwire_ws_pico'
+    assert (trained / 'last.pth.tar').is_file()
+
+
+def test_validate_py_measures_what_train_py_measured(trained: Path, images: Path, tmp_path: Path) -> None:
+    measured = result(run_script(
+        'validate.py', '--data-dir', images, '--model', 'randwire_ws_pico', '--num-classes', '4', '--img-size',
+        str(SIZE), '--checkpoint', trained / 'last.pth.tar', '-b', '16', '-j', '0', '--device', 'cpu', cwd=tmp_path))
+    row = summary(trained)[-1]
+    assert measured['top1'] == pytest.approx(float(row['eval_top1']), abs=0.01)
+    assert measured['img_size'] == SIZE
+
+
+def test_inference_py_predicts_what_validate_py_counted(trained: Path, images: Path, tmp_path: Path) -> None:
+    pytest.importorskip('pandas', reason='inference.py needs pandas')
+    run_script(
+        'inference.py', '--data-dir', images / 'validation', '--model', 'randwire_ws_pico', '--num-classes', '4',
+        '--img-size', str(SIZE), '--checkpoint', trained / 'last.pth.tar', '-b', '16', '-j', '0', '--device', 'cpu',
+        '--include-index', '--fullname', '--results-dir', tmp_path, '--results-file', 'predictions.csv', cwd=tmp_path)
+    with (tmp_path / 'predictions.csv').open(newline='') as file:
+        rows = list(csv.DictReader(file))
+    right = [Path(row['filename']).parent.name == row['index'] for row in rows]
+    assert len(right) == 16
+    assert 100 * sum(right) / 16 == pytest.approx(float(summary(trained)[-1]['eval_top1']), abs=0.01)
+
+
+def test_onnx_export_py_writes_a_graph_that_computes_the_same_logits(trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip('onnx', reason='onnx_export.py needs onnx')
+    onnxruntime = pytest.importorskip('onnxruntime', reason='onnxruntime runs what onnx_export.py wrote')
+    run_script(
+        'onnx_export.py', tmp_path / 'pico.onnx', '--model', 'randwire_ws_pico', '--num-classes', '4', '--img-size',
+        str(SIZE), '--checkpoint', trained / 'last.pth.tar', cwd=tmp_path)
+    timm, torch = pytest.importorskip('timm'), pytest.importorskip('torch')
+    model = timm.create_model(
+        'randwire_ws_pico', num_classes=4, checkpoint_path=str(trained / 'last.pth.tar')).eval()
+    image = torch.rand(1, 3, SIZE, SIZE)
+    session = onnxruntime.InferenceSession(tmp_path / 'pico.onnx', providers=['CPUExecutionProvider'])
+    logits, = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, model(image).numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_benchmark_py_times_inference_and_training(tmp_path: Path) -> None:
+    measured = result(run_script(
+        'benchmark.py', '--model', 'randwire_ws_pico', '--img-size', str(SIZE), '-b', '2', '--device', 'cpu',
+        '--num-warm-iter', '1', '--num-bench-iter', '5', cwd=tmp_path))
+    assert measured['model'] == 'randwire_ws_pico'
+    assert measured['infer_samples_per_sec'] > 0 and measured['train_samples_per_sec'] > 0
+
+
+def test_device_modules_registers_where_the_hook_is_switched_off(images: Path, tmp_path: Path) -> None:
+    run_script(
+        'train.py', '--device-modules', 'randwire_zoo', '--model', 'randwire_ws_pico', '--data-dir', images,
+        '--num-classes', '4', '--img-size', str(SIZE), '--epochs', '1', '--warmup-epochs', '0', '-b', '8', '-j', '0',
+        '--device', 'cpu', '--output', tmp_path, '--experiment', 'run', cwd=tmp_path,
+        TORCH_DEVICE_BACKEND_AUTOLOAD='0')
+    assert len(summary(tmp_path / 'run')) == 1
+
+
+def load_train_py() -> ModuleType:
+    """train.py as a module of its own each time: parsing a recipe changes its parser's defaults."""
+    assert SCRIPTS is not None
+    spec = importlib.util.spec_from_file_location('timm_stock_train', SCRIPTS / 'train.py')
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def problem(action: argparse.Action, value: object) -> str | None:
+    """Why this value could not have come from the command line, where argparse checks it; a recipe's is not checked."""
+    if value is None:
+        return None
+    if isinstance(action, (argparse._StoreTrueAction, argparse._StoreFalseAction)):
+        return None if isinstance(value, bool) else 'is no true or false'
+    if type(action).__name__ == 'ParseKwargs':
+        return None if isinstance(value, dict) else 'is no mapping'
+    if (action.nargs in ('+', '*') or isinstance(action.nargs, int)) != isinstance(value, list):
+        return 'is a list' if isinstance(value, list) else 'is no list'
+    for item in value if isinstance(value, list) else [value]:
+        if action.type is float and (isinstance(item, bool) or not isinstance(item, (int, float))):
+            return 'is no number'  # such as 5e-5, which YAML reads as a string
+        if action.type is int and (isinstance(item, bool) or not isinstance(item, int)):
+            return 'is no whole number'
+        if action.type in (None, str) and not isinstance(item, str):
+            return 'is no string'
+        if action.choices is not None and item not in action.choices:
+            return f'is none of {list(action.choices)}'
+    return None
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_train_py_knows_every_key_of_the_recipe_and_takes_its_value(
+        recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = load_train_py()
+    values = yaml.safe_load(RECIPES[recipe].read_text(encoding='utf-8'))
+    actions = {action.dest: action for action in train.parser._actions}
+    assert not set(values) - set(actions)
+    problems = {key: f'{value!r} {why}' for key, value in values.items() if (why := problem(actions[key], value))}
+    assert not problems
+
+    monkeypatch.setattr(sys, 'argv', ['train.py', '-c', str(RECIPES[recipe]), '--data-dir', 'somewhere'])
+    args, _ = train._parse_args()
+    assert {key: getattr(args, key) for key in values} == values
