@@ -7,6 +7,8 @@ import pytest
 
 # Before huggingface_hub is imported, so that nothing here, nor a process started here, asks the Hub.
 os.environ['HF_HUB_OFFLINE'] = '1'
+# The tests' tensors are tiny: more threads only wait for each other, above all on a busy machine.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
 @pytest.fixture(autouse=True)

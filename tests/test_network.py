@@ -1,0 +1,542 @@
+"""The network against a naive one written here from the paper's definition (section 3.2, Table 1, Figure 6)."""
+from __future__ import annotations
+
+import math
+import random
+import weakref
+from collections import Counter
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from randwire_zoo.graphs import BarabasiAlbert, ErdosRenyi, Graph, GraphModel, WattsStrogatz, sample_graphs
+from randwire_zoo.network import NODE_OPS, Node, RandWire, Stage, draw_kept_edges, stage_node_counts
+
+FAMILIES: list[GraphModel] = [ErdosRenyi(0.3), BarabasiAlbert(2), WattsStrogatz(4, 0.75)]
+
+
+def tiny(
+        model: GraphModel = FAMILIES[2], regime: str = 'small', seed: int = 1, channels: int = 4, num_nodes: int = 10,
+        num_classes: int = 5, stem_stride: int = 1, **kwargs: Any,
+) -> RandWire:
+    """A network with random BN statistics and edge weights, so that nothing is 1 or 0 by accident."""
+    network = RandWire(
+        sample_graphs(model, stage_node_counts(regime, num_nodes), seed), regime=regime, channels=channels,
+        num_classes=num_classes, stem_stride=stem_stride, **kwargs)
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in (
+                    (module.weight, 0.5, 1.5), (module.bias, -0.5, 0.5), (module.running_mean, -0.5, 0.5),
+                    (module.running_var, 0.5, 1.5)):
+                tensor.data.uniform_(low, high, generator=generator)
+        elif isinstance(module, Node) and module.edge_weight is not None:
+            module.edge_weight.data.uniform_(-2, 2, generator=generator)
+    return network
+
+
+# The definition, naively: a dictionary of nodes, plain sums, the library's convolutions
+
+
+def naive_bn(x: Tensor, tensors: dict[str, Tensor], name: str, training: bool) -> Tensor:
+    shape = (1, -1, 1, 1)
+    if training:
+        mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
+    else:
+        mean, var = tensors[f'{name}.running_mean'], tensors[f'{name}.running_var']
+    normal = (x - mean.view(shape)) / torch.sqrt(var.view(shape) + 1e-5)
+    return normal * tensors[f'{name}.weight'].view(shape) + tensors[f'{name}.bias'].view(shape)
+
+
+def naive_stage(
+        x: Tensor, graph: Graph, stride: int, tensors: dict[str, Tensor], name: str, training: bool,
+        removed: tuple[int, int] | None = None,
+) -> Tensor:
+    sent: dict[int, Tensor] = {}
+    for node in range(graph.num_nodes):
+        key = f'{name}.nodes.{node}'
+        sources = [source for source, target in sorted(graph.edges) if target == node]
+        if not sources:
+            data = x
+        elif len(sources) == 1:
+            data = sent[sources[0]]
+        else:
+            weights = torch.sigmoid(tensors[f'{key}.edge_weight'])
+            assert len(weights) == len(sources)
+            data = sum(  # type: ignore[assignment]
+                weight * sent[source] for weight, source in zip(weights, sources) if (source, node) != removed)
+        data = torch.relu(data)
+        node_stride = 1 if sources else stride
+        if f'{key}.conv_dw.weight' in tensors:
+            data = F.conv2d(
+                data, tensors[f'{key}.conv_dw.weight'], stride=node_stride, padding=1, groups=data.shape[1])
+        elif f'{key}.conv.weight' in tensors:
+            data = F.conv2d(data, tensors[f'{key}.conv.weight'], stride=node_stride, padding=1)
+        elif 'max_pool' in name:
+            data = F.max_pool2d(data, 3, node_stride, padding=1)
+        else:  # the average of those of the nine neighbours that exist
+            ones = torch.ones_like(data)
+            data = F.avg_pool2d(data, 3, node_stride, 1) / F.avg_pool2d(ones, 3, node_stride, 1)
+        if f'{key}.conv_pw.weight' in tensors:
+            data = F.conv2d(data, tensors[f'{key}.conv_pw.weight'])
+        sent[node] = naive_bn(data, tensors, f'{key}.bn', training)
+    sinks = [node for node in range(graph.num_nodes) if all(source != node for source, _ in graph.edges)]
+    return torch.stack([sent[node] for node in sinks]).mean(0)
+
+
+def naive_network(
+        x: Tensor, graphs: tuple[Graph, ...], strides: tuple[int, ...], state: dict[str, Tensor], training: bool,
+        node_op: str, removed: tuple[int, tuple[int, int]] | None = None,
+) -> Tensor:
+    tensors = {name.replace('conv', f'{node_op} conv', 1): value for name, value in state.items()}
+    first = len(strides) - len(graphs)
+    for index, stride in enumerate(strides):
+        name = f'{node_op} conv{index + 1}'
+        if index < first:
+            x = torch.relu(x) if index else x
+            x = naive_bn(F.conv2d(x, tensors[f'{name}.conv.weight'], stride=stride, padding=1), tensors, f'{name}.bn',
+                         training)
+        else:
+            edge = removed[1] if removed and removed[0] == index - first else None
+            x = naive_stage(x, graphs[index - first], stride, tensors, name, training, edge)
+    x = F.conv2d(torch.relu(x), state['conv_head.weight'])
+    x = torch.relu(naive_bn(x, state, 'bn_head', training))
+    return x.mean((2, 3)) @ state['fc.weight'].T + state['fc.bias']
+
+
+@pytest.mark.parametrize('training', [False, True], ids=['eval', 'train'])
+@pytest.mark.parametrize('regime', ['small', 'regular'])
+@pytest.mark.parametrize('node_op', NODE_OPS)
+@pytest.mark.parametrize('model', FAMILIES, ids=str)
+def test_the_network_equals_the_definition_forward_and_backward(
+        model: GraphModel, node_op: str, regime: str, training: bool) -> None:
+    network = tiny(model, regime, node_op=node_op).double().train(training)
+    state = {
+        name: tensor.detach().clone().requires_grad_(tensor.is_floating_point() and 'running' not in name)
+        for name, tensor in network.state_dict().items()}
+    x = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    expected = naive_network(x, network.graphs, (1, 1, 2, 2, 2), state, training, node_op)
+    logits = network(x)
+    torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
+    direction = torch.randn_like(logits)
+    (logits * direction).sum().backward()
+    (expected * direction).sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        torch.testing.assert_close(parameter.grad, state[name].grad, rtol=1e-6, atol=1e-8, msg=name)
+
+
+@pytest.mark.parametrize('model', FAMILIES, ids=str)
+def test_every_edge_carries_its_source_to_its_target_once_and_nothing_else_does(model: GraphModel) -> None:
+    [graph] = sample_graphs(model, (16,), 1)
+    stage = Stage(graph, 4, 4)
+    sent: dict[int, Tensor] = {}
+    received: list[tuple[int, int]] = []
+    x = torch.randn(1, 4, 8, 8)
+
+    def record(node: int, args: tuple[list[Tensor]], out: Tensor) -> None:
+        for tensor in args[0]:
+            if tensor is not x:
+                received.append((next(source for source, value in sent.items() if value is tensor), node))
+        assert (args[0][0] is x) == (node in graph.inputs)
+        sent[node] = out
+
+    for index, module in enumerate(stage.nodes):
+        module.register_forward_hook(lambda _, args, out, index=index: record(index, args, out))
+    out = stage(x)
+    assert Counter(received) == Counter(graph.edges)
+    torch.testing.assert_close(out, sum(sent[node] for node in graph.outputs) / len(graph.outputs))
+
+
+def test_an_isolated_node_takes_the_stages_input_and_counts_in_its_mean() -> None:
+    stage = Stage(Graph(3, ((0, 1),)), 4, 6).eval()
+    x = torch.randn(2, 4, 8, 8)
+    expected = (stage.nodes[1]([stage.nodes[0]([x])]) + stage.nodes[2]([x])) / 2
+    torch.testing.assert_close(stage(x), expected)
+    lonely = Stage(Graph(2, ()), 4, 6).eval()
+    torch.testing.assert_close(lonely(x), (lonely.nodes[0]([x]) + lonely.nodes[1]([x])) / 2)
+
+
+def test_what_a_node_sends_is_not_activated_and_may_be_negative() -> None:
+    stage = Stage(WattsStrogatz(4, 0.75).sample(8, random.Random(1)), 4, 4)
+    assert (stage(torch.randn(4, 4, 8, 8)) < 0).any()
+
+
+@pytest.mark.parametrize('grad', [False, True])
+def test_a_stage_does_not_touch_its_input_in_place(grad: bool) -> None:
+    stage = Stage(ErdosRenyi(0.3).sample(12, random.Random(1)), 4, 4)
+    x = torch.randn(2, 4, 8, 8)
+    copy = x.clone()
+    with torch.set_grad_enabled(grad):
+        stage(x)
+    assert torch.equal(x, copy)
+
+
+@pytest.mark.parametrize('model', FAMILIES, ids=str)
+def test_a_result_is_freed_after_its_last_consumer(model: GraphModel) -> None:
+    [graph] = sample_graphs(model, (24,), 1)
+    stage = Stage(graph, 4, 4).eval()
+    alive: dict[int, weakref.ref[Tensor]] = {}
+    most = 0
+
+    def check(node: int) -> None:
+        nonlocal most
+        needed = {source for source, target in graph.edges if source < node <= target}
+        kept = {
+            source for source, reference in alive.items() if reference() is not None and source not in graph.outputs}
+        assert kept == needed
+        most = max(most, len(needed))
+
+    for index, module in enumerate(stage.nodes):
+        module.register_forward_pre_hook(lambda _, args, index=index: check(index))
+        module.register_forward_hook(lambda _, args, out, index=index: alive.update({index: weakref.ref(out)}))
+    with torch.inference_mode():
+        out = stage(torch.randn(1, 4, 8, 8))
+    assert len(alive) == 24 and most < 24 - len(graph.outputs)
+    assert sum(reference() is not None and reference() is not out for reference in alive.values()) == 0
+
+
+# Edge removal (section 4.2)
+
+
+def masked_edges(network: nn.Module) -> list[tuple[str, int]]:
+    """Let the network's nodes report (node, edge) for each masked edge into a list."""
+    masked: list[tuple[str, int]] = []
+
+    def report(name: str, node: Node, args: tuple[Any, ...]) -> None:
+        if len(args) > 1 and args[1] is not None:
+            assert node.num_edges == len(args[1]) > 1
+            masked.extend((name, edge) for edge, kept in enumerate(args[1].tolist()) if kept == 0)
+
+    for name, module in network.named_modules():
+        if isinstance(module, Node):
+            module.register_forward_pre_hook(lambda node, args, name=name: report(name, node, args))
+    return masked
+
+
+def removable_edges(graphs: tuple[Graph, ...]) -> int:
+    return sum(len(sources) for graph in graphs for sources in graph.predecessors if len(sources) > 1)
+
+
+def is_uniform(counts: Counter[Any], cells: int) -> bool:
+    total = sum(counts.values())
+    chi_square = sum((count - total / cells) ** 2 for count in counts.values()) * cells / total
+    chi_square += (cells - len(counts)) * total / cells
+    return abs(chi_square - (cells - 1)) < 4 * math.sqrt(2 * (cells - 1))
+
+
+def test_an_edge_is_drawn_uniformly_and_at_the_stated_rate() -> None:
+    counts: Counter[int] = Counter()
+    for _ in range(4000):
+        kept = draw_kept_edges(7, 0.3, torch.empty(0))
+        assert kept is not None and kept.shape == (7,) and set(kept.tolist()) <= {0.0, 1.0}
+        zeros = (kept == 0).nonzero().flatten().tolist()
+        assert len(zeros) <= 1
+        counts.update(zeros)
+    removed = sum(counts.values())
+    assert abs(removed - 1200) < 4 * math.sqrt(4000 * 0.3 * 0.7)
+    assert is_uniform(counts, 7)
+
+
+def test_training_removes_one_edge_of_the_whole_network_and_only_where_another_input_is_left() -> None:
+    network = tiny(WattsStrogatz(2, 0.75), num_nodes=6, drop_path_rate=1.0)
+    cells = removable_edges(network.graphs)
+    masked = masked_edges(network)
+    x = torch.randn(2, 3, 8, 8)
+    for step in range(8 * cells):
+        with torch.no_grad():
+            network(x)
+        assert len(masked) == step + 1
+    assert is_uniform(Counter(masked), cells)
+
+
+@pytest.mark.parametrize('regime', ['small', 'regular'])
+def test_a_removed_edge_is_missing_from_the_sum_and_from_nothing_else(regime: str) -> None:
+    network = tiny(ErdosRenyi(0.4), regime, drop_path_rate=1.0).double()
+    masked = masked_edges(network)
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    x = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    for _ in range(5):
+        masked.clear()
+        with torch.no_grad():
+            logits = network(x)
+        [(name, edge)] = masked
+        stage, node = int(name[4]) - 1 - (5 - len(network.graphs)), int(name.rsplit('.', 1)[1])
+        removed = (network.graphs[stage].predecessors[node][edge], node)
+        expected = naive_network(
+            x, network.graphs, (1, 1, 2, 2, 2), state, True, 'sep_conv', removed=(stage, removed))
+        torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(('rate', 'training'), [(1.0, False), (0.0, True)])
+def test_no_edge_is_removed_in_eval_mode_or_at_rate_zero(rate: float, training: bool) -> None:
+    network = tiny(drop_path_rate=rate).train(training)
+    masked = masked_edges(network)
+    for _ in range(5):
+        network(torch.randn(2, 3, 8, 8))
+    assert masked == []
+
+
+def test_a_removed_edges_weight_still_gets_a_gradient_for_ddp() -> None:
+    network = tiny(drop_path_rate=1.0)
+    masked = masked_edges(network)
+    network(torch.randn(4, 3, 16, 16)).square().sum().backward()
+    [(name, edge)] = masked
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    gradient = network.get_submodule(name).edge_weight.grad  # type: ignore[union-attr]
+    assert gradient[edge] == 0 and gradient.count_nonzero() == len(gradient) - 1  # type: ignore[index,arg-type,union-attr]
+
+
+def test_networks_without_a_removable_edge_train_at_any_rate() -> None:
+    network = tiny(BarabasiAlbert(1), drop_path_rate=1.0)
+    assert network.num_edges == 0
+    network(torch.randn(2, 3, 8, 8)).sum().backward()
+
+
+def feature_network(feature_cls: str, rate: float) -> nn.Module:
+    return timm.create_model(
+        'randwire', num_nodes=5, graph='er(0.7)', channels=2, stem_stride=1, drop_path_rate=rate, features_only=True,
+        feature_cls=feature_cls)
+
+
+def test_the_getter_removes_one_edge_per_minibatch() -> None:
+    features = feature_network('getter', 1.0)
+    masked = masked_edges(features)
+    for step in range(10):
+        features(torch.randn(2, 3, 8, 8))
+        assert len(masked) == step + 1
+
+
+def test_stages_that_run_on_their_own_remove_every_edge_as_often_as_the_network_does() -> None:
+    features = feature_network('list', 0.5)
+    cells = sum(module.num_edges for module in features.modules() if isinstance(module, Stage))
+    masked = masked_edges(features)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        for _ in range(600):
+            features(x)
+    assert abs(len(masked) - 300) < 4 * math.sqrt(600 * 0.5 * 0.5)
+    assert is_uniform(Counter(masked), cells)
+
+
+# Everything else in Table 1 and section 4
+
+
+def test_dropout_stands_between_pooling_and_fc() -> None:
+    network = tiny(drop_rate=0.5)
+    seen: list[Tensor] = []
+    network.fc.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    pooled: list[Tensor] = []
+    network.global_pool.register_forward_hook(lambda _, args, out: pooled.append(out))
+    x = torch.randn(4, 3, 16, 16)
+    network(x)
+    network.eval()(x)
+    dropped = seen[0] == 0
+    assert 0.4 < dropped[pooled[0] > 0].float().mean() < 0.6
+    torch.testing.assert_close(seen[0][~dropped], 2 * pooled[0][~dropped])
+    assert torch.equal(seen[1], pooled[1])
+
+
+@pytest.mark.parametrize('regime', ['small', 'regular'])
+def test_gradient_checkpointing_changes_no_gradient(regime: str) -> None:
+    network = tiny(regime=regime, drop_path_rate=1.0).double()
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    gradients = []
+    for enable in (False, True):
+        network.set_grad_checkpointing(enable)
+        network.zero_grad()
+        torch.manual_seed(3)
+        network(x).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in network.parameters()])  # type: ignore[union-attr]
+    for plain, checkpointed in zip(*gradients):
+        torch.testing.assert_close(checkpointed, plain)
+
+
+def test_gradient_checkpointing_keeps_only_the_stages_inputs() -> None:
+    network = tiny()
+    sizes = []
+    for enable in (False, True):
+        network.set_grad_checkpointing(enable)
+        kept = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            network(torch.randn(2, 3, 16, 16))
+        sizes.append(kept)
+    assert sizes[1] < sizes[0] / 4
+
+
+@pytest.mark.parametrize('regime', ['small', 'regular'])
+@pytest.mark.parametrize(('stem_stride', 'sizes'), [
+    (4, (16, 8, 4, 2, 1)), (2, (32, 16, 8, 4, 2)), (1, (32, 32, 16, 8, 4))])
+def test_the_stem_stride_sets_the_sizes_of_all_features(regime: str, stem_stride: int, sizes: tuple[int, ...]) -> None:
+    network = tiny(regime=regime, stem_stride=stem_stride).eval()
+    size = 32
+    features = network.forward_intermediates(torch.randn(1, 3, size, size), intermediates_only=True)
+    expected = {4: (16, 8, 4, 2, 1), 2: (32, 16, 8, 4, 2), 1: (32, 32, 16, 8, 4)}[stem_stride]
+    assert sizes == expected
+    assert tuple(feature.shape[-1] for feature in features) == expected
+    assert [info['reduction'] for info in network.feature_info] == [size // side for side in expected]
+
+
+@pytest.mark.parametrize(('regime', 'widths'), [('small', (3, 7, 7, 14, 28)), ('regular', (3, 7, 14, 28, 56))])
+def test_the_widths_are_those_of_table_1_with_c_2_rounded_down(regime: str, widths: tuple[int, ...]) -> None:
+    network = tiny(regime=regime, channels=7, num_nodes=9)
+    features = network.forward_intermediates(torch.randn(2, 3, 8, 8), intermediates_only=True)
+    assert tuple(feature.shape[1] for feature in features) == widths
+    assert [len(stage.nodes) for stage in network.children() if isinstance(stage, Stage)] == (
+        [9, 9, 9] if regime == 'small' else [4, 9, 9, 9])
+    assert network.conv_head.weight.shape == (1280, widths[-1], 1, 1)
+
+
+@pytest.mark.parametrize('regime', ['small', 'regular'])
+@pytest.mark.parametrize('node_op', ['sep_conv', 'conv', 'max_pool'])
+@pytest.mark.parametrize('output_stride', [8, 16])
+def test_a_dilated_network_contains_the_strided_one(regime: str, node_op: str, output_stride: int) -> None:
+    strided = tiny(regime=regime, node_op=node_op, stem_stride=4).double().eval()
+    dilated = tiny(regime=regime, node_op=node_op, stem_stride=4, output_stride=output_stride).double().eval()
+    dilated.load_state_dict(strided.state_dict())
+    x = torch.randn(1, 3, 96, 128, dtype=torch.float64)
+    with torch.no_grad():
+        features = dilated.forward_features(x)
+        assert features.shape[-2:] == (96 // output_stride, 128 // output_stride)
+        step = 32 // output_stride
+        torch.testing.assert_close(features[..., ::step, ::step], strided.forward_features(x))
+        for info, coarse, fine in zip(
+                dilated.feature_info, strided.forward_intermediates(x, intermediates_only=True),
+                dilated.forward_intermediates(x, intermediates_only=True)):
+            assert fine.shape[-1] == 128 // info['reduction']
+            step = fine.shape[-1] // coarse.shape[-1]
+            torch.testing.assert_close(fine[..., ::step, ::step], coarse)
+
+
+def test_a_batch_of_one_gives_in_eval_mode_what_it_gives_within_a_batch() -> None:
+    network = tiny().eval()
+    x = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.cat([network(image[None]) for image in x]), network(x))
+
+
+@pytest.mark.parametrize('size', [(17, 23), (1, 1), (8, 40)])
+def test_images_of_any_size_are_taken(size: tuple[int, int]) -> None:
+    assert tiny().eval()(torch.randn(1, 3, *size)).shape == (1, 5)
+
+
+def test_initial_weights_follow_he_and_edges_start_where_they_are_told() -> None:
+    network = RandWire(sample_graphs(FAMILIES[2], (6,) * 3, 1), channels=64, edge_weight_init=1.5)
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            window = 9 if module.kernel_size == (3, 3) else 1
+            fan_out = window if 'conv_dw' in name else window * module.out_channels
+            count = module.weight.numel()
+            assert abs(module.weight.std().item() / math.sqrt(2 / fan_out) - 1) < 4 / math.sqrt(2 * count), name
+            assert module.bias is None
+        elif isinstance(module, nn.BatchNorm2d):
+            assert (module.weight == 1).all() and (module.bias == 0).all()
+        elif isinstance(module, Node) and module.edge_weight is not None:
+            assert (module.edge_weight == 1.5).all()
+    assert abs(network.fc.weight.std().item() / 0.01 - 1) < 0.01 and (network.fc.bias == 0).all()
+    assert all(
+        (node.edge_weight == 0).all() for stage in tiny_default_stages() for node in stage.nodes
+        if node.edge_weight is not None)
+
+
+def tiny_default_stages() -> list[Stage]:
+    network = RandWire(sample_graphs(FAMILIES[2], (6,) * 3, 1), channels=2)
+    return [stage for stage in network.children() if isinstance(stage, Stage)]
+
+
+def test_a_node_has_one_weight_per_edge_and_none_for_a_single_input() -> None:
+    network = tiny(ErdosRenyi(0.2), num_nodes=16)
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items() if 'edge_weight' in name}
+    assert shapes == {
+        f'conv{3 + stage}.nodes.{node}.edge_weight': (len(sources),)
+        for stage, graph in enumerate(network.graphs)
+        for node, sources in enumerate(graph.predecessors) if len(sources) > 1}
+    assert any(len(sources) == 1 for graph in network.graphs for sources in graph.predecessors)
+
+
+@pytest.mark.parametrize(('node_op', 'names'), [
+    ('sep_conv', {'conv_dw.weight', 'conv_pw.weight'}), ('conv', {'conv.weight'}),
+    ('max_pool', {'conv_pw.weight'}), ('avg_pool', {'conv_pw.weight'})])
+def test_the_parameters_of_a_node_have_the_names_that_are_for_ever(node_op: str, names: set[str]) -> None:
+    parameters = {name for name, _ in Node((0, 1), 4, 4, node_op=node_op).named_parameters()}
+    assert parameters == names | {'edge_weight', 'bn.weight', 'bn.bias'}
+
+
+# Weights belong to a wiring
+
+
+def test_weights_of_another_wiring_are_refused_though_all_shapes_agree() -> None:
+    ours, other = Graph(4, ((0, 2), (1, 2), (2, 3))), Graph(4, ((0, 2), (1, 2), (0, 3)))
+    state = Stage(ours, 4, 4).state_dict()
+    assert {name: tensor.shape for name, tensor in state.items()} == {
+        name: tensor.shape for name, tensor in Stage(other, 4, 4).state_dict().items()}
+    Stage(ours, 4, 4).load_state_dict(state)
+    Stage(ours, 4, 4).load_state_dict({name: tensor.float() for name, tensor in state.items()})  # averaging tools do
+    with pytest.raises(ValueError, match=f'other wiring: graph sha256 {ours.sha256}.* has {other.sha256}'):
+        Stage(other, 4, 4).load_state_dict(state)
+
+
+@pytest.mark.parametrize('altered', [torch.tensor([300.0]), torch.zeros(3), torch.tensor([-1]), torch.full((32,), 1e9)])
+def test_a_damaged_wiring_mark_is_refused_in_the_same_words(altered: Tensor) -> None:
+    stage = Stage(Graph(2, ((0, 1),)), 4, 4)
+    with pytest.raises(ValueError, match='these weights were trained on other wiring'):
+        stage.load_state_dict({**stage.state_dict(), '_extra_state': altered})
+
+
+def test_the_wiring_mark_is_real_data_even_for_a_network_on_the_meta_device() -> None:
+    with torch.device('meta'):
+        stage = Stage(Graph(2, ((0, 1),)), 4, 4)
+        mark = stage.state_dict()['_extra_state']
+    assert bytes(mark.tolist()).hex() == stage.graph.sha256
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(('kwargs', 'named'), [
+    ({'regime': 'large'}, "regime must be one of 'small', 'regular', got 'large'"),
+    ({'node_op': 'linear'}, "node_op must be one of 'sep_conv', 'conv', 'max_pool', 'avg_pool', got 'linear'"),
+    ({'stem_stride': 3}, 'stem_stride must be one of 4, 2, 1, got 3'),
+    ({'output_stride': 4}, 'output_stride must be one of 8, 16, 32, got 4'),
+    ({'output_stride': 8, 'node_op': 'avg_pool'}, 'output_stride=8 .*average pooling'),
+    ({'channels': 1}, 'channels must be an integer of at least 2, got 1'),
+    ({'channels': 78.0}, 'channels .* got 78.0'),
+    ({'channels': True}, 'channels .* got True'),
+    ({'num_classes': -1}, 'num_classes must be an integer of at least 0, got -1'),
+    ({'in_chans': 0}, 'in_chans must be an integer of at least 1, got 0'),
+    ({'drop_rate': 1.5}, r'drop_rate must be a number within \[0, 1\], got 1.5'),
+    ({'drop_rate': math.nan}, 'drop_rate .* got nan'),
+    ({'drop_path_rate': -0.1}, 'drop_path_rate .* got -0.1'),
+    ({'drop_path_rate': '0.1'}, "drop_path_rate .* got '0.1'"),
+    ({'edge_weight_init': math.inf}, 'edge_weight_init must be a finite number, got inf'),
+    ({'global_pool': 'median'}, "global_pool must be one of .* got 'median'"),
+    ({'graph': 'ws(5,0.5)'}, 'K=5'),
+    ({'graph': 'ws(4,0.75)', 'num_nodes': 4}, 'K=4 and N=4'),
+    ({'graph': 'ba(5)', 'num_nodes': 8, 'regime': 'regular'}, 'M=5 and N=4'),
+    ({'graph': 'tree(2)'}, r"unknown random graph model 'tree\(2\)'"),
+    ({'num_nodes': 0}, 'num_nodes must be an integer of at least 1 in the small regime, got 0'),
+    ({'num_nodes': 1, 'regime': 'regular'}, 'num_nodes must be an integer of at least 2 in the regular regime, got 1'),
+    ({'num_nodes': 8.0}, 'num_nodes .* got 8.0'),
+    ({'seed': -1}, 'seed must be a non-negative integer, got -1'),
+    ({'seed': 'one'}, "seed .* got 'one'"),
+])
+def test_an_argument_out_of_range_is_refused_in_one_line_that_names_it(kwargs: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named) as error:
+        timm.create_model('randwire', device='meta', **kwargs)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(('regime', 'count', 'needed'), [('small', 4, 3), ('regular', 3, 4)])
+def test_the_number_of_graphs_must_suit_the_regime(regime: str, count: int, needed: int) -> None:
+    with pytest.raises(ValueError, match=f'the {regime} regime needs {needed} graphs, got {count}'):
+        RandWire([Graph(4, ((0, 1),))] * count, regime=regime)
