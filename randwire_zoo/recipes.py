@@ -1,0 +1,293 @@
+"""Recipes: flat yaml files of training settings, the same that timm's `train.py -c` reads.
+
+Every key is an argument of train.py, with its name, type and default; the keys listed here are those that `training`
+knows as well. One default differs: `device` is the GPU if there is one and otherwise the CPU, where train.py insists
+on a GPU.
+"""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from timm.utils import ParseKwargs
+
+__all__ = ['DEFAULTS', 'KEYS', 'Key', 'add_recipe_arguments', 'check_settings', 'load_recipe', 'recipe_names']
+
+
+@dataclass(frozen=True)
+class Key:
+    """One setting of a recipe.
+
+    Args:
+        name: Key of the yaml file; the flag is the same with dashes.
+        kind: bool, int, float, str, or dict for `NAME=VALUE …`.
+        default: What train.py takes without it.
+        help: One line for `--help`.
+        many: Number of values, as argparse's nargs; None for a single one.
+        choices: The allowed values; empty where there is no such list.
+        minimum: The smallest allowed number.
+        flag: A short flag.
+    """
+
+    name: str
+    kind: type
+    default: Any
+    help: str
+    many: int | str | None = None
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    flag: str = ''
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        long = f'--{self.name.replace("_", "-")}'
+        return (self.flag, long) if self.flag else (long,)
+
+
+# Plateau is left out: its state depends on the past, is in no checkpoint, and so a resumed run would go another way.
+_SCHEDULES = ('cosine', 'tanh', 'step', 'constant', 'multistep', 'poly', 'wsd', 'rsqrt', 'none')
+
+GROUPS: dict[str, tuple[Key, ...]] = {
+    'data': (
+        Key('data_dir', str, None, 'folder of the data set'),
+        Key('dataset', str, '', 'TYPE/NAME as timm knows it; an image folder if empty'),
+        Key('train_split', str, 'train', 'folder or split to train on'),
+        Key('val_split', str, 'validation', 'folder or split to evaluate on; none if empty'),
+        Key('dataset_download', bool, False, 'let torch/… and tfds/… data sets be downloaded'),
+        Key('class_map', str, '', 'file that maps class names to indices'),
+        Key('input_img_mode', str, None, "mode that images are converted to, such as 'L'"),
+    ),
+    'model': (
+        Key('model', str, 'resnet50', 'name of the model'),
+        Key('model_kwargs', dict, {}, 'arguments of the model, such as graph=ws(4,0.75) seed=2', many='*'),
+        Key('pretrained', bool, False, 'start from the published weights'),
+        Key('pretrained_path', str, None, 'start from this file as if it were the published weights'),
+        Key('initial_checkpoint', str, '', 'load this checkpoint into the new model'),
+        Key('num_classes', int, None, "number of classes; the model's own if not given", minimum=1),
+        Key('gp', str, None, "global pooling; the model's own if not given"),
+        Key('img_size', int, None, "side of the square images; the model's own if not given", minimum=1),
+        Key('in_chans', int, None, 'image channels; 3 if not given', minimum=1),
+        Key('input_size', int, None, 'channels, height and width', many=3, minimum=1),
+        Key('crop_pct', float, None, 'part of the image that evaluation sees', minimum=0),
+        Key('mean', float, None, 'mean of the pixels, each within 0 … 1', many='+'),
+        Key('std', float, None, 'standard deviation of the pixels', many='+'),
+        Key('interpolation', str, '', 'interpolation of evaluation images'),
+        Key('grad_checkpointing', bool, False, 'trade time for memory'),
+        Key('torchcompile', str, None, 'compile with this backend (inductor if none is named)', many='?'),
+        Key('torchcompile_mode', str, None, 'mode of torch.compile'),
+    ),
+    'device': (
+        Key('device', str, None, 'cuda, cpu, …; a GPU if there is one'),
+        Key('device_modules', str, None, 'modules to import first', many='+'),
+        Key('channels_last', bool, False, 'channels_last memory layout'),
+        Key('amp', bool, False, 'mixed precision'),
+        Key('amp_dtype', str, 'float16', 'its lower precision', choices=('float16', 'bfloat16')),
+        Key('workers', int, 4, 'processes that load data', minimum=0, flag='-j'),
+        Key('pin_mem', bool, False, 'pin memory for the transfer to a GPU'),
+    ),
+    'optimiser': (
+        Key('opt', str, 'sgd', "timm's optimisers; 'sgd' is Nesterov's, 'momentum' is not"),
+        Key('opt_eps', float, None, 'epsilon of the optimiser', minimum=0),
+        Key('opt_betas', float, None, 'betas of the optimiser', many='+', minimum=0),
+        Key('opt_kwargs', dict, {}, 'more arguments of the optimiser', many='*'),
+        Key('momentum', float, 0.9, 'momentum', minimum=0),
+        Key('weight_decay', float, 2e-5, 'weight decay', minimum=0),
+        Key('layer_decay', float, None, 'layer-wise decay of the learning rate', minimum=0),
+        Key('clip_grad', float, None, 'clip gradients at this norm', minimum=0),
+        Key('clip_mode', str, 'norm', 'how to clip', choices=('norm', 'value', 'agc')),
+        Key('batch_size', int, 128, 'images per step and process', minimum=1, flag='-b'),
+        Key('validation_batch_size', int, None, 'the same in evaluation', minimum=1, flag='-vb'),
+        Key('grad_accum_steps', int, 1, 'steps whose gradients are added up', minimum=1),
+    ),
+    'schedule': (
+        Key('epochs', int, 300, 'epochs of the schedule', minimum=1),
+        Key('sched', str, 'cosine', 'schedule of the learning rate', choices=_SCHEDULES),
+        Key('sched_on_updates', bool, False, 'change it with every update, not every epoch'),
+        Key('lr', float, None, 'learning rate, instead of lr-base', minimum=0),
+        Key('lr_base', float, 0.1, 'learning rate of a global batch of lr-base-size', minimum=0),
+        Key('lr_base_size', int, 256, 'see lr-base', minimum=1),
+        Key('lr_base_scale', str, '', "how the rate follows the batch; by the optimiser's name if empty",
+            choices=('', 'linear', 'sqrt')),
+        Key('min_lr', float, 0, 'learning rate at the end', minimum=0),
+        Key('warmup_lr', float, 1e-5, 'learning rate at the start of the warm-up', minimum=0),
+        Key('warmup_epochs', int, 5, 'epochs of linear warm-up', minimum=0),
+        Key('warmup_prefix', bool, False, 'put the warm-up before the schedule'),
+        Key('cooldown_epochs', int, 0, 'epochs at min-lr after the schedule', minimum=0),
+        Key('decay_epochs', float, 90, 'see timm', minimum=0),
+        Key('decay_milestones', int, [90, 180, 270], 'epochs of the multistep schedule', many='+', minimum=0),
+        Key('decay_rate', float, 0.1, 'factor of the step schedules', minimum=0),
+        Key('lr_k_decay', float, 1.0, 'see timm', minimum=0),
+    ),
+    'augmentation and regularisation': (
+        Key('no_aug', bool, False, 'no augmentation at all'),
+        Key('train_crop_mode', str, None, 'way of cropping'),
+        Key('scale', float, [0.08, 1.0], 'area of random crops', many='+', minimum=0),
+        Key('ratio', float, [3. / 4., 4. / 3.], 'aspect ratio of random crops', many='+', minimum=0),
+        Key('hflip', float, 0.5, 'probability of a horizontal flip', minimum=0),
+        Key('vflip', float, 0., 'probability of a vertical flip', minimum=0),
+        Key('color_jitter', float, 0.4, 'strength of the colour jitter', minimum=0),
+        Key('color_jitter_prob', float, None, 'probability of the colour jitter', minimum=0),
+        Key('grayscale_prob', float, None, 'probability of turning grey', minimum=0),
+        Key('gaussian_blur_prob', float, None, 'probability of a blur', minimum=0),
+        Key('aa', str, None, "timm's name of an augmentation policy"),
+        Key('aug_repeats', float, 0, 'repeated augmentation, in distributed training', minimum=0),
+        Key('reprob', float, 0., 'probability of random erasing', minimum=0),
+        Key('remode', str, 'pixel', 'what an erased patch holds', choices=('const', 'rand', 'pixel')),
+        Key('recount', int, 1, 'number of erased patches', minimum=1),
+        Key('train_interpolation', str, 'random', 'interpolation of training images'),
+        Key('mixup', float, 0.0, 'alpha of mixup', minimum=0),
+        Key('cutmix', float, 0.0, 'alpha of cutmix', minimum=0),
+        Key('cutmix_minmax', float, None, 'range of cutmix, instead of alpha', many='+', minimum=0),
+        Key('mixup_prob', float, 1.0, 'probability of mixing a batch', minimum=0),
+        Key('mixup_switch_prob', float, 0.5, 'probability of cutmix where there are both', minimum=0),
+        Key('mixup_mode', str, 'batch', 'what is mixed alike', choices=('batch', 'pair', 'elem')),
+        Key('mixup_off_epoch', int, 0, 'epoch from which nothing is mixed; 0 for never', minimum=0),
+        Key('smoothing', float, 0.1, 'label smoothing', minimum=0),
+        Key('drop', float, 0.0, 'dropout before the classifier', minimum=0),
+        Key('drop_path', float, None, "edge removal (the paper's 0.1 in the regular regime)", minimum=0),
+        Key('sync_bn', bool, False, 'batch normalisation over all processes'),
+        Key('dist_bn', str, 'reduce', "make the processes' BN statistics agree", choices=('broadcast', 'reduce', '')),
+        Key('model_ema', bool, False, 'keep a moving average of the weights, and evaluate it'),
+        Key('model_ema_decay', float, 0.9998, 'its decay', minimum=0),
+        Key('model_ema_warmup', bool, False, 'warm it up'),
+    ),
+    'run': (
+        Key('seed', int, 42, 'seed of everything random but the graphs', minimum=0),
+        Key('worker_seeding', str, 'all', "seeding of the workers' generators", choices=('all', 'part')),
+        Key('val_interval', int, 1, 'epochs between evaluations and checkpoints', minimum=1),
+        Key('checkpoint_hist', int, 10, 'number of checkpoints to keep', minimum=1),
+        Key('eval_metric', str, 'top1', 'what the best checkpoint is best in', choices=('loss', 'top1', 'top5')),
+        Key('output', str, '', 'folder of experiments; output/train if empty'),
+        Key('experiment', str, '', 'name of the experiment; time, model and image size if empty'),
+        Key('resume', str, '', 'continue from this checkpoint'),
+    ),
+}
+KEYS: dict[str, Key] = {key.name: key for keys in GROUPS.values() for key in keys}
+DEFAULTS: dict[str, Any] = {key.name: key.default for key in KEYS.values()}
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package, such as `digits/randwire_ws_pico`, sorted."""
+    folder = _folder()
+    return sorted(path.relative_to(folder).with_suffix('').as_posix() for path in folder.rglob('*.yaml')
+                  if _is_recipe(path))
+
+
+def load_recipe(path_or_name: str | Path) -> dict[str, Any]:
+    """Read a recipe.
+
+    Args:
+        path_or_name: A yaml file, or the name of a packaged recipe such as `digits/randwire_ws_pico`.
+
+    Returns:
+        The settings in the file, converted to their types and checked; the others have `DEFAULTS`.
+
+    Raises:
+        FileNotFoundError: if there is neither such a file nor such a packaged recipe.
+        ValueError: if the file is not a flat yaml mapping, or naming the key that is unknown or has a bad value.
+    """
+    path = Path(path_or_name)
+    if not path.is_file():
+        path = _folder() / f'{path_or_name}.yaml'
+        if str(path_or_name) not in recipe_names():
+            raise FileNotFoundError(f'no recipe {str(path_or_name)!r}: neither a file nor one of '
+                                    f'{", ".join(recipe_names())}')
+    try:
+        data = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f'{path} is not a yaml file: {" ".join(str(error).split())}') from None
+    if not isinstance(data, dict):
+        raise ValueError(f'{path} must hold lines of `key: value`, got {type(data).__name__}')
+    try:
+        return check_settings(data)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from None
+
+
+def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert settings to the types of their keys.
+
+    Raises:
+        ValueError: naming the key that is unknown, or that has a value of another type or out of range.
+    """
+    unknown = [str(name) for name in settings if name not in KEYS]
+    if unknown:
+        raise ValueError(f'unknown key {", ".join(map(repr, unknown))}; the trainer knows {", ".join(KEYS)}')
+    return {name: _convert(KEYS[name], value) for name, value in settings.items()}
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give the parser one flag per key. What the command line does not name is absent from the parsed namespace."""
+    for title, keys in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for key in keys:
+            if key.default in (None, '', {}):
+                text = key.help
+            else:
+                default = ' '.join(map(str, key.default)) if isinstance(key.default, list) else str(key.default)
+                text = f'{key.help} (default: {default})'
+            kwargs: dict[str, Any] = {'help': text.replace('%', '%%'), 'default': argparse.SUPPRESS}
+            if key.kind is bool:
+                # train.py can switch on only; here a recipe's `amp: true` can also be switched off, with --no-amp.
+                kwargs['action'] = 'store_true' if key.name.startswith('no_') else argparse.BooleanOptionalAction
+            elif key.kind is dict:
+                kwargs.update(nargs=key.many, action=ParseKwargs, metavar='KEY=VALUE')
+            else:
+                kwargs.update(type=key.kind, nargs=key.many, metavar=key.kind.__name__.upper())
+                if key.many == '?':
+                    kwargs['const'] = 'inductor'
+                if key.choices:
+                    kwargs.update(choices=key.choices, metavar=None)
+            group.add_argument(*key.flags, **kwargs)
+
+
+def _folder() -> Path:
+    from . import configs  # type: ignore[attr-defined]  # mapped from the top-level folder by pyproject.toml
+
+    return Path(configs.__path__[0])
+
+
+def _is_recipe(path: Path) -> bool:
+    """Recipes stand one folder deep (`imagenet/…`); detectron2's files have upper-case sections."""
+    return any(line.startswith('model:') for line in path.read_text(encoding='utf-8').splitlines())
+
+
+def _convert(key: Key, value: Any) -> Any:
+    if value is None:
+        if key.default is None:
+            return None
+        raise ValueError(f'{key.name} must not be empty')
+    if key.kind is dict:
+        if not isinstance(value, Mapping):
+            raise ValueError(f'{key.name} must be a mapping of names to values, got {value!r}')
+        return dict(value)
+    if key.many in (None, '?'):
+        return _convert_one(key, value)
+    if not isinstance(value, (list, tuple)) or not value or isinstance(key.many, int) and len(value) != key.many:
+        count = key.many if isinstance(key.many, int) else 'one or more'
+        raise ValueError(f'{key.name} must be a list of {count} values, got {value!r}')
+    return [_convert_one(key, item) for item in value]
+
+
+def _convert_one(key: Key, value: Any) -> Any:
+    kinds = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'text'}
+    converted = value
+    if key.kind in (int, float) and isinstance(value, str):
+        # yaml reads 1e-5 as text; argparse converts defaults that are text, and so do we.
+        try:
+            converted = key.kind(value)
+        except ValueError:
+            pass
+    if key.kind is float and isinstance(converted, int) and not isinstance(converted, bool):
+        converted = float(converted)
+    if not isinstance(converted, key.kind) or isinstance(converted, bool) is not (key.kind is bool):
+        raise ValueError(f'{key.name} must be {kinds[key.kind]}, got {value!r}')
+    if key.choices and converted not in key.choices:
+        raise ValueError(f'{key.name} must be one of {", ".join(map(repr, key.choices))}, got {value!r}')
+    if key.minimum is not None and not converted >= key.minimum:
+        raise ValueError(f'{key.name} must be at least {key.minimum:g}, got {value!r}')
+    return converted

@@ -1,0 +1,493 @@
+"""A lean trainer made of timm's own parts: data, augmentation, optimiser, schedule, task, average, checkpoints.
+
+It reads the recipes of timm's train.py (`recipes`) and writes what train.py writes: `args.yaml`, `summary.csv` and
+checkpoints that validate.py reads. What it adds: it needs no script beside the package, shows a progress bar, runs in
+several processes on CPUs as well, refuses to write over an earlier experiment, and a run that was killed continues to
+the very weights of an uninterrupted one.
+"""
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from timm.data import FastCollateMixup, create_loader, resolve_data_config
+from timm.layers import convert_sync_batchnorm
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.models import safe_model_name
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.task import ClassificationTask, load_task_ema_checkpoint, resume_task_checkpoint
+from timm.utils import (
+    AverageMeter,
+    CheckpointSaver,
+    NativeScaler,
+    dispatch_clip_grad,
+    distribute_bn,
+    init_distributed_device,
+    random_seed,
+    reduce_tensor,
+    setup_default_logging,
+    update_summary,
+)
+from timm.utils.checkpoint_saver import load_checkpoint_metadata
+from timm.utils.summary import trim_summary
+from torch import nn
+from tqdm import tqdm
+
+from .evaluation import autocast, build_model, default_device, evaluate, open_images
+from .files import atomic_path, write_atomically
+from .recipes import DEFAULTS, KEYS, add_recipe_arguments, check_settings, load_recipe
+from .weights_io import loading, one_line
+
+__all__ = ['TrainingResult', 'add_arguments', 'main', 'read_summary', 'train']
+
+SUMMARY = 'summary.csv'
+LAST = 'last.pth.tar'
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training leaves behind.
+
+    Args:
+        folder: The experiment's folder; None in processes other than the first.
+        best_metric: The best value of the recipe's `eval_metric`; None if nothing was measured.
+        best_epoch: The epoch, counted from 0, that reached it.
+        history: One row of summary.csv per measured epoch: epoch, train_loss, eval_loss, eval_top1, eval_top5, lr.
+    """
+
+    folder: Path | None
+    best_metric: float | None
+    best_epoch: int | None
+    history: tuple[dict[str, float], ...]
+
+    @property
+    def last(self) -> dict[str, float]:
+        """The last row of the history; empty if there is none."""
+        return self.history[-1] if self.history else {}
+
+
+def train(config: str | Path | None = None, *, progress: bool = True, **settings: Any) -> TrainingResult:
+    """Train a model as a recipe says.
+
+    Under torchrun every process calls this; the first one writes. The state of every random generator follows from
+    (seed, epoch, process), which is why a resumed run goes the way of an uninterrupted one.
+
+    Args:
+        config: A recipe, see `recipes.load_recipe`. A resumed run takes the args.yaml beside its checkpoint if none
+            is given.
+        progress: Show progress bars and a line per epoch.
+        settings: Keys of `recipes.KEYS`, which override the recipe.
+
+    Raises:
+        ValueError: naming what is wrong with a setting, the model, the data or the checkpoint; nothing is written.
+        OSError: if a file or folder is missing; FileExistsError if the experiment's folder is in use.
+    """
+    args = _resolve(config, settings)
+    for module in args.device_modules or ():
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise ValueError(f'device_modules: {one_line(error)}') from error
+    written_args = yaml.safe_dump(vars(args), default_flow_style=False)
+    device = init_distributed_device(args)
+    try:
+        return _Run(args, device, written_args, progress and args.rank == 0).run()
+    finally:
+        if args.distributed:
+            torch.distributed.destroy_process_group()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give the parser the arguments of `main`: a recipe, and a flag per key."""
+    parser.add_argument('-c', '--config', metavar='FILE',
+                        help='recipe: a yaml file, or a packaged one such as digits/randwire_ws_pico')
+    parser.add_argument('--no-progress', action='store_true', help='no progress bars')
+    add_recipe_arguments(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Train as the parsed arguments of `add_arguments` say.
+
+    Raises:
+        ValueError, OSError: see `train`.
+    """
+    if not logging.root.handlers:
+        setup_default_logging(logging.WARNING)
+    settings = {name: value for name, value in vars(args).items() if name in KEYS}
+    result = train(args.config, progress=not args.no_progress, **settings)
+    if result.folder is not None:
+        if result.best_metric is not None:
+            print(f'best: {result.best_metric:.4g} in epoch {result.best_epoch}')
+        print(result.folder)
+    return 0
+
+
+def read_summary(path: str | Path) -> list[dict[str, float]]:
+    """Read a summary.csv, one dict per row."""
+    with open(path, newline='', encoding='utf-8') as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _resolve(config: str | Path | None, settings: dict[str, Any]) -> argparse.Namespace:
+    """Defaults, recipe and explicit settings in one namespace, checked as far as that needs no model and no data."""
+    explicit = check_settings(settings)
+    resume = explicit.get('resume')
+    if config is None and resume and (Path(resume).parent / 'args.yaml').is_file():
+        config = Path(resume).parent / 'args.yaml'
+    recipe = load_recipe(config) if config is not None else {}
+    args = argparse.Namespace(**{**copy.deepcopy(DEFAULTS), **recipe, **explicit})
+    args.device = default_device(args.device)
+    if args.resume and not Path(args.resume).is_file():
+        raise FileNotFoundError(f'no checkpoint at {args.resume}')
+    if args.sync_bn and not args.device.startswith('cuda'):
+        raise ValueError(f'sync_bn needs GPUs, got device {args.device!r}')
+    return args
+
+
+def _seed_everything(seed: int, epoch: int, rank: int) -> None:
+    """Seed Python's, numpy's and torch's generators from all three numbers."""
+    random_seed(int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0]))
+
+
+class _Saver(CheckpointSaver):
+    """timm's saver, without the instants in which last.pth.tar and the others do not exist or are half copied."""
+
+    def _replace(self, src: str, dst: str) -> None:
+        os.replace(src, dst)
+
+    def _duplicate(self, src: str, dst: str) -> None:
+        temporary = f'{dst}.tmp'
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        try:
+            os.link(src, temporary)
+        except (OSError, NotImplementedError):
+            shutil.copy2(src, temporary)
+        os.replace(temporary, dst)
+
+
+class _Run:
+    """One call of `train`, in one process: everything is built and checked first, then the folder is made."""
+
+    def __init__(self, args: argparse.Namespace, device: torch.device, written_args: str, progress: bool) -> None:
+        self.args = args
+        self.device = device
+        self.written_args = written_args
+        self.progress = progress
+        if device.type == 'cuda':
+            torch.backends.cuda.matmul.allow_tf32 = True
+            torch.backends.cudnn.benchmark = True
+
+        # The first process' seed for all: each starts from the same weights, and so does each moving average.
+        _seed_everything(args.seed, 0, 0)
+        model = self._build_model()
+        self.data_config = resolve_data_config(vars(args), model=model)
+        self.mixup = args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
+        self.loader_train, self.loader_eval = self._build_loaders()
+        self.updates_per_epoch = -(-len(self.loader_train) // args.grad_accum_steps)
+
+        self.amp_autocast = autocast(device, args.amp_dtype if args.amp else None)
+        needs_scaler = args.amp and args.amp_dtype == 'float16' and device.type == 'cuda'
+        self.loss_scaler = NativeScaler(device=device.type) if needs_scaler else None
+        self.task = ClassificationTask(model, self._criterion().to(device), device=device, verbose=False)
+        self._set_learning_rate()
+        self.optimizer = self._create_optimizer()
+        self.start_epoch = self._resume_and_setup_ema()
+        if args.torchcompile:
+            self.task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
+            if self.task.has_ema():
+                self.task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
+        self.eval_model = self.task.get_eval_model()  # not wrapped: evaluation is no affair of DDP
+        if args.distributed:
+            # DDP takes no device for a module on the CPU.
+            self.task.prepare_distributed(device_ids=None if device.type == 'cpu' else [device])
+
+        decreasing = self._eval_metric() == 'loss'
+        self.scheduler, self.num_epochs = create_scheduler_v2(
+            self.optimizer, **scheduler_kwargs(args, decreasing_metric=decreasing),
+            updates_per_epoch=self.updates_per_epoch)
+        if self.scheduler is not None and self.start_epoch > 0:
+            if args.sched_on_updates:
+                self.scheduler.step_update(self.start_epoch * self.updates_per_epoch)
+            else:
+                self.scheduler.step(self.start_epoch)
+
+    def _build_model(self) -> nn.Module:
+        args = self.args
+        kwargs: dict[str, Any] = {}
+        if args.pretrained_path:
+            # As train.py does it: -1 adapts the classifier, whatever number of classes the file has.
+            kwargs['pretrained_cfg_overlay'] = {'file': args.pretrained_path, 'num_classes': -1}
+        in_chans = args.in_chans or (args.input_size[0] if args.input_size else 3)
+        start = args.initial_checkpoint or args.pretrained_path
+        with loading(start) if start else nullcontext():
+            model = build_model(
+                args.model, pretrained=args.pretrained or bool(args.pretrained_path), in_chans=in_chans,
+                num_classes=args.num_classes, drop_rate=args.drop, drop_path_rate=args.drop_path, global_pool=args.gp,
+                checkpoint_path=args.initial_checkpoint, **kwargs, **args.model_kwargs)
+        args.num_classes = model.num_classes
+        if args.grad_checkpointing:
+            model.set_grad_checkpointing(enable=True)
+        model.to(self.device)
+        if args.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if args.distributed and args.sync_bn:
+            args.dist_bn = ''
+            model = convert_sync_batchnorm(model)
+        return model
+
+    def _build_loaders(self) -> tuple[Any, Any]:
+        args, config = self.args, self.data_config
+        shared: dict[str, Any] = {
+            'dataset': args.dataset, 'input_size': config['input_size'], 'input_img_mode': args.input_img_mode,
+            'num_classes': args.num_classes, 'class_map': args.class_map, 'download': args.dataset_download,
+            'batch_size': args.batch_size, 'seed': args.seed}
+        images = open_images(args.data_dir, args.train_split, is_training=True, **shared)
+        held_out = open_images(args.data_dir, args.val_split, **shared) if args.val_split else None
+        _check_same_classes(images, held_out)
+        shared = {
+            'input_size': config['input_size'], 'mean': config['mean'], 'std': config['std'],
+            'num_workers': args.workers, 'pin_memory': args.pin_mem, 'distributed': args.distributed,
+            'device': self.device,
+            # Workers that live on would carry their random state over from an epoch that a resumed run never saw.
+            'persistent_workers': False}
+        collate = FastCollateMixup(
+            mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
+            switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,
+            num_classes=args.num_classes) if self.mixup else None
+        plain = args.no_aug or not args.train_interpolation
+        loader_train = create_loader(
+            images, batch_size=args.batch_size, is_training=True, no_aug=args.no_aug,
+            re_prob=args.reprob, re_mode=args.remode, re_count=args.recount, train_crop_mode=args.train_crop_mode,
+            scale=args.scale, ratio=args.ratio, hflip=args.hflip, vflip=args.vflip, color_jitter=args.color_jitter,
+            color_jitter_prob=args.color_jitter_prob, grayscale_prob=args.grayscale_prob,
+            gaussian_blur_prob=args.gaussian_blur_prob, auto_augment=args.aa, num_aug_repeats=args.aug_repeats,
+            interpolation=config['interpolation'] if plain else args.train_interpolation, collate_fn=collate,
+            worker_seeding=args.worker_seeding, **shared)
+        if len(loader_train) == 0:
+            raise ValueError(f'{args.train_split!r} has {len(images)} images, fewer than one batch of '
+                             f'{args.batch_size} in each of {args.world_size} processes')
+        if held_out is None:
+            return loader_train, None
+        return loader_train, create_loader(
+            held_out, batch_size=args.validation_batch_size or args.batch_size, crop_pct=config['crop_pct'],
+            interpolation=config['interpolation'], **shared)
+
+    def _criterion(self) -> nn.Module:
+        if self.mixup:
+            return SoftTargetCrossEntropy()  # the smoothing is in the mixed targets
+        if self.args.smoothing:
+            return LabelSmoothingCrossEntropy(smoothing=self.args.smoothing)
+        return nn.CrossEntropyLoss()
+
+    def _set_learning_rate(self) -> None:
+        """As train.py: lr if it is given, otherwise lr_base scaled with the global batch."""
+        args = self.args
+        if args.lr:
+            return
+        ratio = args.batch_size * args.world_size * args.grad_accum_steps / args.lr_base_size
+        if not args.lr_base_scale:
+            args.lr_base_scale = 'sqrt' if any(name in args.opt.lower() for name in ('ada', 'lamb')) else 'linear'
+        args.lr = args.lr_base * (ratio ** 0.5 if args.lr_base_scale == 'sqrt' else ratio)
+
+    def _create_optimizer(self) -> torch.optim.Optimizer:
+        try:
+            return create_optimizer_v2(
+                self.task.get_trainable_module(), **optimizer_kwargs(cfg=self.args), **self.args.opt_kwargs)
+        except (ValueError, TypeError, AssertionError) as error:
+            raise ValueError(f'cannot create the optimiser {self.args.opt!r}: {one_line(error)}') from error
+
+    def _eval_metric(self) -> str:
+        return self.args.eval_metric if self.args.val_split else 'loss'
+
+    def _resume_and_setup_ema(self) -> int:
+        """Restore what the checkpoint holds and return the epoch to go on with."""
+        args, start_epoch = self.args, 0
+        if args.resume:
+            with loading(args.resume):
+                state = load_checkpoint_metadata(args.resume)
+                missing = [key for key in ('state_dict', 'optimizer', 'epoch') if key not in state]
+                if missing:
+                    raise ValueError(f'not a training checkpoint, it lacks {", ".join(missing)}')
+                if state.get('arch') != args.model:
+                    raise ValueError(f'it holds the model {state.get("arch")!r}, not {args.model!r}')
+                if args.model_ema and 'state_dict_ema' not in state:
+                    raise ValueError('it holds no moving average of the weights, but model_ema is set')
+                del state  # its tensors are mapped into memory
+                start_epoch = resume_task_checkpoint(
+                    self.task, args.resume, self.optimizer, self.loss_scaler, log_info=False)
+        if args.model_ema:
+            self.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
+            if args.resume:
+                with loading(args.resume):
+                    load_task_ema_checkpoint(self.task, args.resume)
+        return start_epoch
+
+    def _make_folder(self) -> tuple[Path, CheckpointSaver]:
+        """Make the experiment's folder, or enter the one that the checkpoint lies in."""
+        args = self.args
+        resumed = Path(args.resume).resolve().parent if args.resume else None
+        if resumed is not None and not args.experiment:
+            folder = resumed
+        else:
+            name = args.experiment or '-'.join([
+                datetime.now().strftime('%Y%m%d-%H%M%S'), safe_model_name(args.model),
+                str(self.data_config['input_size'][-1])])
+            folder = Path(args.output or 'output/train') / name
+        continues = resumed is not None and folder.resolve() == resumed
+        if not continues and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(f'{folder} is in use; choose another --experiment, '
+                                  f'or continue with --resume {folder / LAST}')
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / 'args.yaml', self.written_args)
+        saver = _Saver(
+            model=self.task.get_trainable_module(), optimizer=self.optimizer, args=args, amp_scaler=self.loss_scaler,
+            checkpoint_dir=str(folder), recovery_dir=str(folder), decreasing=self._eval_metric() == 'loss',
+            max_history=args.checkpoint_hist, task=self.task)
+        if continues:
+            saver.load_state_dict_from_checkpoint(args.resume)
+            best = folder / f'checkpoint-{saver.best_epoch}.pth.tar'
+            if best.is_file():  # a kill may have come just before this copy was made
+                saver._duplicate(str(best), str(folder / 'model_best.pth.tar'))
+            summary = folder / SUMMARY
+            if summary.is_file():
+                # The row of an epoch is written before its checkpoint; a kill in between leaves one row too many.
+                with atomic_path(summary) as temporary:
+                    shutil.copyfile(summary, temporary)
+                    trim_summary(str(temporary), self.start_epoch)
+        return folder, saver
+
+    def run(self) -> TrainingResult:
+        """Train from the start epoch to the last."""
+        args, folder, saver = self.args, None, None
+        history: list[dict[str, float]] = []
+        if args.rank == 0:
+            folder, saver = self._make_folder()
+            if (folder / SUMMARY).is_file():
+                history = read_summary(folder / SUMMARY)
+        best_metric, best_epoch = (saver.best_metric, saver.best_epoch) if saver is not None else (None, None)
+        for epoch in range(self.start_epoch, self.num_epochs):
+            train_metrics = self._train_one_epoch(epoch)
+            if args.distributed and args.dist_bn:
+                distribute_bn(self.task.get_trainable_module(), args.world_size, args.dist_bn == 'reduce')
+            if (epoch + 1) % args.val_interval != 0 and epoch + 1 != self.num_epochs:
+                if self.scheduler is not None:
+                    self.scheduler.step(epoch + 1)
+                continue
+            eval_metrics = self._evaluate(epoch)
+            metric = (eval_metrics or train_metrics)[self._eval_metric()]
+            row = {'epoch': float(epoch), **{f'train_{name}': value for name, value in train_metrics.items()},
+                   **{f'eval_{name}': value for name, value in (eval_metrics or {}).items()}, 'lr': self._lr()}
+            history.append(row)
+            if folder is not None and saver is not None:
+                update_summary(epoch, train_metrics, eval_metrics, filename=str(folder / SUMMARY), lr=self._lr())
+                best_metric, best_epoch = saver.save_checkpoint(epoch, metric=metric)
+            if self.progress:
+                tqdm.write(f'epoch {epoch + 1}/{self.num_epochs}: ' + ', '.join(
+                    f'{name} {value:.4g}' for name, value in row.items() if name not in ('epoch', 'eval_top5')))
+            if self.scheduler is not None:
+                self.scheduler.step(epoch + 1, metric)
+        return TrainingResult(folder, best_metric, best_epoch, tuple(history))
+
+    def _lr(self) -> float:
+        rates = [group['lr'] for group in self.optimizer.param_groups]
+        return sum(rates) / len(rates)
+
+    def _evaluate(self, epoch: int) -> dict[str, float] | None:
+        """Measure the weights on the held-out images; their moving average where there is one."""
+        if self.loader_eval is None:
+            return None
+        model = self.eval_model
+        if self.task.has_ema():
+            if self.args.distributed and self.args.dist_bn:
+                distribute_bn(self.task.get_trainable_module(ema=True), self.args.world_size,
+                              self.args.dist_bn == 'reduce')
+            model = self.task.get_eval_model(ema=True)
+        return evaluate(
+            model, self.loader_eval, self.device, self.amp_autocast, self.args.channels_last, self.args.distributed,
+            description=f'evaluate {epoch + 1}/{self.num_epochs}', progress=self.progress)
+
+    def _train_one_epoch(self, epoch: int) -> dict[str, float]:
+        args, loader = self.args, self.loader_train
+        _seed_everything(args.seed, epoch + 1, args.rank)
+        for part in (loader.dataset, loader.sampler):
+            if hasattr(part, 'set_epoch'):
+                part.set_epoch(epoch)
+        loader.mixup_enabled = not args.mixup_off_epoch or epoch < args.mixup_off_epoch
+        self.task.get_trainable_module().train()
+        losses = AverageMeter()
+        num_updates = epoch * self.updates_per_epoch
+        self.optimizer.zero_grad()
+        with self._progress_bar(epoch) as bar:
+            for index, (images, targets) in enumerate(loader):
+                if args.channels_last:
+                    images = images.contiguous(memory_format=torch.channels_last)
+                # The last update of an epoch may add up fewer steps than the others.
+                accumulated = min(args.grad_accum_steps,
+                                  len(loader) - index // args.grad_accum_steps * args.grad_accum_steps)
+                updates = index + 1 == len(loader) or (index + 1) % args.grad_accum_steps == 0
+                synchronised: Callable[[], AbstractContextManager[Any]] = nullcontext if updates else self.task.no_sync
+                with synchronised():
+                    with self.amp_autocast():
+                        loss = self.task(images, targets)['loss'] / accumulated
+                    self._backward(loss, updates)
+                losses.update(loss.item() * accumulated, len(images))
+                bar.update(len(images) * args.world_size)
+                if not updates:
+                    continue
+                num_updates += 1
+                self.optimizer.zero_grad()
+                self.task.update_ema(step=num_updates)
+                bar.set_postfix(loss=f'{losses.avg:.3f}', lr=f'{self._lr():.2g}', refresh=False)
+                if self.scheduler is not None:
+                    self.scheduler.step_update(num_updates=num_updates, metric=losses.avg)
+        loss_avg = losses.avg
+        if args.distributed:
+            loss_avg = reduce_tensor(torch.tensor([loss_avg], device=self.device), args.world_size).item()
+        return {'loss': loss_avg}
+
+    def _backward(self, loss: torch.Tensor, updates: bool) -> None:
+        args = self.args
+        parameters = None
+        if args.clip_grad is not None:
+            parameters = self.task.get_clip_parameters(exclude_head=args.clip_mode == 'agc')
+        if self.loss_scaler is not None:
+            self.loss_scaler(loss, self.optimizer, clip_grad=args.clip_grad, clip_mode=args.clip_mode,
+                             parameters=parameters, need_update=updates)
+            return
+        loss.backward()
+        if updates:
+            if parameters is not None:
+                dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)
+            self.optimizer.step()
+
+    @contextmanager
+    def _progress_bar(self, epoch: int) -> Iterator[Any]:
+        args = self.args
+        total = len(self.loader_train) * args.batch_size * args.world_size
+        with tqdm(total=total, desc=f'train {epoch + 1}/{self.num_epochs}', unit='img', leave=False,
+                  disable=not self.progress) as bar:
+            yield bar
+
+
+def _check_same_classes(images: Any, held_out: Any) -> None:
+    """Class indices follow the folders' names, so splits with other folders would be measured against other classes."""
+    classes, others = (getattr(getattr(split, 'reader', None), 'class_to_idx', None) for split in (images, held_out))
+    if classes is not None and others is not None and classes != others:
+        odd = sorted(set(classes) ^ set(others))
+        raise ValueError(f'the training and the held-out images have different classes: {", ".join(odd[:5])}')

@@ -1,0 +1,149 @@
+"""Weight files: safetensors that carry the graphs they were trained on.
+
+timm reads them like any other safetensors file. Weights of another wiring are refused while they are loaded, by
+`network.Stage.set_extra_state`; the metadata written here says in words what such a file is.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .files import atomic_path
+from .graphs import Graph, graphs_sha256
+
+__all__ = ['check_weights', 'loading', 'one_line', 'read_graphs', 'read_metadata', 'save_weights']
+
+
+def save_weights(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> None:
+    """Write a RandWire model's weights, its graphs, and whatever else is worth knowing about them.
+
+    The metadata of the file are text: `format`, `architecture`, `num_classes`, `graphs` (JSON, one graph per random
+    stage), `graphs_sha256`, `tensors_sha256`, and the given ones (as JSON unless they are text).
+
+    Args:
+        model: The network, not wrapped in anything.
+        path: Where to; must end in `.safetensors`, because timm goes by that.
+        metadata: More entries, such as `recipe='digits/randwire_ws_pico'` or `metrics={'top1': 99.0}`.
+
+    Raises:
+        ValueError: if the model has no graphs, the path has another suffix, or a given entry has the name of one above.
+    """
+    path = _checked_suffix(path)
+    graphs = getattr(model, 'graphs', None)
+    if not graphs:
+        raise ValueError(f'only RandWire models carry graphs, got {type(model).__name__}')
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    entries = {
+        'format': 'pt',
+        'architecture': (getattr(model, 'pretrained_cfg', None) or {}).get('architecture', 'randwire'),
+        'num_classes': model.num_classes,
+        'graphs': [graph.to_dict() for graph in graphs],
+        'graphs_sha256': graphs_sha256(graphs),
+        'tensors_sha256': _tensors_sha256(state),
+    }
+    taken = sorted(entries.keys() & metadata.keys())
+    if taken:
+        raise ValueError(f'metadata {", ".join(taken)} are written by save_weights itself')
+    text = {name: value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))
+            for name, value in {**entries, **metadata}.items()}
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, metadata=text)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Read the text that a safetensors file carries, without its tensors.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is empty, truncated, or no safetensors file.
+    """
+    path = _checked_suffix(path)
+    with loading(path), safe_open(path, framework='pt') as file:
+        return dict(file.metadata() or {})
+
+
+def read_graphs(path: str | os.PathLike[str]) -> tuple[Graph, ...]:
+    """Read the graphs that the weights in a file were trained on, one per random stage.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no whole safetensors file, has no graphs, or graphs that are not what their sha256 says.
+    """
+    metadata = read_metadata(path)
+    try:
+        graphs = tuple(Graph.from_dict(graph) for graph in json.loads(metadata['graphs']))
+        recorded = metadata['graphs_sha256']
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{path} carries no graphs: {one_line(error)}') from None
+    if graphs_sha256(graphs) != recorded:
+        raise ValueError(f'{path} has been altered: its graphs have sha256 {graphs_sha256(graphs)}, '
+                         f'but it records {recorded}')
+    return graphs
+
+
+def check_weights(path: str | os.PathLike[str]) -> None:
+    """Check that a file of `save_weights` is whole: its graphs and its tensors have the sha256 that it records.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is truncated, has been altered, or does not come from `save_weights`.
+    """
+    read_graphs(path)
+    recorded = read_metadata(path).get('tensors_sha256')
+    with loading(path):
+        found = _tensors_sha256(load_file(path))
+    if found != recorded:
+        raise ValueError(f'{path} has been altered: its tensors have sha256 {found}, but it records {recorded}')
+
+
+@contextmanager
+def loading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn whatever torch, safetensors and timm raise over a bad weight file into one line that names the file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the block fails because the file is empty, truncated, unsafe or made for another model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'no weights at {path}')
+    if path.stat().st_size == 0:
+        raise ValueError(f'{path} is empty')
+    try:
+        yield
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError,
+            pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise ValueError(f'{path} cannot be loaded: {one_line(error)}') from error
+
+
+def one_line(error: BaseException, limit: int = 400) -> str:
+    """An exception's message on one line, shortened; its type where it has no message."""
+    text = ' '.join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f'{text[:limit]} …'
+
+
+def _checked_suffix(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    if path.suffix != '.safetensors':
+        raise ValueError(f'weight files end in .safetensors, got {path.name!r}')
+    return path
+
+
+def _tensors_sha256(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
+        digest.update(tensor.reshape(-1).view(dtype=torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
