@@ -10,8 +10,6 @@ STAMP := $(VENV)/.randwire_zoo_installed
 
 # Without bytecode every import of torch and timm takes seconds longer, and the tests start many interpreters.
 unexport PYTHONDONTWRITEBYTECODE
-# An environment that was active before must not lend its packages or its home to this one.
-unexport PYTHONHOME
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart test check upstream benchmark clean
@@ -43,7 +41,7 @@ upstream: install  ## fetch timm's scripts and detectron2, and build its wheel, 
 	$(BIN)/python tests/upstream.py
 
 benchmark: install  ## measure speed, memory and import time side by side
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
