@@ -173,9 +173,12 @@ def _explain(error: Exception) -> str | None:
     from safetensors import SafetensorError
 
     if isinstance(error, OSError) and error.strerror:
-        message = error.strerror if error.filename is None else f'{error.filename}: {error.strerror}'
+        path = error.filename2 or error.filename  # where a file was to be moved into place, that place
+        message = error.strerror if path is None else f'{path}: {error.strerror}'
     elif isinstance(error, (OSError, ValueError, SafetensorError)):
         message = str(error) or type(error).__name__
+    elif isinstance(error, ModuleNotFoundError) and not (error.name or '').startswith('randwire_zoo'):
+        message = f'{error}; this command needs that package'
     elif isinstance(error, RuntimeError):  # timm's and torch's own; they have no type of their own
         message = str(error)
         if match := re.match(r'Unknown model \((.*)\)', message):
@@ -252,7 +255,7 @@ def _count(name: str, kwargs: dict[str, Any], img_size: int | None = None) -> di
 
     from .complexity import count_complexity
 
-    model = timm.create_model(name, device='meta', **kwargs)
+    model: Any = timm.create_model(name, device='meta', **kwargs)
     channels, *size = model.pretrained_cfg['input_size']
     height, width = (img_size, img_size) if img_size else size
     return {'img_size': height, **vars(count_complexity(model, (channels, height, width)))}
@@ -265,7 +268,8 @@ def _recorded(name: str) -> dict[str, int] | None:
     if not COMPLEXITY.is_file():
         return None
     row = json.loads(COMPLEXITY.read_text(encoding='utf-8')).get(name, {})
-    size = timm.get_pretrained_cfg(name).input_size[-1]
+    cfg: Any = timm.get_pretrained_cfg(name)
+    size = cfg.input_size[-1]
     if row.get('graphs_sha256') != graphs_sha256(load_graphs(name)) or str(size) not in row:
         return None
     return {'img_size': size, 'params': row['params'], **row[str(size)]}
@@ -290,7 +294,7 @@ def _list(args: argparse.Namespace) -> int:
         raise ValueError(f'no name matches {args.filter!r}' + _suggest(args.filter))
     weights = _weights()
     rows = []
-    for name in names:
+    for name in sorted(names, key=lambda name: (ARCHITECTURES[name].channels, name.split('_')[1], name)):
         rows.append({'name': name, **vars(ARCHITECTURES[name]), **(_recorded(name) or _count(name, {})),
                      'weights': weights.get(name, [])})
     if args.json:
@@ -332,17 +336,19 @@ def _info(args: argparse.Namespace) -> int:
         (f'activations at {size}', f'{figures["activations"]:,}'),
         ('sha256 of the graphs', graphs_sha256(network.graphs)),
     ]
+    arguments = [repr(name), *(f'{key}={value!r}' for key, value in kwargs.items())]
     tags = _weights().get(name, [])
     for tag in tags:
-        cfg = timm.get_pretrained_cfg(f'{name}.{tag}')
-        place = cfg.hf_hub_id or cfg.url or f'{Path(cfg.file).name}, installed' if Path(cfg.file or '').is_file() else (
-            cfg.hf_hub_id or cfg.url or f'{cfg.file}, which is missing')
+        cfg: Any = timm.get_pretrained_cfg(f'{name}.{tag}')
+        place = cfg.hf_hub_id or cfg.url
+        if not place:
+            installed = Path(cfg.file).is_file()
+            place = f'{Path(cfg.file).name}, installed' if installed else f'{cfg.file} is missing'
         rows.append(('weights', f'{tag}: {cfg.num_classes} classes, {"×".join(map(str, cfg.input_size))} ({place})'))
-    if not tags:
-        rows.append(('weights', 'none'))
-    arguments = [repr(name), *(f'{key}={value!r}' for key, value in kwargs.items())]
     if tags:
         arguments.append('pretrained=True')
+    else:
+        rows.append(('weights', 'none'))
     rows.append(('create', f'timm.create_model({", ".join(arguments)})'))
     print(network.name or network.generator)
     print(tabulate(rows, tablefmt='plain', disable_numparse=True))

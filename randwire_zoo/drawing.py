@@ -425,11 +425,11 @@ def draw_predictions(
         axes.set_xlabel(f'{mark}{_shorten(prediction)} ({confidence:.0%})', fontsize=9, labelpad=4,
                         color=INK if right else OUTPUT, fontweight='normal' if right else 'bold')
     correct = sum(str(label) == str(prediction) for label, prediction in zip(labels, predictions, strict=True))
-    figure.suptitle(f'{correct} of {len(images)} right', fontsize=12, color=INK)
+    figure.suptitle(f'{correct} of {len(images)} right\nabove: true class, below: prediction', fontsize=11, color=INK)
     _save(figure, path)
 
 
-def _shorten(name: str, width: int = 15) -> str:
+def _shorten(name: str, width: int = 13) -> str:
     """Cut a class name to what fits under a small image."""
     name = str(name)
     return name if len(name) <= width else name[:width - 1].rstrip() + '…'
