@@ -17,11 +17,11 @@ from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from torch import Tensor, nn
+from torch import nn
 
 from .frozen import load_graphs
 from .graphs import Graph, parse_graph_model, sample_graphs
-from .network import RandWire, stage_node_counts
+from .network import RandWire, checkpoint_filter_fn, stage_node_counts
 
 __all__ = ['ARCHITECTURES', 'Architecture', 'sample_architecture']
 
@@ -98,15 +98,11 @@ default_cfgs = generate_default_cfgs({
 })
 
 
-def _checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    return state_dict.get('state_dict', state_dict)  # type: ignore[return-value]
-
-
 def _create_randwire(variant: str, pretrained: bool, graphs: Sequence[Graph], **kwargs: Any) -> nn.Module:
     # The getter runs the network's own forward, with its edge removal and checkpointing; 'list' works as well.
     feature_cfg = {'out_indices': (0, 1, 2, 3, 4), 'feature_cls': 'getter', **(kwargs.pop('feature_cfg', None) or {})}
     return build_model_with_cfg(
-        RandWire, variant, pretrained, feature_cfg=feature_cfg, pretrained_filter_fn=_checkpoint_filter_fn,
+        RandWire, variant, pretrained, feature_cfg=feature_cfg, pretrained_filter_fn=checkpoint_filter_fn,
         graphs=graphs, **kwargs)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .graphs import Graph
 
-__all__ = ['NODE_OPS', 'REGIMES', 'Node', 'RandWire', 'Stage', 'stage_node_counts']
+__all__ = ['NODE_OPS', 'REGIMES', 'Node', 'RandWire', 'Stage', 'checkpoint_filter_fn', 'stage_node_counts']
 
 NODE_OPS = ('sep_conv', 'conv', 'max_pool', 'avg_pool')
 REGIMES = ('small', 'regular')
@@ -97,9 +97,14 @@ class Node(nn.Module):
         elif node_op == 'conv':
             self.conv = nn.Conv2d(in_chs, out_chs, dilation=dilation, bias=False, **window, **dd)
         else:
-            # Averages of a window that overlaps the border leave out the padding, so that they are averages of data.
-            self.pool: nn.Module = nn.MaxPool2d(dilation=dilation, **window) if node_op == 'max_pool' \
-                else nn.AvgPool2d(count_include_pad=False, **window)
+            if node_op == 'avg_pool':
+                # Averages of a window that overlaps the border leave out the padding: they are averages of data.
+                self.pool: nn.Module = nn.AvgPool2d(count_include_pad=False, **window)
+            elif dilation == 1:
+                self.pool = nn.MaxPool2d(**window)
+            else:
+                # MaxPool2d takes no padding this wide. After the ReLU nothing is below 0, so zeros change no maximum.
+                self.pool = nn.Sequential(nn.ZeroPad2d(dilation), nn.MaxPool2d(3, stride=stride, dilation=dilation))
             self.conv_pw = nn.Conv2d(in_chs, out_chs, 1, bias=False, **dd)
         self.bn = nn.BatchNorm2d(out_chs, **dd)
 
@@ -115,7 +120,7 @@ class Node(nn.Module):
             weights = torch.sigmoid(edge_weight)
             if kept_edges is not None:
                 weights = weights * kept_edges
-            x = F.relu_(weighted_sum(inputs, weights))
+            x = aggregate(inputs, weights)
         else:
             x = F.relu(inputs[0])
         return self.bn(self.transform(x))
@@ -131,13 +136,57 @@ class Node(nn.Module):
         return x
 
 
-def weighted_sum(inputs: list[Tensor], weights: Tensor) -> Tensor:
-    """Sum the inputs, each times its entry of weights, into one fresh tensor without stacking them."""
+@torch.fx.wrap
+def aggregate(inputs: list[Tensor], weights: Tensor) -> Tensor:
+    """ReLU of the weighted sum of the inputs, as one fresh tensor and without stacking them.
+
+    Args:
+        inputs: At least two tensors of one shape.
+        weights: One positive weight per input.
+    """
     weights = weights.to(inputs[0].dtype)  # under autocast the data may be bf16 and the weights fp32
+    if not torch.jit.is_scripting():
+        # Compilers fuse the plain form better, and exporters know no Python functions.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+            return _Aggregate.apply(weights, *inputs)
+    return F.relu_(_weighted_sum(inputs, weights))
+
+
+def _weighted_sum(inputs: list[Tensor], weights: Tensor) -> Tensor:
     total = inputs[0] * weights[0]
     for i in range(1, len(inputs)):
         total.addcmul_(inputs[i], weights[i])
     return total
+
+
+class _Aggregate(torch.autograd.Function):
+    """`aggregate` with a backward pass that writes one tensor per edge, where autograd's own would write four."""
+
+    @staticmethod
+    def forward(weights: Tensor, *inputs: Tensor) -> Tensor:
+        return F.relu_(_weighted_sum(list(inputs), weights))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(output, *inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
+        output, weights, *inputs = ctx.saved_tensors
+        grad = torch.ops.aten.threshold_backward(grad, output, 0)
+        grad_weights = torch.stack([_inner_product(grad, x) for x in inputs]) if ctx.needs_input_grad[0] else None
+        grad_inputs: list[Optional[Tensor]] = [
+            grad * weight if needed else None
+            for weight, needed in zip(weights, ctx.needs_input_grad[1:])]
+        return (grad_weights, *grad_inputs)
+
+
+def _inner_product(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of a·b over all elements, without writing the products where both lie alike in memory."""
+    if a.dtype == torch.float32 and a.stride() == b.stride() and a.is_contiguous(
+            memory_format=torch.channels_last if a.stride(1) == 1 else torch.contiguous_format):
+        return torch.dot(a.as_strided((a.numel(),), (1,)), b.as_strided((b.numel(),), (1,)))
+    return (a * b).sum(dtype=torch.float32).to(a.dtype)
 
 
 class Stage(nn.Module):
@@ -232,7 +281,8 @@ class Stage(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """The graph's sha256 as 32 bytes, so that every checkpoint of every tool says which wiring it was trained on."""
-        return torch.tensor(list(bytes.fromhex(self.graph.sha256)), dtype=torch.uint8)
+        # Real data wherever the network lives: also on, or under a context of, the meta device.
+        return torch.tensor(list(bytes.fromhex(self.graph.sha256)), dtype=torch.uint8, device='cpu')
 
     def set_extra_state(self, state: Any) -> None:
         """Refuse weights that were trained on another graph: tensor shapes alone cannot tell.
@@ -241,7 +291,7 @@ class Stage(nn.Module):
             ValueError: if the loaded weights carry another graph's sha256.
         """
         # Averaging tools turn every tensor into floats; the bytes survive that.
-        loaded = bytes(int(byte) for byte in torch.as_tensor(state).flatten().tolist()).hex()
+        loaded = ''.join(f'{int(byte):02x}' for byte in torch.as_tensor(state).flatten().tolist())
         if loaded != self.graph.sha256:
             raise ValueError(f'these weights were trained on other wiring: graph sha256 {loaded}, '
                              f'but this stage has {self.graph.sha256}')
@@ -538,6 +588,11 @@ class RandWire(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, in_chans, H, W] to logits [B, num_classes]."""
         return self.forward_head(self.forward_features(x))
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """The weights in what timm has read from a file: beside the network's class, where timm looks for it."""
+    return state_dict.get('state_dict', state_dict)
 
 
 def _init_linear(linear: nn.Linear) -> None:
