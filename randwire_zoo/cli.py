@@ -181,16 +181,16 @@ def _explain(error: Exception) -> str | None:
         message = f'{error}; this command needs that package'
     elif isinstance(error, RuntimeError):  # timm's and torch's own; they have no type of their own
         message = str(error)
-        if match := re.match(r'Unknown model \((.*)\)', message):
-            message = f'unknown model {match[1]!r}' + _suggest(match[1])
-        elif message.startswith('Error(s) in loading state_dict'):
+        if message.startswith('Error(s) in loading state_dict'):
             head, *problems = [line.strip() for line in message.splitlines() if line.strip()]
             more = f' (and {len(problems) - 1} more)' if len(problems) > 1 else ''
             message = ' '.join([head, *problems[:1]]) + more
-        elif not message.startswith(('No pretrained weights', 'Invalid pretrained', 'Found 0 images')):
+        elif not message.startswith(('Unknown model', 'No pretrained weights', 'Invalid pretrained', 'Found 0 images')):
             return None
     else:
         return None
+    if match := re.search(r'Unknown model \((.*?)\)', message):
+        message += _suggest(match[1])
     return ' '.join(message.split())
 
 

@@ -213,7 +213,7 @@ def test_every_command_has_help_with_its_options_and_an_example(
 
 @pytest.mark.parametrize(('error', 'message'), [
     (RuntimeError('Unknown model (randwire_ws_c110)'),
-     "unknown model 'randwire_ws_c110'; did you mean randwire_ws_c109"),
+     'Unknown model (randwire_ws_c110); did you mean randwire_ws_c109'),
     (SafetensorError('Error while deserializing header'), 'Error while deserializing header'),
     (FileNotFoundError(2, 'No such file or directory', 'x.yaml'), 'x.yaml: No such file or directory'),
     (ModuleNotFoundError("No module named 'onnx'", name='onnx'), "No module named 'onnx'"),
