@@ -219,12 +219,12 @@ def draw_graphs(
     widths = [max(right - left, 8.5) + 2 * margin for left, right, _, _ in boxes]
     height = max(top - bottom for _, _, bottom, top in boxes) + header + 2 * margin
     head, foot = (2.0 if title else 0.4), 1.6
-    unit = min(INCHES, MAX_INCHES / sum(widths), MAX_INCHES / (height + head + foot))
+    total_width, total_height = max(sum(widths), 0.34 * len(title) + 2 * margin, 15.0), height + head + foot
+    unit = min(INCHES, MAX_INCHES / total_width, MAX_INCHES / total_height)
     points = unit / INCHES  # scales fonts and lines with everything else
 
-    total_width, total_height = sum(widths), height + head + foot
     figure = Figure(figsize=(total_width * unit, total_height * unit), facecolor=PAPER)
-    x = 0.0
+    x = (total_width - sum(widths)) / 2
     for graph, name, (positions, routes), box, width in zip(graphs, names, layouts, boxes, widths, strict=True):
         axes = figure.add_axes((x / total_width, foot / total_height, width / total_width, height / total_height))
         x += width
@@ -238,7 +238,8 @@ def draw_graphs(
         axes.text(centre, top + margin + 0.95, _caption(graph), ha='center', va='top', fontsize=9 * points, color=EDGE)
     if title:
         figure.text(0.5, 1 - 0.55 / total_height, title, ha='center', va='top', fontsize=15 * points, color=INK)
-    _draw_legend(figure, total_width, total_height, points)
+    isolated = any(set(graph.inputs) & set(graph.outputs) for graph in graphs)
+    _draw_legend(figure, isolated, total_height, points)
     _save(figure, path)
 
 
@@ -300,15 +301,16 @@ def _towards(start: XY, end: XY, distance: float) -> XY:
     return start[0] + (end[0] - start[0]) * share, start[1] + (end[1] - start[1]) * share
 
 
-def _draw_legend(figure: Figure, total_width: float, total_height: float, points: float) -> None:
+def _draw_legend(figure: Figure, isolated: bool, total_height: float, points: float) -> None:
     from matplotlib.lines import Line2D
 
     def marker(face: str, **kwargs: str) -> Line2D:
         return Line2D([], [], linestyle='none', marker='o', markersize=10 * points, markerfacecolor=face,
                       markeredgecolor=INK, markeredgewidth=0.7 * points, **kwargs)  # type: ignore[arg-type]
 
-    handles = [marker(INPUT, label='input'), marker(OUTPUT, label='output (sink)'), marker(NODE, label='node'),
-               marker(INPUT, label='isolated: both', fillstyle='left', markerfacecoloralt=OUTPUT)]
+    handles = [marker(INPUT, label='input'), marker(OUTPUT, label='output (sink)'), marker(NODE, label='node')]
+    if isolated:
+        handles.append(marker(INPUT, label='isolated: both', fillstyle='left', markerfacecoloralt=OUTPUT))
     figure.legend(handles=handles, loc='lower center', ncols=4, frameon=False, fontsize=10 * points, labelcolor=INK,
                   bbox_to_anchor=(0.5, 0.25 / total_height), borderaxespad=0, handletextpad=0.2)
 
