@@ -7,6 +7,7 @@ on a GPU.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -288,6 +289,8 @@ def _convert_one(key: Key, value: Any) -> Any:
         raise ValueError(f'{key.name} must be {kinds[key.kind]}, got {value!r}')
     if key.choices and converted not in key.choices:
         raise ValueError(f'{key.name} must be one of {", ".join(map(repr, key.choices))}, got {value!r}')
-    if key.minimum is not None and not converted >= key.minimum:
+    if key.kind is float and not math.isfinite(converted):
+        raise ValueError(f'{key.name} must be finite, got {value!r}')
+    if key.minimum is not None and converted < key.minimum:
         raise ValueError(f'{key.name} must be at least {key.minimum:g}, got {value!r}')
     return converted

@@ -1,0 +1,160 @@
+"""The main job in one command: digits to a trained, measured, saved, reloaded and drawn network."""
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import create_transform, resolve_data_config
+from timm.models import load_checkpoint
+from torch import Tensor, nn
+
+from .digits import write_digits
+from .evaluation import build_model, evaluate_folder, open_images
+from .recipes import load_recipe
+from .training import LAST, SUMMARY, train
+from .weights_io import check_weights, save_weights
+
+__all__ = ['Quickstart', 'add_arguments', 'main', 'quickstart']
+
+RECIPE = 'digits/randwire_ws_pico'
+REQUIRED_TOP1 = 98.0
+SHEET = 40  # digits on the sheet of predictions
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """What a quick start leaves behind.
+
+    Args:
+        folder: All of it.
+        weights: The trained weights, with their graphs.
+        pictures: Wiring, training curve, predictions.
+        top1: Per cent of the held-out digits that the reloaded network gets right.
+        images: How many held-out digits there are.
+        equal_logits: Whether the reloaded network's logits are those of the trained one, bit for bit.
+        seconds: Training time.
+    """
+
+    folder: Path
+    weights: Path
+    pictures: tuple[Path, ...]
+    top1: float
+    images: int
+    equal_logits: bool
+    seconds: float
+
+
+def quickstart(
+        output: str | Path = 'output/quickstart', seed: int | None = None, epochs: int | None = None,
+        progress: bool = True,
+) -> Quickstart:
+    """Write the digits, train on them, measure, save, reload through timm, compare, draw.
+
+    Nothing is chosen by looking at the held-out digits: the weights are those after the last epoch.
+
+    Args:
+        output: Folder for everything.
+        seed: Seed of the training; the recipe's if None.
+        epochs: Epochs of the training; the recipe's if None.
+        progress: Show progress bars.
+
+    Raises:
+        FileExistsError: if the folder holds an earlier quick start.
+        ValueError: if scikit-learn is missing, or a setting is bad.
+    """
+    from .drawing import draw_curves, draw_graphs, draw_predictions
+
+    folder = Path(output)
+    if (folder / 'training').exists():
+        raise FileExistsError(f'{folder} holds an earlier quick start; name another folder with --output')
+    settings = {name: value for name, value in (('seed', seed), ('epochs', epochs)) if value is not None}
+    data_dir = write_digits(folder / 'digits')
+    start = time.monotonic()
+    result = train(
+        RECIPE, progress=progress, data_dir=str(data_dir), output=str(folder), experiment='training', **settings)
+    seconds = time.monotonic() - start
+    assert result.folder is not None  # one process
+
+    name = load_recipe(RECIPE)['model']
+    trained = build_model(name)
+    load_checkpoint(trained, str(result.folder / LAST))
+    weights = folder / f'{name}.safetensors'
+    save_weights(trained, weights, recipe=RECIPE, metrics=result.last)
+    check_weights(weights)
+    reloaded = build_model(name, pretrained=True, pretrained_cfg_overlay={'file': str(weights)})
+    held_out = open_images(data_dir, 'validation')
+    logits = _logits(reloaded, held_out)
+    equal_logits = torch.equal(_logits(trained, held_out), logits)
+    metrics = evaluate_folder(reloaded, data_dir, workers=0, progress=progress)
+
+    pictures = tuple(folder / picture for picture in ('wiring.png', 'curves.png', 'predictions.png'))
+    stages = [f'conv{5 - len(trained.graphs) + i}' for i in range(1, len(trained.graphs) + 1)]
+    draw_graphs(trained.graphs, pictures[0], title=name, names=stages)
+    draw_curves(result.folder / SUMMARY, pictures[1])
+    _draw_sheet(draw_predictions, held_out, logits, pictures[2])
+    return Quickstart(
+        folder, weights, pictures, metrics['top1'], int(metrics['images']), equal_logits, seconds)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give the parser the arguments of `main`."""
+    parser.add_argument('--output', metavar='DIR', default='output/quickstart',
+                        help='folder for everything (default: %(default)s)')
+    parser.add_argument('--seed', type=int, metavar='N', help="seed of the training (default: the recipe's)")
+    parser.add_argument('--epochs', type=int, metavar='N', help="epochs (default: the recipe's)")
+    parser.add_argument('--no-progress', action='store_true', help='no progress bars')
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the quick start and print what came out.
+
+    Returns:
+        0; 1 if fewer than 98 % of the held-out digits are right, or the reloaded network's logits differ.
+
+    Raises:
+        ValueError, OSError: see `quickstart`.
+    """
+    result = quickstart(args.output, args.seed, args.epochs, progress=not args.no_progress)
+    good = result.top1 >= REQUIRED_TOP1
+    print(f'trained in  {result.seconds:.0f} s')
+    print(f'top-1       {result.top1:.2f} % of {result.images} held-out digits'
+          + ('' if good else f', less than {REQUIRED_TOP1:g} %'))
+    print(f'weights     {result.weights} ({result.weights.stat().st_size / 1e6:.2f} MB)')
+    print('reloaded    ' + ('through timm.create_model(…, pretrained=True): equal logits' if result.equal_logits
+                            else 'through timm.create_model(…, pretrained=True): LOGITS DIFFER'))
+    for title, picture in zip(('wiring', 'curves', 'predictions'), result.pictures, strict=True):
+        print(f'{title:<11} {picture}')
+    return 0 if good and result.equal_logits else 1
+
+
+def _logits(model: nn.Module, images: Any) -> Tensor:
+    """Logits [N, num_classes] for a data set, with the model's own preprocessing."""
+    images.transform = create_transform(**resolve_data_config({}, model=model))
+    model.eval()
+    with torch.inference_mode():
+        return torch.cat([model(torch.stack(batch)) for batch in _batches([image for image, _ in images])])
+
+
+def _batches(items: list[Tensor], size: int = 64) -> list[list[Tensor]]:
+    return [items[start:start + size] for start in range(0, len(items), size)]
+
+
+def _draw_sheet(draw_predictions: Callable[..., None], images: Any, logits: Tensor, path: Path) -> None:
+    """Draw every digit that the network got wrong, and others, up to SHEET in all."""
+    images.transform = None
+    confidences, predictions = logits.softmax(dim=1).max(dim=1)
+    targets = torch.tensor([target for _, target in images])
+    wrong = (predictions != targets).nonzero().flatten().tolist()
+    right = (predictions == targets).nonzero().flatten().tolist()
+    # The images are sorted by class; steps through them reach all classes.
+    step = max(1, len(right) // max(1, SHEET - len(wrong)))
+    chosen = [*wrong, *right[::step]][:SHEET]
+    names = {index: name for name, index in images.reader.class_to_idx.items()}
+    draw_predictions(
+        [images[i][0] for i in chosen], [names[int(targets[i])] for i in chosen],
+        [names[int(predictions[i])] for i in chosen], [float(confidences[i]) for i in chosen], path)

@@ -1,0 +1,108 @@
+"""Recipes: what is read from them, and that timm's train.py reads the same."""
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+import pytest
+import upstream
+import yaml
+
+from randwire_zoo.recipes import DEFAULTS, KEYS, add_recipe_arguments, load_recipe, recipe_names
+
+SCRIPTS = upstream.timm_scripts()
+
+
+def train_py_parser() -> argparse.ArgumentParser:
+    if SCRIPTS is None:
+        pytest.skip(f"timm's stock scripts are not there; {upstream.HOW}")
+    spec = importlib.util.spec_from_file_location('stock_train', SCRIPTS / 'train.py')
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.parser
+
+
+def test_every_key_has_the_name_type_and_default_of_train_py_save_the_device() -> None:
+    actions = {action.dest: action for action in train_py_parser()._actions}
+    for name, key in KEYS.items():
+        assert name in actions, f'train.py has no {name}'
+        action = actions[name]
+        if name != 'device':
+            assert action.default == key.default, name
+        if key.kind is bool:
+            assert action.nargs == 0, name
+        elif key.kind is not dict:
+            assert (action.type or str, action.nargs) == (key.kind, key.many), name
+        assert key.flags[-1] in action.option_strings and set(key.flags) <= set(action.option_strings), name
+
+
+@pytest.mark.parametrize('name', recipe_names())
+def test_a_packaged_recipe_means_the_same_to_train_py_and_to_us(name: str) -> None:
+    recipe = load_recipe(name)
+    parser = train_py_parser()
+    parser.set_defaults(**yaml.safe_load((Path(__file__).parents[1] / 'configs' / f'{name}.yaml').read_text()))
+    theirs = vars(parser.parse_args([]))
+    ours = {**DEFAULTS, 'device': 'cuda', **recipe}
+    assert {key: theirs[key] for key in ours} == ours
+
+
+def test_the_papers_recipes_are_packaged_with_its_settings() -> None:
+    for name, decay, drop, edge_removal in (
+            ('small', 5e-5, 0.0, None), ('c109', 1e-5, 0.2, 0.1), ('c154', 1e-5, 0.2, 0.1)):
+        recipe = {**DEFAULTS, **load_recipe(f'imagenet/randwire_ws_{name}')}
+        assert (recipe['weight_decay'], recipe['drop'], recipe['drop_path']) == (decay, drop, edge_removal)
+        assert (recipe['opt'], recipe['momentum'], recipe['smoothing'], recipe['epochs']) == ('momentum', 0.9, 0.1, 100)
+        assert (recipe['lr'], recipe['lr_base'], recipe['lr_base_size']) == (None, 0.1, 256)
+        assert (recipe['sched'], recipe['min_lr'], recipe['sched_on_updates']) == ('cosine', 0.0, True)
+
+
+def test_every_key_can_be_given_as_a_flag_and_an_absent_flag_leaves_the_recipe_alone() -> None:
+    parser = argparse.ArgumentParser()
+    add_recipe_arguments(parser)
+    assert vars(parser.parse_args([])) == {}
+    given = vars(parser.parse_args(
+        ['--model-kwargs', 'graph=ws(4,0.75)', 'seed=2', '--no-amp', '--scale', '0.5', '1', '--torchcompile', '-b', '8',
+         '--channels-last']))
+    assert given == {'model_kwargs': {'graph': 'ws(4,0.75)', 'seed': 2}, 'amp': False, 'scale': [0.5, 1.0],
+                     'torchcompile': 'inductor', 'batch_size': 8, 'channels_last': True}
+    assert '(default: 0.1)' in parser.format_help()
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
+    (tmp_path / 'recipe.yaml').write_text('weight_decay: 1e-5\nlr: 1\n')
+    assert load_recipe(tmp_path / 'recipe.yaml') == {'weight_decay': 1e-5, 'lr': 1.0}
+
+
+@pytest.mark.parametrize(('text', 'message'), [
+    ('modle: randwire', "unknown key 'modle'"),
+    ('epochs: many', "epochs must be an integer, got 'many'"),
+    ('epochs: 0', 'epochs must be at least 1, got 0'),
+    ('epochs: true', 'epochs must be an integer, got True'),
+    ('lr: .nan', 'lr must be'),
+    ('lr: .inf', 'lr must be'),
+    ('amp: 1', 'amp must be true or false, got 1'),
+    ('model: 3', 'model must be text, got 3'),
+    ('model:', 'model must not be empty'),
+    ('scale: 0.5', 'scale must be a list'),
+    ('input_size: [3, 32]', 'input_size must be a list of 3 values'),
+    ('model_kwargs: [seed=1]', 'model_kwargs must be a mapping'),
+    ('amp_dtype: float64', "amp_dtype must be one of 'float16', 'bfloat16', got 'float64'"),
+    ('sched: plateau', 'sched must be one of'),
+    ('- model', 'must hold lines of `key: value`, got list'),
+    ('', 'must hold lines of `key: value`, got NoneType'),
+    ('model: [', 'is not a yaml file'),
+])
+def test_a_bad_recipe_is_one_line_that_names_the_file_and_what_is_wrong(
+        text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / 'recipe.yaml'
+    path.write_text(text)
+    with pytest.raises(ValueError) as error:
+        load_recipe(path)
+    assert message in str(error.value) and str(path) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_missing_recipe_names_the_packaged_ones() -> None:
+    with pytest.raises(FileNotFoundError, match=r"no recipe 'digits/nothing'.*digits/randwire_ws_pico"):
+        load_recipe('digits/nothing')
