@@ -4,15 +4,12 @@ Nobody imports randwire_zoo here: the scripts run in processes of their own and 
 """
 from __future__ import annotations
 
-import argparse
 import csv
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -22,8 +19,7 @@ from PIL import Image
 
 import randwire_zoo.configs
 
-RECIPES_FOLDER = Path(randwire_zoo.configs.__file__).parent
-RECIPES = {path.relative_to(RECIPES_FOLDER).as_posix(): path for path in sorted(RECIPES_FOLDER.glob('*/*.yaml'))}
+RECIPE = Path(randwire_zoo.configs.__file__).parent / 'digits' / 'randwire_ws_pico.yaml'
 SCRIPTS = upstream.timm_scripts()
 COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40))
 SIZE = 48
@@ -65,7 +61,7 @@ def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of a short run of train.py."""
     folder = tmp_path_factory.mktemp('train')
     run_script(
-        'train.py', '-c', RECIPES['digits/randwire_ws_pico.yaml'], '--data-dir', images, '--num-classes', '4',
+        'train.py', '-c', RECIPE, '--data-dir', images, '--num-classes', '4',
         '--img-size', str(SIZE), '--epochs', '4', '--lr', '0.05', '--warmup-epochs', '0', '-b', '8', '--device', 'cpu',
         '--output', folder, '--experiment', 'run', cwd=folder)
     return folder / 'run'
@@ -137,50 +133,3 @@ def test_device_modules_registers_where_the_hook_is_switched_off(images: Path, t
         '--device', 'cpu', '--output', tmp_path, '--experiment', 'run', cwd=tmp_path,
         TORCH_DEVICE_BACKEND_AUTOLOAD='0')
     assert len(summary(tmp_path / 'run')) == 1
-
-
-def load_train_py() -> ModuleType:
-    """train.py as a module of its own each time: parsing a recipe changes its parser's defaults."""
-    assert SCRIPTS is not None
-    spec = importlib.util.spec_from_file_location('timm_stock_train', SCRIPTS / 'train.py')
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def problem(action: argparse.Action, value: object) -> str | None:
-    """Why this value could not have come from the command line, where argparse checks it; a recipe's is not checked."""
-    if value is None:
-        return None
-    if isinstance(action, (argparse._StoreTrueAction, argparse._StoreFalseAction)):
-        return None if isinstance(value, bool) else 'is no true or false'
-    if type(action).__name__ == 'ParseKwargs':
-        return None if isinstance(value, dict) else 'is no mapping'
-    if (action.nargs in ('+', '*') or isinstance(action.nargs, int)) != isinstance(value, list):
-        return 'is a list' if isinstance(value, list) else 'is no list'
-    for item in value if isinstance(value, list) else [value]:
-        if action.type is float and (isinstance(item, bool) or not isinstance(item, (int, float))):
-            return 'is no number'  # such as 5e-5, which YAML reads as a string
-        if action.type is int and (isinstance(item, bool) or not isinstance(item, int)):
-            return 'is no whole number'
-        if action.type in (None, str) and not isinstance(item, str):
-            return 'is no string'
-        if action.choices is not None and item not in action.choices:
-            return f'is none of {list(action.choices)}'
-    return None
-
-
-@pytest.mark.parametrize('recipe', RECIPES)
-def test_train_py_knows_every_key_of_the_recipe_and_takes_its_value(
-        recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    train = load_train_py()
-    values = yaml.safe_load(RECIPES[recipe].read_text(encoding='utf-8'))
-    actions = {action.dest: action for action in train.parser._actions}
-    assert not set(values) - set(actions)
-    problems = {key: f'{value!r} {why}' for key, value in values.items() if (why := problem(actions[key], value))}
-    assert not problems
-
-    monkeypatch.setattr(sys, 'argv', ['train.py', '-c', str(RECIPES[recipe]), '--data-dir', 'somewhere'])
-    args, _ = train._parse_args()
-    assert {key: getattr(args, key) for key in values} == values
