@@ -1,0 +1,274 @@
+"""The trainer: the same files as train.py, the same weights after a kill, one result from two processes."""
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import upstream
+import yaml
+from PIL import Image
+
+from randwire_zoo.evaluation import build_model, evaluate_folder
+from randwire_zoo.training import add_arguments, main, read_summary, train
+
+NETWORK = {'graph': 'ws(2,0.5)', 'seed': 1, 'channels': 4, 'num_nodes': 4}
+# Everything random that a run can have: augmentation in a worker, mixing, erasing, edge removal, dropout.
+SETTINGS: dict[str, Any] = {
+    'model': 'randwire', 'model_kwargs': NETWORK, 'num_classes': 3, 'img_size': 32, 'mean': [0.5] * 3, 'std': [0.5] * 3,
+    'crop_pct': 1.0, 'batch_size': 8, 'epochs': 4, 'warmup_epochs': 1, 'lr': 0.05, 'opt': 'momentum', 'device': 'cpu',
+    'workers': 1, 'mixup': 0.2, 'cutmix': 0.5, 'reprob': 0.3, 'drop': 0.2, 'drop_path': 0.5, 'clip_grad': 1.0,
+    'grad_accum_steps': 2, 'model_ema': True, 'model_ema_decay': 0.9, 'sched_on_updates': True,
+}
+PLAIN: dict[str, Any] = {**SETTINGS, 'workers': 0, 'mixup': 0.0, 'cutmix': 0.0, 'model_ema': False, 'epochs': 1}
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image folder of three noisy colours: 15 pictures each to train on, 3 held out."""
+    folder, rng = tmp_path_factory.mktemp('images'), np.random.default_rng(0)
+    for split, count in (('train', 15), ('validation', 3)):
+        for label, colour in enumerate(((200, 40, 40), (40, 200, 40), (40, 40, 200))):
+            (folder / split / str(label)).mkdir(parents=True)
+            for index in range(count):
+                pixels = np.clip(rng.normal(colour, 60, (32, 32, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / split / str(label) / f'{index}.png')
+    return folder
+
+
+def load(path: Path) -> dict[str, Any]:
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, weights_only=True)
+
+
+def differences(left: Any, right: Any, where: str = '') -> list[str]:
+    """The places where two checkpoints are not equal, bit for bit."""
+    if isinstance(left, torch.Tensor):
+        return [] if torch.equal(left, right) else [where]
+    if isinstance(left, dict):
+        assert left.keys() == right.keys()
+        return [place for key in left for place in differences(left[key], right[key], f'{where}/{key}')]
+    if isinstance(left, (list, tuple)):
+        return [place for i in range(len(left)) for place in differences(left[i], right[i], f'{where}/{i}')]
+    return [] if left == right else [where]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+def test_a_killed_run_continues_to_the_weights_of_an_uninterrupted_one(images: Path, tmp_path: Path) -> None:
+    settings = {**SETTINGS, 'data_dir': str(images), 'output': str(tmp_path)}
+    whole = train(**settings, experiment='whole', progress=False)
+    assert whole.folder is not None
+
+    killed = tmp_path / 'killed'
+    (tmp_path / 'recipe.yaml').write_text(yaml.safe_dump(settings))
+    process = subprocess.Popen([sys.executable, '-c', textwrap.dedent(f"""
+        from randwire_zoo.training import train
+        train({str(tmp_path / 'recipe.yaml')!r}, experiment='killed', progress=False)
+    """)])
+    deadline = time.monotonic() + 240
+    while not (killed / 'checkpoint-1.pth.tar').exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, 'the run ended before it could be killed'
+    # The row of the third epoch may have been written, its checkpoint not.
+    with (killed / 'summary.csv').open('a') as summary:
+        summary.write('2,9,9,9,9,9\n')
+
+    resumed = train(resume=str(killed / 'last.pth.tar'), progress=False)
+    assert resumed.folder == killed
+    ours, theirs = load(killed / 'last.pth.tar'), load(whole.folder / 'last.pth.tar')
+    parts = ('state_dict', 'state_dict_ema', 'optimizer', 'epoch', 'metric')
+    assert differences({key: ours[key] for key in parts}, {key: theirs[key] for key in parts}) == []
+    assert (killed / 'summary.csv').read_text() == (whole.folder / 'summary.csv').read_text()
+    assert resumed.history == whole.history and resumed.best_epoch == whole.best_epoch
+    best, other = load(killed / 'model_best.pth.tar'), load(whole.folder / 'model_best.pth.tar')
+    assert differences(best['state_dict'], other['state_dict']) == []
+
+
+def test_a_run_leaves_the_files_of_train_py(images: Path, tmp_path: Path) -> None:
+    result = train(**{**PLAIN, 'epochs': 2}, data_dir=str(images), output=str(tmp_path), experiment='run',
+                   progress=False)
+    folder = tmp_path / 'run'
+    assert sorted(path.name for path in folder.iterdir()) == [
+        'args.yaml', 'checkpoint-0.pth.tar', 'checkpoint-1.pth.tar', 'last.pth.tar', 'model_best.pth.tar',
+        'summary.csv']
+    assert (folder / 'summary.csv').read_text().splitlines()[0] == \
+        'epoch,train_loss,eval_loss,eval_top1,eval_top5,lr'
+    assert read_summary(folder / 'summary.csv') == list(result.history)
+    recorded = yaml.safe_load((folder / 'args.yaml').read_text())
+    assert recorded['model_kwargs'] == NETWORK and recorded['img_size'] == 32 and recorded['lr'] == 0.05
+    assert load(folder / 'last.pth.tar')['arch'] == 'randwire'
+
+    scripts = upstream.timm_scripts()
+    if scripts is None:
+        pytest.skip(f"timm's stock scripts are not there to read the checkpoint; {upstream.HOW}")
+    done = subprocess.run(
+        [sys.executable, scripts / 'validate.py', '--data-dir', images, '--model', 'randwire', '--device', 'cpu',
+         '--checkpoint', folder / 'last.pth.tar', '--num-classes', '3', '--img-size', '32', '--crop-pct', '1.0',
+         '--mean', '0.5', '0.5', '0.5', '--std', '0.5', '0.5', '0.5', '-j', '0',
+         '--model-kwargs', *(f'{name}={value}' for name, value in NETWORK.items())],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert f'"top1": {round(result.last["eval_top1"], 3)}' in done.stdout, done.stdout + done.stderr
+
+
+def test_two_processes_agree_and_measure_every_held_out_image_once(images: Path, tmp_path: Path) -> None:
+    script = tmp_path / 'two.py'
+    script.write_text(textwrap.dedent(f"""
+        import hashlib, os
+        from pathlib import Path
+        import torch
+        from randwire_zoo import training
+        finish = training._Run.run
+
+        def run(self):
+            result = finish(self)
+            state = self.task.get_eval_model().state_dict()
+            digest = hashlib.sha256(b''.join(tensor.numpy().tobytes() for tensor in state.values())).hexdigest()
+            Path({str(tmp_path)!r}, f'rank{{self.args.rank}}').write_text(
+                f'{{digest}} {{result.last["eval_loss"]}} {{result.folder is not None}}')
+            return result
+
+        training._Run.run = run
+        training.train(**{ {**PLAIN, 'epochs': 2, 'batch_size': 4}!r}, data_dir={str(images)!r},
+                       output={str(tmp_path)!r}, experiment='two', progress=False)
+    """))
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo', 'MASTER_ADDR': '127.0.0.1'}
+    done = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_addr', '127.0.0.1',
+         '--master_port', '0', '--rdzv_backend', 'c10d', '--rdzv_endpoint', '127.0.0.1:0', script],
+        env=env, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = ((tmp_path / f'rank{rank}').read_text().split() for rank in (0, 1))
+    assert first[:2] == second[:2], 'weights or metrics differ between the processes'
+    assert (first[2], second[2]) == ('True', 'False'), 'the first process alone writes'
+
+    # Nine images in two processes: one process has a tenth to pad with, which must not count.
+    model = build_model('randwire', num_classes=3, checkpoint_path=str(tmp_path / 'two' / 'last.pth.tar'), **NETWORK)
+    model.pretrained_cfg = {**model.pretrained_cfg, 'mean': (0.5,) * 3, 'std': (0.5,) * 3}
+    alone = evaluate_folder(model, images, img_size=32, crop_pct=1.0, workers=0, progress=False)
+    assert float(first[1]) == pytest.approx(alone['loss'], rel=1e-5)
+    assert read_summary(tmp_path / 'two' / 'summary.csv')[-1]['eval_top1'] == pytest.approx(alone['top1'])
+
+
+def test_the_rate_is_half_a_cosine_over_the_updates_and_follows_the_batch(images: Path, tmp_path: Path) -> None:
+    result = train(
+        **{**PLAIN, 'epochs': 3, 'lr': None, 'warmup_epochs': 0, 'lr_base': 0.1, 'batch_size': 16, 'val_split': '',
+           'grad_accum_steps': 1},
+        data_dir=str(images), output=str(tmp_path), progress=False)
+    # 45 images give two whole batches of 16; the rate is noted after each epoch's last update.
+    expected = [0.1 * 16 / 256 * 0.5 * (1 + math.cos(math.pi * updates / 6)) for updates in (2, 4, 6)]
+    assert [row['lr'] for row in result.history] == pytest.approx(expected)
+    assert result.best_metric == min(row['train_loss'] for row in result.history)  # no held-out images: the loss
+
+
+def test_a_new_run_never_writes_over_an_earlier_one(images: Path, tmp_path: Path) -> None:
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'summary.csv').write_text('precious')
+    before = contents(tmp_path)
+    with pytest.raises(FileExistsError, match='is in use; choose another --experiment, or continue with --resume'):
+        train(**PLAIN, data_dir=str(images), output=str(tmp_path), experiment='run', progress=False)
+    assert contents(tmp_path) == before
+
+
+class Hostile:
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.victim),)
+
+
+def test_a_damaged_or_foreign_checkpoint_is_one_line_and_nothing_is_written(images: Path, tmp_path: Path) -> None:
+    output = tmp_path / 'runs'
+    train(**PLAIN, data_dir=str(images), output=str(output), experiment='run', progress=False)
+    good = output / 'run' / 'last.pth.tar'
+    bad = output / 'bad.pth.tar'
+    before = contents(output)
+    state = load(good)
+    torch.save({**state, 'state_dict': {'fc.weight': torch.zeros(1)}}, tmp_path / 'other')
+    torch.save({'state_dict': state['state_dict']}, tmp_path / 'weights')
+    torch.save({**state, 'epoch': Hostile(tmp_path / 'victim')}, tmp_path / 'hostile')
+    cases: list[tuple[bytes, dict[str, Any], str]] = [
+        (good.read_bytes()[:-100], {}, 'cannot be loaded'),
+        (b'', {}, 'is empty'),
+        (b'no checkpoint at all', {}, 'cannot be loaded'),
+        ((tmp_path / 'other').read_bytes(), {}, 'Missing key'),
+        ((tmp_path / 'weights').read_bytes(), {}, 'lacks optimizer, epoch'),
+        ((tmp_path / 'hostile').read_bytes(), {}, 'weights_only'),
+        (good.read_bytes(), {'model_kwargs': {**NETWORK, 'seed': 2}}, 'trained on other wiring'),
+        (good.read_bytes(), {'model': 'randwire_ws_pico', 'model_kwargs': {}}, "the model 'randwire', not"),
+        (good.read_bytes(), {'opt': 'adamw'}, 'cannot be loaded'),
+        (good.read_bytes(), {'model_ema': True}, 'no moving average'),
+    ]
+    for data, change, message in cases:
+        bad.write_bytes(data)
+        with pytest.raises(ValueError) as error:
+            train(**{**PLAIN, **change}, data_dir=str(images), resume=str(bad), progress=False)
+        assert message in str(error.value) and str(bad) in str(error.value) and '\n' not in str(error.value), message
+        bad.unlink()
+        assert contents(output) == before
+    assert not (tmp_path / 'victim').exists()
+
+
+@pytest.mark.parametrize(('change', 'error', 'message'), [
+    ({'epocs': 3}, ValueError, "unknown key 'epocs'"),
+    ({'epochs': 0}, ValueError, 'epochs must be at least 1, got 0'),
+    ({'batch_size': 64}, ValueError, "'train' has 45 images, fewer than one batch of 64"),
+    ({'model': 'randwire_ws_huge'}, ValueError, 'Unknown model'),
+    ({'model_kwargs': {'graph': 'ws(3,0.5)'}}, ValueError, 'K'),
+    ({'model_kwargs': {'depth': 3}}, ValueError, 'depth'),
+    ({'pretrained': True}, ValueError, "cannot create the model 'randwire'"),
+    ({'num_classes': 2}, ValueError, '3 classes, but the model has 2 outputs'),
+    ({'val_split': 'test'}, FileNotFoundError, "no folder 'test'"),
+    ({'data_dir': 'nowhere'}, FileNotFoundError, 'no data folder nowhere'),
+    ({'device': 'cuda:99'}, ValueError, "device 'cuda:99' is not available"),
+    ({'opt': 'sgdd'}, ValueError, "cannot create the optimiser 'sgdd'"),
+    ({'resume': 'nothing.pth.tar'}, FileNotFoundError, 'no checkpoint at nothing.pth.tar'),
+    ({'initial_checkpoint': 'nothing.pth'}, FileNotFoundError, 'no weights at nothing.pth'),
+    ({'device_modules': ['no_such_module']}, ValueError, 'no_such_module'),
+])
+def test_a_bad_setting_is_one_line_and_nothing_is_written(
+        change: dict[str, Any], error: type[Exception], message: str, images: Path, tmp_path: Path) -> None:
+    settings = {**PLAIN, 'data_dir': str(images), 'output': str(tmp_path / 'output'), **change}
+    with pytest.raises(error) as caught:
+        train(**settings, progress=False)
+    assert message in str(caught.value) and '\n' not in str(caught.value)
+    assert not (tmp_path / 'output').exists()
+
+
+def test_splits_with_different_class_folders_are_refused(images: Path, tmp_path: Path) -> None:
+    (tmp_path / 'train').symlink_to(images / 'train')
+    for name, source in (('0', '0'), ('2', '2')):
+        (tmp_path / 'validation').mkdir(exist_ok=True)
+        (tmp_path / 'validation' / name).symlink_to(images / 'validation' / source)
+    with pytest.raises(ValueError, match='different classes: 1'):
+        train(**PLAIN, data_dir=str(tmp_path), output=str(tmp_path / 'output'), progress=False)
+
+
+def test_the_command_line_trains_in_mixed_precision_and_prints_its_folder(
+        images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / 'recipe.yaml').write_text(yaml.safe_dump(PLAIN))
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    args = parser.parse_args(['-c', str(tmp_path / 'recipe.yaml'), '--data-dir', str(images), '--output', str(tmp_path),
+                              '--experiment', 'run', '--amp', '--amp-dtype', 'bfloat16', '--channels-last'])
+    assert main(args) == 0
+    output = capsys.readouterr()
+    assert output.out.splitlines()[-1] == str(tmp_path / 'run')
+    assert 'epoch 1/1: train_loss' in output.err + output.out
+    assert math.isfinite(read_summary(tmp_path / 'run' / 'summary.csv')[0]['train_loss'])
+    recorded = yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())
+    assert (recorded['amp'], recorded['amp_dtype'], recorded['channels_last']) == (True, 'bfloat16', True)
