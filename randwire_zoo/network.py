@@ -183,10 +183,10 @@ class _Aggregate(torch.autograd.Function):
 
 def _inner_product(a: Tensor, b: Tensor) -> Tensor:
     """Sum of a·b over all elements, without writing the products where both lie alike in memory."""
-    if a.dtype == torch.float32 and a.stride() == b.stride() and a.is_contiguous(
+    if a.dtype in (torch.float32, torch.float64) and a.stride() == b.stride() and a.is_contiguous(
             memory_format=torch.channels_last if a.stride(1) == 1 else torch.contiguous_format):
         return torch.dot(a.as_strided((a.numel(),), (1,)), b.as_strided((b.numel(),), (1,)))
-    return (a * b).sum(dtype=torch.float32).to(a.dtype)
+    return (a * b).sum(dtype=torch.promote_types(a.dtype, torch.float32)).to(a.dtype)
 
 
 class Stage(nn.Module):
