@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from .frozen import load_graphs
@@ -98,9 +100,22 @@ default_cfgs = generate_default_cfgs({
 })
 
 
+class RandWireFeatures(FeatureGetterNet):
+    """What `features_only=True` gives: timm's getter, with the gradient checkpointing that it does not pass on."""
+
+    def __init__(self, model: nn.Module, flatten_sequential: bool = False, **kwargs: Any) -> None:
+        super().__init__(model, **kwargs)  # some releases of timm pass flatten_sequential to any class given to them
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the stages' inputs for the backward pass and compute the rest again."""
+        self.model.set_grad_checkpointing(enable)
+
+
 def _create_randwire(variant: str, pretrained: bool, graphs: Sequence[Graph], **kwargs: Any) -> nn.Module:
     # The getter runs the network's own forward, with its edge removal and checkpointing; 'list' works as well.
-    feature_cfg = {'out_indices': (0, 1, 2, 3, 4), 'feature_cls': 'getter', **(kwargs.pop('feature_cfg', None) or {})}
+    feature_cfg = {
+        'out_indices': (0, 1, 2, 3, 4), 'feature_cls': RandWireFeatures, **(kwargs.pop('feature_cfg', None) or {})}
     return build_model_with_cfg(
         RandWire, variant, pretrained, feature_cfg=feature_cfg, pretrained_filter_fn=checkpoint_filter_fn,
         graphs=graphs, **kwargs)
