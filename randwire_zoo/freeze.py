@@ -50,9 +50,10 @@ def check_frozen(folder: Path = FOLDER) -> list[str]:
         sampled = sample_architecture(architecture)
         if len(frozen) != len(sampled):
             problems.append(f'{name}: {len(frozen)} graphs are frozen, but {len(sampled)} sampled')
-        for stage, (old, new) in enumerate(zip(frozen, sampled), start=1):
+        for stage, (old, new) in enumerate(zip(frozen, sampled, strict=False), start=1):
             if old != new:
-                problems.append(f'{name}: graph {stage} is frozen as {old.sha256[:12]}, but sampled as {new.sha256[:12]}')
+                problems.append(
+                    f'{name}: graph {stage} is frozen as {old.sha256[:12]}, but sampled as {new.sha256[:12]}')
     problems += [f'{path.name}: no model of this name is registered'
                  for path in sorted(folder.glob('*.json')) if path.stem not in ARCHITECTURES]
     return problems

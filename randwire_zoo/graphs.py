@@ -7,8 +7,8 @@ is imported only when a graph is sampled: models read their graphs from files.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import math
 import random
 import re
 from abc import ABC, abstractmethod
@@ -55,7 +55,7 @@ class Graph:
                 raise ValueError(
                     f'edge ({source}, {target}) must point from a smaller to a larger index '
                     f'within 0 … {self.num_nodes - 1}')
-        for edge, following in zip(edges, edges[1:]):
+        for edge, following in itertools.pairwise(edges):
             if edge == following:
                 raise ValueError(f'edge {edge} appears more than once')
         object.__setattr__(self, 'edges', tuple(edges))
@@ -294,5 +294,5 @@ def _check_integer(model: str, symbol: str, value: object, minimum: int) -> None
 
 
 def _check_probability(model: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:  # NaN fails this too
         raise ValueError(f'{model} needs a probability P within [0, 1], got P={value!r}')

@@ -109,7 +109,7 @@ class RandWireFeatures(FeatureGetterNet):
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the stages' inputs for the backward pass and compute the rest again."""
-        self.model.set_grad_checkpointing(enable)
+        self.model.set_grad_checkpointing(enable)  # type: ignore[operator]
 
 
 def _create_randwire(variant: str, pretrained: bool, graphs: Sequence[Graph], **kwargs: Any) -> nn.Module:

@@ -177,7 +177,7 @@ class _Aggregate(torch.autograd.Function):
         grad_weights = torch.stack([_inner_product(grad, x) for x in inputs]) if ctx.needs_input_grad[0] else None
         grad_inputs: list[Optional[Tensor]] = [
             grad * weight if needed else None
-            for weight, needed in zip(weights, ctx.needs_input_grad[1:])]
+            for weight, needed in zip(weights, ctx.needs_input_grad[1:], strict=True)]
         return (grad_weights, *grad_inputs)
 
 
@@ -280,7 +280,7 @@ class Stage(nn.Module):
         return mean * (1.0 / self.num_outputs) if self.num_outputs > 1 else mean
 
     def get_extra_state(self) -> Tensor:
-        """The graph's sha256 as 32 bytes, so that every checkpoint of every tool says which wiring it was trained on."""
+        """The graph's sha256 as 32 bytes: every checkpoint of every tool says which wiring it was trained on."""
         # Real data wherever the network lives: also on, or under a context of, the meta device.
         return torch.tensor(list(bytes.fromhex(self.graph.sha256)), dtype=torch.uint8, device='cpu')
 
@@ -374,7 +374,8 @@ class RandWire(nn.Module):
         _check_choice('output_stride', output_stride, OUTPUT_STRIDES)
         _check_rate('drop_rate', drop_rate)
         _check_rate('drop_path_rate', drop_path_rate)
-        for name, value, minimum in (('channels', channels, 2), ('num_classes', num_classes, 0), ('in_chans', in_chans, 1)):
+        for name, value, minimum in (
+                ('channels', channels, 2), ('num_classes', num_classes, 0), ('in_chans', in_chans, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
                 raise ValueError(f'{name} must be an integer of at least {minimum}, got {value!r}')
         if not isinstance(edge_weight_init, (int, float)) or not math.isfinite(edge_weight_init):
@@ -400,7 +401,7 @@ class RandWire(nn.Module):
         widths = (channels // 2,) + ((channels,) if regime == 'small' else ()) + tuple(
             channels * 2 ** i for i in range(num_stages))
         in_chs, reduction, dilation, first_edge = in_chans, 1, 1, 0
-        for index, (stride, out_chs) in enumerate(zip(strides, widths)):
+        for index, (stride, out_chs) in enumerate(zip(strides, widths, strict=True)):
             input_dilation = dilation
             if stride > 1 and reduction * stride > output_stride:
                 dilation *= stride

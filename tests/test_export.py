@@ -155,7 +155,7 @@ def test_inductor_trains_and_evaluates_as_eager_does() -> None:
     gradients = [parameter.grad.clone() for parameter in model.parameters()]  # type: ignore[union-attr]
     model.zero_grad()
     model(x).square().sum().backward()
-    for parameter, gradient in zip(model.parameters(), gradients):
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         torch.testing.assert_close(gradient, parameter.grad)
     model.eval()
     with torch.no_grad():

@@ -58,7 +58,7 @@ def test_the_five_seeds_of_a_generator_are_fifteen_or_twenty_different_graphs(na
 
 
 def test_c109_and_c154_of_one_seed_are_the_same_wiring_at_two_widths() -> None:
-    for narrow, wide in zip(*SEEDED_FAMILIES[3:]):
+    for narrow, wide in zip(*SEEDED_FAMILIES[3:], strict=True):
         assert load_graphs(narrow) == load_graphs(wide)
 
 
@@ -116,5 +116,6 @@ def test_freezing_writes_what_is_missing_and_never_rewrites_a_file(folder: Path)
 
 
 def test_a_name_without_frozen_graphs_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match="no frozen graphs for 'randwire_ws_small_s6'; there are .*randwire_ws_small_s5"):
+    expected = r"no frozen graphs for 'randwire_ws_small_s6'; there are .*randwire_ws_small_s5"
+    with pytest.raises(ValueError, match=expected):
         load_graphs('randwire_ws_small_s6')

@@ -11,7 +11,14 @@ import networkx
 import pytest
 
 from randwire_zoo.graphs import (
-    BarabasiAlbert, ErdosRenyi, Graph, GraphModel, WattsStrogatz, graphs_sha256, parse_graph_model, sample_graphs,
+    BarabasiAlbert,
+    ErdosRenyi,
+    Graph,
+    GraphModel,
+    WattsStrogatz,
+    graphs_sha256,
+    parse_graph_model,
+    sample_graphs,
 )
 
 MODELS = [

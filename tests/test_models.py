@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import json
 import pickle
 import statistics
 import warnings
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def pico(**kwargs: Any) -> nn.Module:
 # Golden files
 
 
-@lru_cache(maxsize=None)
+@cache
 def measured(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return measure(name)
 
@@ -206,7 +207,7 @@ def test_features_have_the_reductions_that_decoders_expect(name: str, feature_cl
     assert features.feature_info.module_name() == ['conv1', 'conv2', 'conv3', 'conv4', 'conv5']
     outputs = features(torch.empty(1, 3, 64, 96, device='meta'))
     assert [tuple(out.shape) for out in outputs] == [
-        (1, width, 64 // r, 96 // r) for width, r in zip(widths, (2, 4, 8, 16, 32))]
+        (1, width, 64 // r, 96 // r) for width, r in zip(widths, (2, 4, 8, 16, 32), strict=True)]
 
 
 @pytest.mark.parametrize('out_indices', [(0, 1, 2, 3, 4), (2, 4), (0,), (-2, -1)])
@@ -236,7 +237,7 @@ def test_intermediates_are_counted_from_the_last_and_end_with_the_unpooled_featu
     final, last_two = model.forward_intermediates(x, indices=2)
     everything = model.forward_intermediates(x, intermediates_only=True)
     assert torch.equal(final, model.forward_features(x)) and final.shape == (1, 1280, 2, 2)
-    assert [torch.equal(a, b) for a, b in zip(last_two, everything[3:])] == [True, True]
+    assert [torch.equal(a, b) for a, b in zip(last_two, everything[3:], strict=True)] == [True, True]
     with pytest.raises(AssertionError):
         model.forward_intermediates(x, output_fmt='NLC')
 
@@ -291,7 +292,7 @@ def test_resetting_the_classifier_keeps_pooling_mode_and_place() -> None:
     assert 0.005 < model.fc.weight.std() < 0.02
     model.reset_classifier(0, 'catavgmax')
     assert isinstance(model.get_classifier(), nn.Identity) and model.head_hidden_size == 2560
-    with pytest.raises(ValueError, match="global_pool must be one of .* got 'sum'"):
+    with pytest.raises(ValueError, match=r"global_pool must be one of .* got 'sum'"):
         model.reset_classifier(3, 'sum')
 
 
@@ -323,7 +324,7 @@ def test_a_network_made_on_meta_and_initialised_later_is_whole() -> None:
     again = timm.create_model(PICO)
     torch.manual_seed(0)
     again.init_weights()
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
 @pytest.mark.parametrize('copying', ['deepcopy', 'pickle', 'torch.save'])
@@ -391,7 +392,7 @@ def test_layer_decay_lowers_the_rate_from_the_head_to_the_stem_stage_by_stage() 
     order = ['conv1.conv.weight', 'conv2.conv.weight', 'conv3.nodes.0.conv_dw.weight', 'conv4.nodes.9.conv_pw.weight',
              'conv5.nodes.3.conv_pw.weight', 'fc.weight']
     rates = [scale[named[name]] for name in order]
-    assert [after / before for before, after in zip(rates, rates[1:])] == [2.0] * 5 and rates[-1] == 1.0
+    assert [after / before for before, after in itertools.pairwise(rates)] == [2.0] * 5 and rates[-1] == 1.0
     assert scale[named['conv_head.weight']] == scale[named['conv5.nodes.3.conv_pw.weight']]
     for name, parameter in named.items():
         assert (decay[parameter] == 0) == (parameter.ndim == 1), name
@@ -412,4 +413,4 @@ def test_a_training_step_moves_every_parameter_and_lowers_the_loss() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 2
-    assert not any(torch.equal(old, new) for old, new in zip(before, model.parameters()))
+    assert not any(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))

@@ -68,7 +68,8 @@ def naive_stage(
             weights = torch.sigmoid(tensors[f'{key}.edge_weight'])
             assert len(weights) == len(sources)
             data = sum(  # type: ignore[assignment]
-                weight * sent[source] for weight, source in zip(weights, sources) if (source, node) != removed)
+                weight * sent[source] for weight, source in zip(weights, sources, strict=True)
+                if (source, node) != removed)
         data = torch.relu(data)
         node_stride = 1 if sources else stride
         if f'{key}.conv_dw.weight' in tensors:
@@ -352,7 +353,7 @@ def test_gradient_checkpointing_changes_no_gradient(regime: str) -> None:
         torch.manual_seed(3)
         network(x).square().sum().backward()
         gradients.append([parameter.grad.clone() for parameter in network.parameters()])  # type: ignore[union-attr]
-    for plain, checkpointed in zip(*gradients):
+    for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(checkpointed, plain)
 
 
@@ -412,7 +413,7 @@ def test_a_dilated_network_contains_the_strided_one(regime: str, node_op: str, o
         torch.testing.assert_close(features[..., ::step, ::step], strided.forward_features(x))
         for info, coarse, fine in zip(
                 dilated.feature_info, strided.forward_intermediates(x, intermediates_only=True),
-                dilated.forward_intermediates(x, intermediates_only=True)):
+                dilated.forward_intermediates(x, intermediates_only=True), strict=True):
             assert fine.shape[-1] == 128 // info['reduction']
             step = fine.shape[-1] // coarse.shape[-1]
             torch.testing.assert_close(fine[..., ::step, ::step], coarse)

@@ -6,7 +6,7 @@ networkx does. `randwire-zoo freeze --check` samples all of them again and compa
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from ..graphs import Graph, graphs_sha256
@@ -21,7 +21,7 @@ def frozen_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob('*.json'))
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_graphs(name: str) -> tuple[Graph, ...]:
     """Read the graphs of a registered name, one per random stage, first stage first.
 
