@@ -109,7 +109,7 @@ def evaluate_folder(
         crop_mode=data_config['crop_mode'], num_workers=workers, device=device, persistent_workers=False)
     model = model.to(device)
     if channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     metrics = evaluate(model, loader, device, autocast(device, amp_dtype), channels_last, progress=progress)
     return {**metrics, 'img_size': data_config['input_size'][-1], 'images': len(images)}
 
@@ -136,8 +136,8 @@ def default_device(device: str | None = None) -> str:
     return device
 
 
-def build_model(name: str, **kwargs: Any) -> nn.Module:
-    """timm's `create_model`, with one-line errors.
+def build_model(name: str, **kwargs: Any) -> Any:
+    """timm's `create_model`, with one-line errors; gives an nn.Module.
 
     Raises:
         ValueError: if the name is unknown, has no weights, or does not take an argument.

@@ -268,15 +268,15 @@ def _convert(key: Key, value: Any) -> Any:
         return dict(value)
     if key.many in (None, '?'):
         return _convert_one(key, value)
-    if not isinstance(value, (list, tuple)) or not value or isinstance(key.many, int) and len(value) != key.many:
+    if not isinstance(value, (list, tuple)) or not value or (isinstance(key.many, int) and len(value) != key.many):
         count = key.many if isinstance(key.many, int) else 'one or more'
         raise ValueError(f'{key.name} must be a list of {count} values, got {value!r}')
     return [_convert_one(key, item) for item in value]
 
 
 def _convert_one(key: Key, value: Any) -> Any:
-    kinds = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'text'}
-    converted = value
+    kinds: dict[type, str] = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'text'}
+    converted: Any = value
     if key.kind in (int, float) and isinstance(value, str):
         # yaml reads 1e-5 as text; argparse converts defaults that are text, and so do we.
         try:
@@ -289,8 +289,8 @@ def _convert_one(key: Key, value: Any) -> Any:
         raise ValueError(f'{key.name} must be {kinds[key.kind]}, got {value!r}')
     if key.choices and converted not in key.choices:
         raise ValueError(f'{key.name} must be one of {", ".join(map(repr, key.choices))}, got {value!r}')
-    if key.kind is float and not math.isfinite(converted):
+    if isinstance(converted, float) and not math.isfinite(converted):
         raise ValueError(f'{key.name} must be finite, got {value!r}')
-    if key.minimum is not None and converted < key.minimum:
+    if key.minimum is not None and isinstance(converted, (int, float)) and converted < key.minimum:
         raise ValueError(f'{key.name} must be at least {key.minimum:g}, got {value!r}')
     return converted

@@ -204,7 +204,7 @@ class _Run:
         self.amp_autocast = autocast(device, args.amp_dtype if args.amp else None)
         needs_scaler = args.amp and args.amp_dtype == 'float16' and device.type == 'cuda'
         self.loss_scaler = NativeScaler(device=device.type) if needs_scaler else None
-        self.task = ClassificationTask(model, self._criterion().to(device), device=device, verbose=False)
+        self.task: Any = ClassificationTask(model, self._criterion().to(device), device=device, verbose=False)
         self._set_learning_rate()
         self.optimizer = self._create_optimizer()
         self.start_epoch = self._resume_and_setup_ema()
@@ -212,7 +212,7 @@ class _Run:
             self.task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
             if self.task.has_ema():
                 self.task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
-        self.eval_model = self.task.get_eval_model()  # not wrapped: evaluation is no affair of DDP
+        self.eval_model: Any = self.task.get_eval_model()  # not wrapped: evaluation is no affair of DDP
         if args.distributed:
             # DDP takes no device for a module on the CPU.
             self.task.prepare_distributed(device_ids=None if device.type == 'cpu' else [device])
@@ -245,7 +245,7 @@ class _Run:
             model.set_grad_checkpointing(enable=True)
         model.to(self.device)
         if args.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model.to(memory_format=torch.channels_last)
         if args.distributed and args.sync_bn:
             args.dist_bn = ''
             model = convert_sync_batchnorm(model)
@@ -329,8 +329,8 @@ class _Run:
                 if args.model_ema and 'state_dict_ema' not in state:
                     raise ValueError('it holds no moving average of the weights, but model_ema is set')
                 del state  # its tensors are mapped into memory
-                start_epoch = resume_task_checkpoint(
-                    self.task, args.resume, self.optimizer, self.loss_scaler, log_info=False)
+                start_epoch = int(resume_task_checkpoint(
+                    self.task, args.resume, self.optimizer, self.loss_scaler, log_info=False) or 0)
         if args.model_ema:
             self.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
             if args.resume:
@@ -412,7 +412,7 @@ class _Run:
         """Measure the weights on the held-out images; their moving average where there is one."""
         if self.loader_eval is None:
             return None
-        model = self.eval_model
+        model: Any = self.eval_model
         if self.task.has_ema():
             if self.args.distributed and self.args.dist_bn:
                 distribute_bn(self.task.get_trainable_module(ema=True), self.args.world_size,

@@ -1,0 +1,152 @@
+"""Weight files: what they carry, and that timm's own ways of loading refuse the wrong ones."""
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from safetensors import safe_open
+
+import randwire_zoo  # noqa: F401  (registers the names)
+from randwire_zoo.frozen import load_graphs
+from randwire_zoo.graphs import graphs_sha256
+from randwire_zoo.weights_io import check_weights, loading, read_graphs, read_metadata, save_weights
+
+NETWORK: dict[str, Any] = {'channels': 4, 'num_nodes': 6, 'num_classes': 3}
+
+
+@pytest.fixture
+def model() -> Any:
+    return timm.create_model('randwire', seed=1, **NETWORK)
+
+
+@pytest.fixture
+def path(model: Any, tmp_path: Path) -> Path:
+    save_weights(model, tmp_path / 'weights.safetensors', recipe='none', metrics={'top1': 12.5})
+    return tmp_path / 'weights.safetensors'
+
+
+def twin() -> Any:
+    """Another network whose tensors all have the names and shapes of seed 1's, but one edge leads elsewhere."""
+    from randwire_zoo.graphs import Graph
+    from randwire_zoo.network import RandWire
+
+    graphs = timm.create_model('randwire', seed=1, **NETWORK).graphs
+    for source, target in graphs[0].edges:
+        for other in range(target):
+            edges = tuple((other, target) if edge == (source, target) else edge for edge in graphs[0].edges)
+            if len(set(edges)) == len(edges) and (other, target) not in graphs[0].edges:
+                changed = Graph(graphs[0].num_nodes, edges)
+                return RandWire((changed, *graphs[1:]), channels=4, num_classes=3)
+    raise AssertionError('no edge can be moved')
+
+
+def test_a_file_carries_its_graphs_and_what_it_was_told(model: Any, path: Path) -> None:
+    with safe_open(path, framework='pt') as file:
+        metadata = file.metadata()
+    assert (metadata['format'], metadata['architecture'], metadata['recipe']) == ('pt', 'randwire', 'none')
+    assert json.loads(metadata['metrics']) == {'top1': 12.5}
+    assert metadata['graphs_sha256'] == graphs_sha256(model.graphs)
+    assert read_graphs(path) == model.graphs
+    assert read_metadata(path) == metadata
+    check_weights(path)
+
+
+@pytest.mark.parametrize('load', [
+    lambda path: timm.create_model('randwire', checkpoint_path=str(path), seed=1, **NETWORK),
+    lambda path: timm.create_model(
+        'randwire', pretrained=True, pretrained_cfg_overlay={'file': str(path), 'num_classes': 3}, seed=1, **NETWORK),
+], ids=['checkpoint_path', 'pretrained_cfg_overlay'])
+def test_timm_loads_the_file_to_equal_logits(load: Callable[[Path], Any], model: Any, path: Path) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(load(path).eval()(images), model.eval()(images), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('load', [
+    lambda path: timm.create_model('randwire', checkpoint_path=str(path), seed=1, **NETWORK),
+    lambda path: timm.create_model(
+        'randwire', pretrained=True, pretrained_cfg_overlay={'file': str(path), 'num_classes': 3}, seed=1, **NETWORK),
+], ids=['checkpoint_path', 'pretrained_cfg_overlay'])
+def test_timm_refuses_weights_of_another_wiring_with_identical_shapes(
+        load: Callable[[Path], Any], model: Any, tmp_path: Path) -> None:
+    other = twin()
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in other.state_dict().items()}
+    save_weights(other, tmp_path / 'twin.safetensors')
+    with pytest.raises((ValueError, RuntimeError), match='trained on other wiring'):
+        load(tmp_path / 'twin.safetensors')
+
+
+def test_a_missing_tensor_is_refused_by_name(model: Any, path: Path) -> None:
+    tensors = safetensors.torch.load_file(path)
+    del tensors['conv4.nodes.0.conv_pw.weight']
+    safetensors.torch.save_file(tensors, path, metadata=read_metadata(path))
+    with pytest.raises(RuntimeError, match=r'conv4\.nodes\.0\.conv_pw\.weight'):
+        timm.create_model('randwire', checkpoint_path=str(path), seed=1, **NETWORK)
+    with pytest.raises(ValueError, match='has been altered: its tensors have sha256'):
+        check_weights(path)
+
+
+@pytest.mark.parametrize(('damage', 'message'), [
+    (lambda data: b'', 'is empty'),
+    (lambda data: data[:100], 'cannot be loaded'),
+    (lambda data: data[:-1], 'cannot be loaded'),
+    (lambda data: b'PK\x03\x04 not safetensors', 'cannot be loaded'),
+    (lambda data: data[:-1] + bytes([data[-1] ^ 1]), 'has been altered'),
+    (lambda data: data.replace(b'\\"edges\\":[[0,', b'\\"edges\\":[[9,', 1), 'carries no graphs'),
+    (lambda data: data.replace(b'"graphs_sha256":"', b'"graphs_sha256":"0', 1).replace(b'"format":"pt"', b'"format":"p"'),
+     'has been altered'),
+], ids=['empty', 'header cut', 'last byte cut', 'other format', 'one bit', 'graphs', 'recorded sha256'])
+def test_a_damaged_file_is_one_line(damage: Callable[[bytes], bytes], message: str, path: Path) -> None:
+    damaged = damage(path.read_bytes())
+    assert damaged != path.read_bytes()
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError) as error:
+        check_weights(path)
+    assert message in str(error.value) and path.name in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match='no weights at .*nothing.safetensors'):
+        read_graphs(tmp_path / 'nothing.safetensors')
+
+
+def test_nothing_but_randwire_models_and_safetensors_is_saved(model: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"weight files end in \.safetensors, got 'weights\.pth'"):
+        save_weights(model, tmp_path / 'weights.pth')
+    with pytest.raises(ValueError, match='only RandWire models carry graphs, got Linear'):
+        save_weights(torch.nn.Linear(1, 1), tmp_path / 'weights.safetensors')
+    with pytest.raises(ValueError, match='metadata graphs are written by save_weights itself'):
+        save_weights(model, tmp_path / 'weights.safetensors', graphs='mine')
+    assert list(tmp_path.iterdir()) == []
+
+
+class Hostile:
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.victim),)
+
+
+def test_a_hostile_pickle_is_not_executed(tmp_path: Path) -> None:
+    torch.save({'state_dict': Hostile(tmp_path / 'victim')}, tmp_path / 'weights.pth')
+    with pytest.raises(ValueError, match='weights_only'), loading(tmp_path / 'weights.pth'):
+        timm.create_model('randwire', checkpoint_path=str(tmp_path / 'weights.pth'), seed=1, **NETWORK)
+    assert not (tmp_path / 'victim').exists()
+
+
+def test_the_shipped_weights_are_whole_and_of_the_frozen_wiring() -> None:
+    model = timm.create_model('randwire_ws_pico', pretrained=True)
+    path = Path(model.pretrained_cfg['file'])
+    check_weights(path)
+    assert read_graphs(path) == load_graphs('randwire_ws_pico') == model.graphs
+    metadata = read_metadata(path)
+    assert metadata['architecture'] == 'randwire_ws_pico' and metadata['recipe'] == 'digits/randwire_ws_pico'
+    assert path.stat().st_size < 1.3e6
