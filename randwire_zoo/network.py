@@ -89,7 +89,7 @@ class Node(nn.Module):
             self.edge_weight = nn.Parameter(torch.full((self.num_edges,), float(edge_weight_init), **dd))
         else:
             self.register_parameter('edge_weight', None)
-        window = {'kernel_size': 3, 'stride': stride, 'padding': dilation}
+        window: dict[str, Any] = {'kernel_size': 3, 'stride': stride, 'padding': dilation}
         if node_op == 'sep_conv':
             self.conv_dw: nn.Module = nn.Conv2d(
                 in_chs, in_chs, dilation=dilation, groups=in_chs, bias=False, **window, **dd)
@@ -231,7 +231,7 @@ class Stage(nn.Module):
         last_reader = {source: node for node, sources in enumerate(self.sources) for source in sources}
         self.expired = [
             [source for source, reader in last_reader.items() if reader == node] for node in range(graph.num_nodes)]
-        self.nodes = nn.ModuleList([
+        nodes = [
             Node(
                 sources,
                 in_chs=out_chs if sources else in_chs,
@@ -239,11 +239,12 @@ class Stage(nn.Module):
                 stride=1 if sources else stride,
                 dilation=dilation if sources else input_dilation,
                 node_op=node_op, edge_weight_init=edge_weight_init, device=device, dtype=dtype,
-            ) for sources in graph.predecessors])
+            ) for sources in graph.predecessors]
+        self.nodes = nn.ModuleList(nodes)
         # Each node's removable edges within kept_edges.
         self.edge_offsets = []
         self.num_edges = 0
-        for node in self.nodes:
+        for node in nodes:
             self.edge_offsets.append(self.num_edges)
             self.num_edges += node.num_edges
 
@@ -265,9 +266,9 @@ class Stage(nn.Module):
         num_averaged = 0
         for i, node in enumerate(self.nodes):
             inputs = [data[source] for source in self.sources[i]]
-            if kept_edges is not None and node.num_edges > 0:
+            if kept_edges is not None and node.num_edges > 0:  # type: ignore[operator]
                 start = first_edge + self.edge_offsets[i]
-                out = node(inputs, kept_edges[start:start + node.num_edges])
+                out = node(inputs, kept_edges[start:start + node.num_edges])  # type: ignore[operator]
             else:
                 out = node(inputs)
             for source in self.expired[i]:
@@ -498,15 +499,15 @@ class RandWire(nn.Module):
     def run_stage(self, index: int, x: Tensor, kept_edges: Optional[Tensor]) -> Tensor:
         """Run conv1 … conv5, counted from 0; spelled out because TorchScript has no other way to pick a module."""
         if index == 0:
-            x = self.conv1(x, kept_edges)
+            x = self.conv1(x, kept_edges)  # type: ignore[operator]
         elif index == 1:
-            x = self.conv2(x, kept_edges)
+            x = self.conv2(x, kept_edges)  # type: ignore[operator]
         elif index == 2:
-            x = self.conv3(x, kept_edges)
+            x = self.conv3(x, kept_edges)  # type: ignore[operator]
         elif index == 3:
-            x = self.conv4(x, kept_edges)
+            x = self.conv4(x, kept_edges)  # type: ignore[operator]
         else:
-            x = self.conv5(x, kept_edges)
+            x = self.conv5(x, kept_edges)  # type: ignore[operator]
         return x
 
     def forward_stage(self, index: int, x: Tensor, kept_edges: Optional[Tensor]) -> Tensor:
