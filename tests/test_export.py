@@ -145,7 +145,7 @@ def test_torch_compile_with_gradient_checkpointing_does_not_break_either() -> No
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_inductor_trains_and_evaluates_as_eager_does() -> None:
     torch._dynamo.reset()
     model = tiny(num_nodes=3, channels=2, stem_stride=2).double()
