@@ -130,7 +130,13 @@ def default_device(device: str | None = None) -> str:
     if device is None:
         return 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
-        torch.empty(0, device=device)
+        kind, index = torch.device(device).type, torch.device(device).index
+        if kind == 'cuda':
+            # Asked without touching it: each process of a node would leave its context on the first GPU.
+            if (index or 0) >= torch.cuda.device_count():
+                raise RuntimeError(f'there are {torch.cuda.device_count()} GPUs')
+        else:
+            torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f'device {device!r} is not available: {one_line(error)}') from None
     return device

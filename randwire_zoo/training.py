@@ -198,6 +198,10 @@ class _Run:
         model = self._build_model()
         self.data_config = resolve_data_config(vars(args), model=model)
         self.mixup = args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
+        if self.mixup and args.batch_size % 2:
+            raise ValueError(f'mixup and cutmix need an even batch_size, got {args.batch_size}')
+        if args.aug_repeats and not args.distributed:
+            raise ValueError(f'aug_repeats needs several processes, got aug_repeats={args.aug_repeats:g} in one')
         self.loader_train, self.loader_eval = self._build_loaders()
         self.updates_per_epoch = -(-len(self.loader_train) // args.grad_accum_steps)
 

@@ -235,6 +235,8 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line_and_nothing_is_written(imag
     ({'val_split': 'test'}, FileNotFoundError, "no folder 'test'"),
     ({'data_dir': 'nowhere'}, FileNotFoundError, 'no data folder nowhere'),
     ({'device': 'cuda:99'}, ValueError, "device 'cuda:99' is not available"),
+    ({'mixup': 0.5, 'batch_size': 7}, ValueError, 'even batch_size, got 7'),
+    ({'aug_repeats': 3}, ValueError, 'aug_repeats needs several processes'),
     ({'opt': 'sgdd'}, ValueError, "cannot create the optimiser 'sgdd'"),
     ({'resume': 'nothing.pth.tar'}, FileNotFoundError, 'no checkpoint at nothing.pth.tar'),
     ({'initial_checkpoint': 'nothing.pth'}, FileNotFoundError, 'no weights at nothing.pth'),
@@ -247,6 +249,17 @@ def test_a_bad_setting_is_one_line_and_nothing_is_written(
         train(**settings, progress=False)
     assert message in str(caught.value) and '\n' not in str(caught.value)
     assert not (tmp_path / 'output').exists()
+
+
+def test_a_compiled_run_saves_the_plain_names_and_the_plain_weights(images: Path, tmp_path: Path) -> None:
+    # Dynamo traces and runs the graph as it is, so that the arithmetic stays the same.
+    for name, backend in (('plain', None), ('compiled', 'eager')):
+        train(**{**PLAIN, 'drop_path': 0.0}, torchcompile=backend, data_dir=str(images), output=str(tmp_path),
+              experiment=name, progress=False)
+    plain, compiled = (load(tmp_path / name / 'last.pth.tar')['state_dict'] for name in ('plain', 'compiled'))
+    assert list(plain) == list(compiled)
+    for name in plain:
+        torch.testing.assert_close(plain[name], compiled[name], rtol=1e-4, atol=1e-5)
 
 
 def test_splits_with_different_class_folders_are_refused(images: Path, tmp_path: Path) -> None:
