@@ -71,8 +71,8 @@ def parse(*arguments: str | Path) -> argparse.Namespace:
 
 
 def command(images: Path, weights: Path, *arguments: str | Path) -> argparse.Namespace:
-    return parse('--model', 'randwire', '--data-dir', images, '--split', 'test', '--checkpoint', weights, '--workers', '0',
-                 '--device', 'cpu', '--model-kwargs', *(f'{name}={value}' for name, value in NETWORK.items()),
+    return parse('--model', 'randwire', '--data-dir', images, '--split', 'test', '--checkpoint', weights,
+                 '--workers', '0', '--device', 'cpu', '--model-kwargs', *(f'{name}={value}' for name, value in NETWORK.items()),
                  *arguments)
 
 

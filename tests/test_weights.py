@@ -100,7 +100,7 @@ def test_a_missing_tensor_is_refused_by_name(model: Any, path: Path) -> None:
     (lambda data: b'PK\x03\x04 not safetensors', 'cannot be loaded'),
     (lambda data: data[:-1] + bytes([data[-1] ^ 1]), 'has been altered'),
     (lambda data: data.replace(b'\\"edges\\":[[0,', b'\\"edges\\":[[9,', 1), 'carries no graphs'),
-    (lambda data: data.replace(b'"graphs_sha256":"', b'"graphs_sha256":"0', 1).replace(b'"format":"pt"', b'"format":"p"'),
+    (lambda data: data.replace(b'"graphs_sha256":"', b'"graphs_sha256":"0').replace(b'"format":"pt"', b'"format":"p"'),
      'has been altered'),
 ], ids=['empty', 'header cut', 'last byte cut', 'other format', 'one bit', 'graphs', 'recorded sha256'])
 def test_a_damaged_file_is_one_line(damage: Callable[[bytes], bytes], message: str, path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_damaged_file_is_one_line(damage: Callable[[bytes], bytes], message: s
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match='no weights at .*nothing.safetensors'):
+    with pytest.raises(FileNotFoundError, match=r'no weights at .*nothing\.safetensors'):
         read_graphs(tmp_path / 'nothing.safetensors')
 
 
