@@ -72,8 +72,8 @@ def parse(*arguments: str | Path) -> argparse.Namespace:
 
 def command(images: Path, weights: Path, *arguments: str | Path) -> argparse.Namespace:
     return parse('--model', 'randwire', '--data-dir', images, '--split', 'test', '--checkpoint', weights,
-                 '--workers', '0', '--device', 'cpu', '--model-kwargs', *(f'{name}={value}' for name, value in NETWORK.items()),
-                 *arguments)
+                 '--workers', '0', '--device', 'cpu', '--model-kwargs',
+                 *(f'{name}={value}' for name, value in NETWORK.items()), *arguments)
 
 
 def test_the_command_prints_one_line_for_the_size_it_is_asked_for(
