@@ -4,6 +4,9 @@ VENV ?= .venv
 # Tests run in this many processes of one thread each: importing torch and timm is most of what many of them do.
 JOBS ?= 2
 TESTFLAGS ?=
+# The longest files first, so that no process waits for the other one's last.
+LONG := $(wildcard tests/test_timm_suite.py tests/test_stock_scripts.py)
+TESTS := $(LONG) $(filter-out $(LONG),$(sort $(wildcard tests/test_*.py)))
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.randwire_zoo_installed
@@ -31,7 +34,7 @@ quickstart: install  ## train on handwritten digits, evaluate, save, reload and 
 	$(BIN)/randwire-zoo quickstart
 
 test: install  ## run all tests; TESTFLAGS='-k graphs' narrows them
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTFLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTFLAGS) $(TESTS)
 
 check: install  ## lint and type-check
 	$(BIN)/python -m ruff check

@@ -62,7 +62,7 @@ def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('train')
     run_script(
         'train.py', '-c', RECIPE, '--data-dir', images, '--num-classes', '4',
-        '--img-size', str(SIZE), '--epochs', '4', '--lr', '0.05', '--warmup-epochs', '0', '-b', '8', '--device', 'cpu',
+        '--img-size', str(SIZE), '--epochs', '16', '--warmup-epochs', '0', '-b', '8', '--device', 'cpu',
         '--output', folder, '--experiment', 'run', cwd=folder)
     return folder / 'run'
 
@@ -74,8 +74,8 @@ def summary(trained: Path) -> list[dict[str, str]]:
 
 def test_train_py_learns_with_a_packaged_recipe_and_writes_what_it_always_writes(trained: Path) -> None:
     rows = summary(trained)
-    assert len(rows) == 4 and all(np.isfinite(float(value)) for row in rows for value in row.values())
-    assert float(rows[-1]['eval_loss']) < float(rows[0]['eval_loss'])
+    assert len(rows) == 16 and all(np.isfinite(float(value)) for row in rows for value in row.values())
+    assert float(rows[-1]['eval_top1']) > 60
     assert yaml.safe_load((trained / 'args.yaml').read_text())['model'] == 'randwire_ws_pico'
     assert (trained / 'last.pth.tar').is_file()
 
