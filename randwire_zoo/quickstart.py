@@ -55,7 +55,7 @@ def quickstart(
 ) -> Quickstart:
     """Write the digits, train on them, measure, save, reload through timm, compare, draw.
 
-    No epoch is chosen by its held-out accuracy: the weights are those after the last one. The recipe itself was tuned on
+    No epoch is chosen by its held-out accuracy: the weights are those after the last one. The recipe was tuned on
     these very digits, so the figure is a check of the installation and no estimate of anything else.
 
     Args:
