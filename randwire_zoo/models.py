@@ -60,7 +60,7 @@ def sample_architecture(architecture: Architecture) -> tuple[Graph, ...]:
 
 
 def _architectures() -> dict[str, Architecture]:
-    architectures = {'randwire_ws_pico': Architecture(channels=20, num_nodes=16)}
+    architectures = {'randwire_ws_pico': Architecture(channels=24, num_nodes=8)}
     for seed in range(1, 6):
         for family, graph in (('ws', 'ws(4,0.75)'), ('er', 'er(0.2)'), ('ba', 'ba(5)')):
             architectures[f'randwire_{family}_small_s{seed}'] = Architecture(graph, seed)

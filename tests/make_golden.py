@@ -15,12 +15,14 @@ from typing import Any
 import timm
 import torch
 
+import randwire_zoo
 from randwire_zoo.complexity import count_complexity
 from randwire_zoo.files import write_atomically
 from randwire_zoo.graphs import graphs_sha256
 from randwire_zoo.models import ARCHITECTURES
 
-FOLDER = Path(__file__).parent / 'golden'
+PARAMETERS = Path(__file__).parent / 'golden' / 'parameters.json'
+COMPLEXITY = Path(randwire_zoo.__file__).parent / 'complexity.json'  # in the package: `randwire-zoo list` reads it
 IN_FULL = ('randwire_ws_pico', 'randwire_ws_c109')  # the other names: a hash of the same list
 
 
@@ -56,10 +58,9 @@ def main() -> None:
     parameters, complexity = {}, {}
     for name in ARCHITECTURES:
         parameters[name], complexity[name] = measure(name)
-    for file, content in (('parameters', parameters), ('complexity', complexity)):
-        text = json.dumps(content, indent=1)
+    for path, content in ((PARAMETERS, parameters), (COMPLEXITY, complexity)):
         # Shapes and figures on one line each.
-        write_atomically(FOLDER / f'{file}.json', _flat(text) + '\n')
+        write_atomically(path, _flat(json.dumps(content, indent=1)) + '\n')
 
 
 def _flat(text: str) -> str:

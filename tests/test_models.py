@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import timm
 import torch
-from make_golden import FOLDER as GOLDEN
+from make_golden import COMPLEXITY as COMPLEXITY_FILE
+from make_golden import PARAMETERS as PARAMETERS_FILE
 from make_golden import digest, measure, tensors_of
 from timm.models._hub import save_for_hf
 from timm.optim import create_optimizer_v2
@@ -29,8 +30,8 @@ from randwire_zoo.models import ARCHITECTURES, Architecture
 from randwire_zoo.network import NODE_OPS, Stage
 
 PICO = 'randwire_ws_pico'
-PARAMETERS: dict[str, Any] = json.loads((GOLDEN / 'parameters.json').read_text(encoding='utf-8'))
-COMPLEXITY: dict[str, Any] = json.loads((GOLDEN / 'complexity.json').read_text(encoding='utf-8'))
+PARAMETERS: dict[str, Any] = json.loads(PARAMETERS_FILE.read_text(encoding='utf-8'))
+COMPLEXITY: dict[str, Any] = json.loads(COMPLEXITY_FILE.read_text(encoding='utf-8'))
 
 
 def pico(**kwargs: Any) -> nn.Module:
