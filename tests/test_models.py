@@ -152,7 +152,7 @@ def test_a_name_reads_its_frozen_graphs_whatever_the_global_seed() -> None:
 
 
 def test_the_open_entry_point_makes_the_registered_networks_too() -> None:
-    ours = timm.create_model('randwire', graph='ws(4,0.75)', seed=1, channels=20, num_nodes=16, device='meta')
+    ours = timm.create_model('randwire', graph='ws(4,0.75)', seed=1, channels=24, num_nodes=8, device='meta')
     assert ours.graphs == load_graphs(PICO)
     assert tensors_of(ours.conv3) == tensors_of(timm.create_model(PICO, device='meta').conv3)
 
@@ -390,7 +390,7 @@ def test_layer_decay_lowers_the_rate_from_the_head_to_the_stem_stage_by_stage() 
             scale[parameter], decay[parameter] = group['lr_scale'], group['weight_decay']
     named = dict(model.named_parameters())
     assert set(scale) == set(named.values())
-    order = ['conv1.conv.weight', 'conv2.conv.weight', 'conv3.nodes.0.conv_dw.weight', 'conv4.nodes.9.conv_pw.weight',
+    order = ['conv1.conv.weight', 'conv2.conv.weight', 'conv3.nodes.0.conv_dw.weight', 'conv4.nodes.5.conv_pw.weight',
              'conv5.nodes.3.conv_pw.weight', 'fc.weight']
     rates = [scale[named[name]] for name in order]
     assert [after / before for before, after in itertools.pairwise(rates)] == [2.0] * 5 and rates[-1] == 1.0
