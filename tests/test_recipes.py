@@ -53,7 +53,7 @@ def test_the_papers_recipes_are_packaged_with_its_settings() -> None:
             ('small', 5e-5, 0.0, None), ('c109', 1e-5, 0.2, 0.1), ('c154', 1e-5, 0.2, 0.1)):
         recipe = {**DEFAULTS, **load_recipe(f'imagenet/randwire_ws_{name}')}
         assert (recipe['weight_decay'], recipe['drop'], recipe['drop_path']) == (decay, drop, edge_removal)
-        assert (recipe['opt'], recipe['momentum'], recipe['smoothing'], recipe['epochs']) == ('momentum', 0.9, 0.1, 100)
+        assert (recipe['opt'], recipe['momentum'], recipe['smoothing'], recipe['epochs']) == ('sgd', 0.9, 0.1, 100)
         assert (recipe['lr'], recipe['lr_base'], recipe['lr_base_size']) == (None, 0.1, 256)
         assert (recipe['sched'], recipe['min_lr'], recipe['sched_on_updates']) == ('cosine', 0.0, True)
 
