@@ -75,14 +75,17 @@ class Node(nn.Module):
         node_op: One of `NODE_OPS`: the 3×3 separable convolution (depthwise, then 1×1, nothing in between, footnote
             6), or an alternative of Figure 6: dense 3×3 convolution, 3×3 max- or average-pooling and a 1×1.
         edge_weight_init: Start of the free parameters; sigmoid(0) = 0.5 is our choice, the paper does not say.
+        rectified: The input has been through the ReLU already, once for all nodes that share it.
     """
 
     def __init__(
             self, sources: Sequence[int], in_chs: int, out_chs: int, stride: int = 1, dilation: int = 1,
-            node_op: str = 'sep_conv', edge_weight_init: float = 0.0, device: Any = None, dtype: Any = None,
+            node_op: str = 'sep_conv', edge_weight_init: float = 0.0, rectified: bool = False,
+            device: Any = None, dtype: Any = None,
     ) -> None:
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
+        self.rectified = rectified
         self.num_edges = len(sources) if len(sources) > 1 else 0  # edges that may be removed
         self.edge_weight_init = edge_weight_init
         if self.num_edges:
@@ -122,7 +125,7 @@ class Node(nn.Module):
                 weights = weights * kept_edges
             x = aggregate(inputs, weights)
         else:
-            x = F.relu(inputs[0])
+            x = inputs[0] if self.rectified else F.relu(inputs[0])
         return self.bn(self.transform(x))
 
     def transform(self, x: Tensor) -> Tensor:
@@ -177,7 +180,9 @@ class _Aggregate(torch.autograd.Function):
         grad_weights = torch.stack([_inner_product(grad, x) for x in inputs]) if ctx.needs_input_grad[0] else None
         grad_inputs: list[Optional[Tensor]] = [
             grad * weight if needed else None
-            for weight, needed in zip(weights, ctx.needs_input_grad[1:], strict=True)]
+            for weight, needed in zip(weights[:-1], ctx.needs_input_grad[1:-1], strict=True)]
+        # The last product may take the place of grad, unless this pass is itself being recorded.
+        grad_inputs.append(grad * weights[-1] if torch.is_grad_enabled() else grad.mul_(weights[-1]))
         return (grad_weights, *grad_inputs)
 
 
@@ -238,7 +243,8 @@ class Stage(nn.Module):
                 out_chs=out_chs,
                 stride=1 if sources else stride,
                 dilation=dilation if sources else input_dilation,
-                node_op=node_op, edge_weight_init=edge_weight_init, device=device, dtype=dtype,
+                node_op=node_op, edge_weight_init=edge_weight_init, rectified=not sources,
+                device=device, dtype=dtype,
             ) for sources in graph.predecessors]
         self.nodes = nn.ModuleList(nodes)
         # Each node's removable edges within kept_edges.
@@ -261,7 +267,7 @@ class Stage(nn.Module):
             first_edge = 0
         else:
             first_edge = self.first_edge
-        data: dict[int, Tensor] = {-1: x}
+        data: dict[int, Tensor] = {-1: F.relu(x)}
         mean = x
         num_averaged = 0
         for i, node in enumerate(self.nodes):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randwire_zoo.graphs import BarabasiAlbert, ErdosRenyi, Graph, GraphModel, WattsStrogatz, sample_graphs
-from randwire_zoo.network import NODE_OPS, Node, RandWire, Stage, draw_kept_edges, stage_node_counts
+from randwire_zoo.network import NODE_OPS, Node, RandWire, Stage, aggregate, draw_kept_edges, stage_node_counts
 
 FAMILIES: list[GraphModel] = [ErdosRenyi(0.3), BarabasiAlbert(2), WattsStrogatz(4, 0.75)]
 
@@ -131,6 +131,20 @@ def test_the_network_equals_the_definition_forward_and_backward(
         torch.testing.assert_close(parameter.grad, state[name].grad, rtol=1e-6, atol=1e-8, msg=name)
 
 
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'nhwc'])
+def test_aggregation_has_the_right_first_and_second_derivatives(layout: torch.memory_format) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, 3, 3, 3, generator=generator, dtype=torch.float64).contiguous(memory_format=layout)
+              .requires_grad_() for _ in range(3)]
+    weights = torch.rand(3, generator=generator, dtype=torch.float64).requires_grad_()
+
+    def function(weights: Tensor, *inputs: Tensor) -> Tensor:
+        return aggregate(list(inputs), weights)
+
+    assert torch.autograd.gradcheck(function, (weights, *inputs))
+    assert torch.autograd.gradgradcheck(function, (weights, *inputs))
+
+
 @pytest.mark.parametrize('model', FAMILIES, ids=str)
 def test_every_edge_carries_its_source_to_its_target_once_and_nothing_else_does(model: GraphModel) -> None:
     [graph] = sample_graphs(model, (16,), 1)
@@ -140,10 +154,11 @@ def test_every_edge_carries_its_source_to_its_target_once_and_nothing_else_does(
     x = torch.randn(1, 4, 8, 8)
 
     def record(node: int, args: tuple[list[Tensor]], out: Tensor) -> None:
-        for tensor in args[0]:
-            if tensor is not x:
-                received.append((next(source for source, value in sent.items() if value is tensor), node))
-        assert (args[0][0] is x) == (node in graph.inputs)
+        sources = [next((source for source, value in sent.items() if value is tensor), None) for tensor in args[0]]
+        if node in graph.inputs:  # these alone get the stage's input, after the ReLU that they share
+            assert sources == [None] and torch.equal(args[0][0], x.relu())
+        else:
+            received.extend((source, node) for source in sources)
         sent[node] = out
 
     for index, module in enumerate(stage.nodes):
@@ -156,10 +171,10 @@ def test_every_edge_carries_its_source_to_its_target_once_and_nothing_else_does(
 def test_an_isolated_node_takes_the_stages_input_and_counts_in_its_mean() -> None:
     stage = Stage(Graph(3, ((0, 1),)), 4, 6).eval()
     x = torch.randn(2, 4, 8, 8)
-    expected = (stage.nodes[1]([stage.nodes[0]([x])]) + stage.nodes[2]([x])) / 2
+    expected = (stage.nodes[1]([stage.nodes[0]([x.relu()])]) + stage.nodes[2]([x.relu()])) / 2
     torch.testing.assert_close(stage(x), expected)
     lonely = Stage(Graph(2, ()), 4, 6).eval()
-    torch.testing.assert_close(lonely(x), (lonely.nodes[0]([x]) + lonely.nodes[1]([x])) / 2)
+    torch.testing.assert_close(lonely(x), (lonely.nodes[0]([x.relu()]) + lonely.nodes[1]([x.relu()])) / 2)
 
 
 def test_what_a_node_sends_is_not_activated_and_may_be_negative() -> None:
