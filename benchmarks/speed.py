@@ -73,7 +73,8 @@ def compare(title: str, runs: dict[str, Callable[[], object]], baseline: str, ba
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--seungwonpark', type=Path, metavar='DIR', help='a clone of seungwonpark/RandWireNN')
-    parser.add_argument('--c109', action='store_true', help='randwire_ws_c109 beside resnet50')
+    parser.add_argument('--c109', action='store_true',
+                        help='randwire_ws_c109 beside resnet50 (default without --seungwonpark)')
     parser.add_argument('--modes', nargs='+', default=['eager', 'compiled', 'bf16'],
                         choices=['eager', 'compiled', 'bf16', 'bf16-compiled'], help='modes of the c109 comparison')
     parser.add_argument('--train', action='store_true', help='c109: time training steps too')
@@ -102,7 +103,7 @@ def main() -> None:
                 'seungwonpark': step(theirs, plain),
                 'seungwonpark, channels_last': step(theirs_channels_last, channels_last),
             }, 'seungwonpark', args.batch, args.rounds)
-    if args.c109:
+    if args.c109 or not args.seungwonpark:
         networks = {name: create(name) for name in ('randwire_ws_c109', 'resnet50')}
         for mode in args.modes:
             images = channels_last

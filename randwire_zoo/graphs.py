@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import networkx
 
 __all__ = [
-    'BarabasiAlbert', 'ErdosRenyi', 'Graph', 'GraphModel', 'WattsStrogatz', 'graphs_sha256', 'parse_graph_model',
-    'sample_graphs',
+    'BarabasiAlbert', 'ErdosRenyi', 'Graph', 'GraphModel', 'WattsStrogatz', 'check_graphs', 'graphs_sha256',
+    'parse_graph_model', 'sample_graphs',
 ]
 
 
@@ -127,6 +127,17 @@ class Graph:
 def graphs_sha256(graphs: Iterable[Graph]) -> str:
     """One hash for the wiring of a whole network: sha256 over the stages' hashes, in order of the stages."""
     return hashlib.sha256(''.join(graph.sha256 for graph in graphs).encode()).hexdigest()
+
+
+def check_graphs(graphs: Iterable[Graph], recorded: str, source: object) -> None:
+    """Compare the graphs read from a source with the sha256 that it records.
+
+    Raises:
+        ValueError: naming the source and both hashes, if they differ.
+    """
+    sha256 = graphs_sha256(graphs)
+    if sha256 != recorded:
+        raise ValueError(f'{source} has been altered: its graphs have sha256 {sha256}, but it records {recorded}')
 
 
 class GraphModel(ABC):

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .files import atomic_path
-from .graphs import Graph, graphs_sha256
+from .graphs import Graph, check_graphs, graphs_sha256
 
 __all__ = ['check_weights', 'loading', 'one_line', 'read_graphs', 'read_metadata', 'save_weights']
 
@@ -87,9 +87,7 @@ def read_graphs(path: str | os.PathLike[str]) -> tuple[Graph, ...]:
         recorded = metadata['graphs_sha256']
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{path} carries no graphs: {one_line(error)}') from None
-    if graphs_sha256(graphs) != recorded:
-        raise ValueError(f'{path} has been altered: its graphs have sha256 {graphs_sha256(graphs)}, '
-                         f'but it records {recorded}')
+    check_graphs(graphs, recorded, path)
     return graphs
 
 

@@ -84,16 +84,16 @@ def test_torch_export_leaves_the_batch_open() -> None:
 
 
 def run_onnx(path: Path, x: Tensor) -> Tensor:
-    onnxruntime = pytest.importorskip('onnxruntime')
+    onnxruntime = pytest.importorskip('onnxruntime', reason='onnxruntime runs what was exported')
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
 
 
 @pytest.mark.parametrize('dynamo', [False, True], ids=['torchscript', 'dynamo'])
 def test_onnx_by_both_exporters_gives_torchs_logits_for_any_batch(dynamo: bool, tmp_path: Path) -> None:
-    onnx = pytest.importorskip('onnx')
+    onnx = pytest.importorskip('onnx', reason='both exporters write with onnx')
     if dynamo:
-        pytest.importorskip('onnxscript')
+        pytest.importorskip('onnxscript', reason='the dynamo exporter needs onnxscript')
     model = pico(drop_path_rate=0.1)
     path = tmp_path / 'model.onnx'
     shapes: dict[str, Any] = {'dynamic_shapes': ({0: torch.export.Dim('batch', min=1)},)} if dynamo else {

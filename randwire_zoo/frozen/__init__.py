@@ -9,7 +9,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from ..graphs import Graph, graphs_sha256
+from ..graphs import Graph, check_graphs
 
 __all__ = ['FOLDER', 'frozen_names', 'load_graphs', 'read_graphs']
 
@@ -47,7 +47,5 @@ def read_graphs(path: Path) -> tuple[Graph, ...]:
         graphs = tuple(Graph.from_dict(stage) for stage in stages)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{path.name} is no file of frozen graphs: {error}') from error
-    if graphs_sha256(graphs) != recorded:
-        raise ValueError(f'{path.name} has been altered: its graphs have sha256 {graphs_sha256(graphs)}, '
-                         f'but it records {recorded}')
+    check_graphs(graphs, recorded, path.name)
     return graphs
