@@ -1,8 +1,9 @@
-"""Registers randwire-zoo's models when timm is imported, without anybody importing randwire-zoo.
+"""Registers randwire-zoo when timm or detectron2 is imported, without anybody importing randwire-zoo.
 
 torch (2.5 and newer) calls the entry points of the group `torch.backends` at the end of `import torch`. That group is
 meant for device backends; using it for a registration is off-label, and the README says so. This one only puts a
-finder in front of `sys.meta_path`, which imports `randwire_zoo.models` once `timm.models` has been executed.
+finder in front of `sys.meta_path`, which imports a module of ours once one of theirs has been executed. `import
+randwire_zoo` does the same.
 
 Whatever goes wrong here must not break `import torch` or timm: only the standard library is imported, nothing is
 raised, and a registration that fails becomes one warning. TORCH_DEVICE_BACKEND_AUTOLOAD=0 switches all of it off.
@@ -12,7 +13,12 @@ import sys
 import warnings
 
 # Importing the key calls for importing the value right after it.
-_FOLLOWERS = {'timm.models': 'randwire_zoo.models'}
+_FOLLOWERS = {
+    'timm.models': 'randwire_zoo.models',
+    'detectron2.modeling.backbone': 'randwire_zoo.detection.builders',
+    'detectron2.checkpoint': 'randwire_zoo.detection.checkpoints',
+    'detectron2.data.datasets': 'randwire_zoo.detection.datasets',
+}
 
 
 class _Finder:
@@ -61,7 +67,7 @@ def _follow(fullname):
     try:
         importlib.import_module(_FOLLOWERS[fullname])
     except Exception as error:
-        _warn(f'randwire-zoo could not register its models ({type(error).__name__}: {error}); everything else works. '
+        _warn(f'randwire-zoo could not register with {fullname} ({type(error).__name__}: {error}); everything else works. '
               'Set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to keep it from trying.')
 
 

@@ -1,11 +1,43 @@
-"""RandWire networks (Xie et al., ICCV 2019) as timm models. Importing this package registers them with timm."""
-from . import models as models
-from .graphs import BarabasiAlbert, ErdosRenyi, Graph, GraphModel, WattsStrogatz, parse_graph_model, sample_graphs
-from .models import ARCHITECTURES, Architecture
-from .network import RandWire
+"""RandWire networks (Xie et al., ICCV 2019) as timm models and as detection backbones.
+
+Importing this package registers them: with timm and detectron2 where they are imported already, otherwise as soon as
+they are. It imports neither itself, nor torch, until one of the names below is asked for.
+"""
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import _randwire_zoo_autoload
+
+if TYPE_CHECKING:
+    from .graphs import (
+        BarabasiAlbert,
+        ErdosRenyi,
+        Graph,
+        GraphModel,
+        WattsStrogatz,
+        parse_graph_model,
+        sample_graphs,
+    )
+    from .models import ARCHITECTURES, Architecture
+    from .network import RandWire
 
 __all__ = [
     'ARCHITECTURES', 'Architecture', 'BarabasiAlbert', 'ErdosRenyi', 'Graph', 'GraphModel', 'RandWire',
     'WattsStrogatz', 'parse_graph_model', 'sample_graphs',
 ]
 __version__ = '0.1.0'
+
+_MODULES = {'ARCHITECTURES': 'models', 'Architecture': 'models', 'RandWire': 'network'}  # all others: graphs
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(f'.{_MODULES.get(name, "graphs")}', __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+_randwire_zoo_autoload.install()

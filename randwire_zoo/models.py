@@ -10,8 +10,7 @@ Importing this module registers the names with timm. The paper's tables that a n
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from .frozen import load_graphs
 from .graphs import Graph, parse_graph_model, sample_graphs
 from .network import RandWire, checkpoint_filter_fn, stage_node_counts
 
-__all__ = ['ARCHITECTURES', 'Architecture', 'sample_architecture']
+__all__ = ['ARCHITECTURES', 'Architecture', 'network_arguments', 'sample_architecture']
 
 WEIGHTS_FOLDER = Path(__file__).parent / 'weights'
 
@@ -75,6 +74,27 @@ def _architectures() -> dict[str, Architecture]:
 ARCHITECTURES: dict[str, Architecture] = _architectures()
 
 
+def network_arguments(name: str, **kwargs: Any) -> dict[str, Any]:
+    """The arguments with which `RandWire` becomes the network of a registered name.
+
+    Args:
+        name: A frozen name; or `randwire`, whose graphs are sampled here from graph, seed, channels, num_nodes, regime.
+        kwargs: Arguments of `RandWire`, laid over the name's own.
+
+    Raises:
+        ValueError: naming the name or the argument, and what is allowed.
+    """
+    if name in ARCHITECTURES:
+        architecture = ARCHITECTURES[name]
+        return {'graphs': load_graphs(name), 'regime': architecture.regime, 'channels': architecture.channels, **kwargs}
+    if name != 'randwire':
+        raise ValueError(f'unknown name {name!r}; `randwire-zoo list` shows the frozen ones, `randwire` is any other')
+    own = {field.name: kwargs.pop(field.name) for field in fields(Architecture) if field.name in kwargs}
+    architecture = Architecture(**own)
+    return {'graphs': sample_architecture(architecture), 'regime': architecture.regime,
+            'channels': architecture.channels, **kwargs}
+
+
 def _cfg(**kwargs: Any) -> dict[str, Any]:
     return {
         'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7),
@@ -112,19 +132,18 @@ class RandWireFeatures(FeatureGetterNet):
         self.model.set_grad_checkpointing(enable)  # type: ignore[operator]
 
 
-def _create_randwire(variant: str, pretrained: bool, graphs: Sequence[Graph], **kwargs: Any) -> nn.Module:
+def _create_randwire(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     # The getter runs the network's own forward, with its edge removal and checkpointing; 'list' works as well.
     feature_cfg = {
         'out_indices': (0, 1, 2, 3, 4), 'feature_cls': RandWireFeatures, **(kwargs.pop('feature_cfg', None) or {})}
     return build_model_with_cfg(
         RandWire, variant, pretrained, feature_cfg=feature_cfg, pretrained_filter_fn=checkpoint_filter_fn,
-        graphs=graphs, **kwargs)
+        **network_arguments(variant, **kwargs))
 
 
 def _register(name: str, architecture: Architecture) -> None:
     def entry_point(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        arguments = {'regime': architecture.regime, 'channels': architecture.channels, **kwargs}
-        return _create_randwire(name, pretrained, load_graphs(name), **arguments)
+        return _create_randwire(name, pretrained, **kwargs)
 
     entry_point.__name__ = entry_point.__qualname__ = name
     entry_point.__doc__ = (
@@ -156,5 +175,5 @@ def randwire(
     Raises:
         ValueError: naming the argument, its value and what is allowed.
     """
-    graphs = sample_architecture(Architecture(graph, seed, channels, regime, num_nodes))
-    return _create_randwire('randwire', pretrained, graphs, regime=regime, channels=channels, **kwargs)
+    return _create_randwire(
+        'randwire', pretrained, graph=graph, seed=seed, channels=channels, num_nodes=num_nodes, regime=regime, **kwargs)

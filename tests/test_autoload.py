@@ -170,7 +170,7 @@ def test_a_broken_package_leaves_torch_and_timm_usable_with_one_warning(tmp_path
         'assert torch.ones(2).sum() == 2\n'
         'assert timm.is_model("resnet18") and not timm.list_models("randwire*")\n'
         'import timm.models, timm.data\n'), PYTHONPATH=str(shadow))
-    message = 'RuntimeWarning: randwire-zoo could not register its models (OSError: disk on fire)'
+    message = 'RuntimeWarning: randwire-zoo could not register with timm.models (OSError: disk on fire)'
     assert done.stderr.count('Warning: ') == done.stderr.count(message) == 1, done.stderr
     assert 'Traceback' not in done.stderr and 'TORCH_DEVICE_BACKEND_AUTOLOAD=0' in done.stderr
 
@@ -179,7 +179,7 @@ def test_a_syntax_error_of_ours_does_not_break_timm_where_warnings_are_errors(tm
     shadow = write(tmp_path / 'shadow', {'randwire_zoo/__init__.py': 'def broken(:\n'})
     done = python(tmp_path, 'import timm\nassert timm.is_model("resnet18")\n', '-W', 'error::RuntimeWarning',
                   PYTHONPATH=str(shadow))
-    assert done.stderr.count('could not register its models (SyntaxError: ') == 1, done.stderr
+    assert done.stderr.count('could not register with timm.models (SyntaxError: ') == 1, done.stderr
 
 
 def test_the_switch_turns_the_hook_off_and_import_randwire_zoo_still_registers(tmp_path: Path) -> None:

@@ -1,0 +1,132 @@
+"""Backbone weights: found by name or path, read safely, and checked against the network before anything is loaded.
+
+A source is
+- a file: a checkpoint of timm's train.py (its moving average where it has one), a bare state dict, or safetensors;
+- `randwire://<arch.tag>`: published weights, by the name under which timm knows them;
+- `hf-hub:<owner>/<name>[@<revision>]`: a model repository of the Hugging Face Hub, spelled as timm spells it.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from randwire_zoo.weights_io import loading, one_line
+
+__all__ = ['SCHEMES', 'fit_weights', 'locate_weights', 'misfit', 'read_state']
+
+SCHEMES = ('randwire://', 'hf-hub:')
+#: Of a classifier, what a backbone has no place for.
+HEAD = ('conv_head.', 'bn_head.', 'fc.', 'global_pool.')
+STAGES = tuple(f'conv{i}.' for i in range(1, 6))
+#: A count of minibatches, which frozen BN and GN do not have and which no computation here reads.
+IGNORED = '.num_batches_tracked'
+
+
+def locate_weights(source: str) -> Path:
+    """The local file of a source, brought from the Hub where it lies there.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if there are no such weights, or the Hub cannot be reached.
+    """
+    if source.startswith('randwire://'):
+        import timm
+
+        name = source.removeprefix('randwire://').rstrip('/')
+        if not timm.is_model(name.partition('.')[0]) or not name.startswith('randwire'):
+            raise ValueError(f'{source}: unknown name; `randwire-zoo list` shows them')
+        available = timm.list_pretrained('randwire*')
+        cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        if cfg is not None and cfg.file:
+            return Path(cfg.file)
+        if cfg is None or not cfg.hf_hub_id:
+            raise ValueError(f'{source}: no such weights are published; there are {", ".join(available) or "none"}')
+        source = f'hf-hub:{cfg.hf_hub_id}'
+    if source.startswith('hf-hub:'):
+        from huggingface_hub import hf_hub_download
+
+        repo_id, _, revision = source.removeprefix('hf-hub:').partition('@')
+        try:
+            return Path(hf_hub_download(repo_id, 'model.safetensors', revision=revision or None))
+        except (OSError, ValueError) as error:  # the Hub's own errors are either
+            raise ValueError(f'{source} cannot be had from the Hub: {one_line(error)}') from error
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f'no weights at {source}')
+    return path
+
+
+def read_state(path: Path, use_ema: bool = True) -> dict[str, Tensor]:
+    """Read the weights in a file by their plain names, of the moving average if there is one and it is wanted.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is empty, truncated, unsafe to unpickle, or holds something else than weights.
+    """
+    from timm.models import load_state_dict
+
+    with loading(path):
+        state = load_state_dict(str(path), use_ema=use_ema)
+        other = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
+        if other is not None or not state:
+            raise ValueError('it holds no weights' + (f', but {other!r}' if other is not None else ''))
+    return state
+
+
+def fit_weights(state: Mapping[str, Tensor], model: nn.Module, source: object) -> dict[str, Tensor]:
+    """Of some weights those that a backbone has a place for, once it is certain that nothing is missing or left over.
+
+    Args:
+        state: Weights by plain names, of a whole classifier or of a backbone.
+        model: A RandWire network, which may lack the head and its last stages.
+        source: Where they come from, for the error.
+
+    Raises:
+        ValueError: naming what does not fit; or that the weights were trained on other wiring.
+    """
+    wanted = model.state_dict()
+    present = tuple(f'{name}.' for name, _ in model.named_children() if any(key.startswith(f'{name}.') for key in wanted))
+    for name, module in model.named_modules():
+        key = f'{name}._extra_state'
+        if key in wanted and key in state:
+            try:
+                module.set_extra_state(state[key])
+            except ValueError as error:
+                raise ValueError(f'{source} does not fit: {error}') from None
+    missing = [name for name in wanted if name not in state]
+    shapes = [(name, tuple(state[name].shape), tuple(tensor.shape)) for name, tensor in wanted.items()
+              if name in state and state[name].shape != tensor.shape]
+    # Stages that were taken away need no weights, and neither does a head.
+    unneeded = tuple(prefix for prefix in (*STAGES, *HEAD) if prefix not in present)
+    unexpected = [name for name in state if name not in wanted and not name.startswith(unneeded)]
+    message = misfit(missing, shapes, unexpected)
+    if message:
+        raise ValueError(f'{source} does not fit {getattr(model, "name", type(model).__name__)}: {message}')
+    return {name: state[name] for name in wanted if name in state}
+
+
+def misfit(missing: list[str], shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]],
+           unexpected: list[str]) -> str:
+    """Say in one line what does not fit; nothing where all does.
+
+    Args:
+        missing: Names that the weights lack.
+        shapes: Name, shape in the weights and shape in the network.
+        unexpected: Names that the network lacks.
+    """
+    parts = []
+    for what, names in (
+            ('it lacks', missing), ('of another shape are',
+             [f'{name} ({_by(loaded)}, not {_by(own)})' for name, loaded, own in shapes]),
+            ('the network has no', unexpected)):
+        names = [name for name in names if not name.endswith(IGNORED)]
+        if names:
+            more = f' and {len(names) - 3} more' if len(names) > 3 else ''
+            parts.append(f'{what} {", ".join(names[:3])}{more}')
+    return '; '.join(parts)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return '×'.join(map(str, shape)) or 'scalar'
