@@ -67,8 +67,8 @@ def _follow(fullname):
     try:
         importlib.import_module(_FOLLOWERS[fullname])
     except Exception as error:
-        _warn(f'randwire-zoo could not register with {fullname} ({type(error).__name__}: {error}); everything else works. '
-              'Set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to keep it from trying.')
+        _warn(f'randwire-zoo could not register with {fullname} ({type(error).__name__}: {error}); everything else '
+              'works. Set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to keep it from trying.')
 
 
 def _warn(message):

@@ -9,11 +9,14 @@ detectron2's is changed; it has no hook for it.
 from __future__ import annotations
 
 import functools
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detectron2.checkpoint.detection_checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathHandler, PathManager
+
+from .weights import SCHEMES, fit_weights, locate_weights, misfit, read_state
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,13 +30,9 @@ class WeightsHandler(PathHandler):
     """Resolves `randwire://…` and `hf-hub:…` for detectron2's path manager."""
 
     def _get_supported_prefixes(self) -> list[str]:
-        from .weights import SCHEMES
-
         return list(SCHEMES)
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        from .weights import locate_weights
-
         return str(locate_weights(path))
 
     def _open(self, path: str, mode: str = 'r', buffering: int = -1, **kwargs: Any) -> Any:
@@ -42,8 +41,6 @@ class WeightsHandler(PathHandler):
 
 def _backbones(model: nn.Module) -> dict[str, RandWireBackbone]:
     """The RandWire backbones in a detector, by the prefix of their names."""
-    import sys
-
     module = sys.modules.get('randwire_zoo.detection.backbone')
     if module is None:  # then nobody can have made one, and timm need not be imported
         return {}
@@ -57,8 +54,6 @@ def _wrap_torch_load(original: Any) -> Any:
         backbones = _backbones(self.model)
         if not backbones:
             return original(self, f)
-        from .weights import fit_weights, read_state
-
         state = read_state(Path(f))
         if any(name.startswith(prefix) for prefix in backbones if prefix for name in state):
             # A whole detector, with what else its checkpoint holds.
@@ -74,8 +69,6 @@ def _wrap_load_model(original: Any) -> Any:
     def _load_model(self: DetectionCheckpointer, checkpoint: Any) -> Any:
         incompatible = original(self, checkpoint)
         for prefix, backbone in _backbones(self.model).items():
-            from .weights import misfit
-
             message = misfit(
                 [name for name in incompatible.missing_keys if name.startswith(prefix)],
                 [row for row in incompatible.incorrect_shapes if row[0].startswith(prefix)], [])
@@ -87,9 +80,7 @@ def _wrap_load_model(original: Any) -> Any:
 
 
 def _install() -> None:
-    prefixes = WeightsHandler()._get_supported_prefixes()
     PathManager.register_handler(WeightsHandler(), allow_override=True)
-    assert prefixes
     for name, wrap in (('_torch_load', _wrap_torch_load), ('_load_model', _wrap_load_model)):
         method = getattr(DetectionCheckpointer, name)
         if not hasattr(method, '__wrapped__'):

@@ -24,12 +24,12 @@ def register_coco_folders(root: str | os.PathLike[str] | None = None) -> list[st
     """
     folder = Path(os.path.expanduser(root or os.getenv('DETECTRON2_DATASETS', 'datasets')))
     names = []
-    for annotations in sorted(folder.glob('*/annotations/instances_*.json')):
-        split = annotations.stem.removeprefix('instances_')
-        images = annotations.parent.parent / split
+    for listing in sorted(folder.glob('*/annotations/instances_*.json')):
+        split = listing.stem.removeprefix('instances_')
+        images = listing.parent.parent / split
         name = f'{images.parent.name}_{split}'
         if images.is_dir() and name not in DatasetCatalog:
-            register_coco_instances(name, {}, str(annotations), str(images))
+            register_coco_instances(name, {}, str(listing), str(images))
             names.append(name)
     return names
 

@@ -87,7 +87,7 @@ def fit_weights(state: Mapping[str, Tensor], model: nn.Module, source: object) -
         ValueError: naming what does not fit; or that the weights were trained on other wiring.
     """
     wanted = model.state_dict()
-    present = tuple(f'{name}.' for name, _ in model.named_children() if any(key.startswith(f'{name}.') for key in wanted))
+    present = {name.partition('.')[0] + '.' for name in wanted}
     for name, module in model.named_modules():
         key = f'{name}._extra_state'
         if key in wanted and key in state:

@@ -47,6 +47,15 @@ examples:
 example:
   randwire-zoo quickstart
 """),
+    'detect': ('detection.detect', 'draw what a detector finds in images', """\
+examples:
+  randwire-zoo detect photo.jpg --weights detector.safetensors
+"""),
+    'convert': ('detection.convert', 'backbone weights for detectron2, and its detectors for torchvision', """\
+examples:
+  randwire-zoo convert model_best.pth.tar randwire_ws_c109.pth
+  randwire-zoo convert output/model_final.pth detector.safetensors --config output/config.yaml --classes cat,dog
+"""),
 }
 
 
@@ -61,7 +70,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """The parser of all commands; of train, eval and quickstart only the given one has its options."""
+    """The parser of all commands; of the late ones only the given one has its options."""
     parser = _Parser(
         prog=PROGRAM, description='RandWire networks (Xie et al., ICCV 2019) for timm: look at them, draw them, train '
         'them.', epilog='Each command has its own help: randwire-zoo COMMAND --help')

@@ -1,0 +1,233 @@
+"""`randwire-zoo convert`: backbone weights as a detectron2 file, and detectron2's detectors as torchvision's."""
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from torchvision.models.detection import FasterRCNN
+
+from randwire_zoo.files import atomic_path
+from randwire_zoo.models import network_arguments
+from randwire_zoo.network import RandWire
+from randwire_zoo.weights_io import loading, read_metadata
+
+from .detectors import DetectorConfig, build_detector, save_detector
+from .weights import fit_weights, locate_weights, read_state
+
+__all__ = ['add_arguments', 'convert_backbone', 'convert_detector', 'main']
+
+#: What torchvision's Faster R-CNN computes; a detectron2 config with anything else is another function.
+FIXED: dict[str, tuple[Any, ...]] = {
+    'MODEL.META_ARCHITECTURE': ('GeneralizedRCNN',), 'MODEL.PROPOSAL_GENERATOR.NAME': ('RPN',),
+    'MODEL.ROI_HEADS.NAME': ('StandardROIHeads',), 'MODEL.ROI_BOX_HEAD.NAME': ('FastRCNNConvFCHead',),
+    'MODEL.ROI_BOX_HEAD.NUM_CONV': (0,), 'MODEL.ROI_BOX_HEAD.NUM_FC': (2,),
+    'MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION': (7,), 'MODEL.ROI_BOX_HEAD.POOLER_TYPE': ('ROIAlign',),
+    'MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG': (False,), 'MODEL.RPN.CONV_DIMS': ([-1],),
+    'MODEL.RPN.BBOX_REG_WEIGHTS': ([1.0, 1.0, 1.0, 1.0],), 'MODEL.ANCHOR_GENERATOR.OFFSET': (0.0,),
+    'MODEL.FPN.FUSE_TYPE': ('sum',), 'MODEL.FPN.NORM': ('', 'BN', 'SyncBN', 'FrozenBN'),
+    'MODEL.RESNETS.NORM': ('FrozenBN', 'BN', 'SyncBN'), 'MODEL.RESNETS.RES5_DILATION': (1,),
+    'MODEL.RESNETS.OUT_FEATURES': (['res2', 'res3', 'res4', 'res5'],), 'INPUT.FORMAT': ('RGB',),
+}
+
+
+def convert_backbone(source: str, output: str | Path, name: str | None = None, use_ema: bool = True) -> str:
+    """Write backbone weights as a file that detectron2 reads without randwire-zoo's help, and return the name.
+
+    Args:
+        source: See `weights`.
+        output: Where to; must end in `.pth`.
+        name: The network's registered name, if the weights do not say it.
+        use_ema: Take the moving average where there is one.
+
+    Raises:
+        FileNotFoundError: if the source is not there.
+        ValueError: if output ends otherwise, the name is unknown, or the weights do not fit.
+    """
+    output = _suffixed(output, '.pth')
+    path = locate_weights(source)
+    state = read_state(path, use_ema)
+    name = name or _recorded_name(path)
+    with torch.device('meta'):
+        network = RandWire(**network_arguments(name, num_classes=0))
+    network.prune_intermediate_layers(list(range(5)))
+    weights = fit_weights(state, network, source)
+    with atomic_path(output) as temporary:
+        torch.save({'model': weights, '__author__': 'randwire-zoo', 'matching_heuristics': True}, temporary)
+    return name
+
+
+def convert_detector(
+        source: str, config_file: str | Path, output: str | Path, classes: list[str] | None = None, **metadata: Any,
+) -> FasterRCNN:
+    """Turn a Faster R-CNN that detectron2 has trained into a file of torchvision's, which computes the same.
+
+    Args:
+        source: detectron2's checkpoint, such as `model_final.pth`.
+        config_file: The whole config, which detectron2 writes as `config.yaml` beside its checkpoints.
+        output: Where to; must end in `.safetensors`.
+        classes: Their names, in detectron2's order.
+        metadata: See `save_detector`.
+
+    Raises:
+        FileNotFoundError: if a file is not there.
+        ValueError: naming what torchvision's detector does not have, or the tensors that do not fit.
+    """
+    output = _suffixed(output, '.safetensors')
+    config = _read_config(Path(config_file))
+    detector = build_detector(config)
+    wanted = detector.state_dict()
+    state = {name: tensor for name, tensor in _rename(read_state(locate_weights(source))).items()
+             if name in wanted or not name.endswith('.num_batches_tracked')}
+    # The count of minibatches is missing after frozen BN, and nothing reads it.
+    state.update({name: tensor for name, tensor in wanted.items()
+                  if name.endswith('.num_batches_tracked') and name not in state})
+    with loading(source):
+        detector.load_state_dict(state)
+    save_detector(detector, output, classes, **metadata)
+    return detector.eval()
+
+
+def _suffixed(path: str | Path, suffix: str) -> Path:
+    path = Path(path)
+    if path.suffix != suffix:
+        raise ValueError(f'{path}: what this writes ends in {suffix}')
+    return path
+
+
+def _recorded_name(path: Path) -> str:
+    if path.suffix == '.safetensors':
+        name = read_metadata(path).get('architecture')
+    else:
+        from timm.utils.checkpoint_saver import load_checkpoint_metadata
+
+        with loading(path):
+            name = load_checkpoint_metadata(str(path)).get('arch')
+    if not name:
+        raise ValueError(f'{path} does not say which network it is for; name it with --model')
+    return name
+
+
+def _read_config(path: Path) -> DetectorConfig:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f'{path} is no YAML: {" ".join(str(error).split())}') from None
+
+    def get(key: str) -> Any:
+        value = tree
+        for part in key.split('.'):
+            if not isinstance(value, dict) or part not in value:
+                raise ValueError(f'{path} lacks {key}; it must be the whole config, which detectron2 writes as '
+                                 'config.yaml beside its checkpoints')
+            value = value[part]
+        return value
+
+    for key, allowed in FIXED.items():
+        if get(key) not in allowed:
+            raise ValueError(f"{path}: torchvision's detector has {key} {' or '.join(map(repr, allowed))}, "
+                             f'got {get(key)!r}')
+    builder = re.fullmatch(r'build_(randwire\w*?)_fpn_backbone', get('MODEL.BACKBONE.NAME'))
+    if not builder:
+        raise ValueError(f'{path}: MODEL.BACKBONE.NAME must be build_<name>_fpn_backbone, '
+                         f'got {get("MODEL.BACKBONE.NAME")!r}')
+    sizes, (ratios, *others) = get('MODEL.ANCHOR_GENERATOR.SIZES'), get('MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS')
+    if len(sizes) != 5 or any(len(level) != 1 for level in sizes) or any(other != ratios for other in others):
+        raise ValueError(f'{path}: MODEL.ANCHOR_GENERATOR must have five levels of one size each and the same ratios')
+    return DetectorConfig(
+        builder[1], get('MODEL.ROI_HEADS.NUM_CLASSES') + 1, fpn_channels=get('MODEL.FPN.OUT_CHANNELS'),
+        fpn_norm=get('MODEL.FPN.NORM') != '', box_features=get('MODEL.ROI_BOX_HEAD.FC_DIM'),
+        anchor_sizes=tuple(level[0] for level in sizes), anchor_ratios=tuple(ratios), round_anchors=False,
+        min_size=get('INPUT.MIN_SIZE_TEST'), max_size=get('INPUT.MAX_SIZE_TEST'),
+        image_mean=tuple(value / 255 for value in get('MODEL.PIXEL_MEAN')),
+        image_std=tuple(value / 255 for value in get('MODEL.PIXEL_STD')),
+        rpn_pre_nms_top_n=get('MODEL.RPN.PRE_NMS_TOPK_TEST'), rpn_post_nms_top_n=get('MODEL.RPN.POST_NMS_TOPK_TEST'),
+        rpn_nms_thresh=get('MODEL.RPN.NMS_THRESH'), box_score_thresh=get('MODEL.ROI_HEADS.SCORE_THRESH_TEST'),
+        box_nms_thresh=get('MODEL.ROI_HEADS.NMS_THRESH_TEST'),
+        box_detections_per_img=get('TEST.DETECTIONS_PER_IMAGE'),
+        sampling_ratio=get('MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO'),
+        bbox_reg_weights=tuple(get('MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS')))
+
+
+def _rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """detectron2's names to torchvision's; its background is the last class, torchvision's is the first."""
+    rules = (
+        (r'backbone\.bottom_up\.(.*)', r'backbone.body.\1'),
+        (r'backbone\.fpn_lateral(\d)\.norm\.(.*)', r'backbone.fpn.inner_blocks.\1.1.\2'),
+        (r'backbone\.fpn_lateral(\d)\.(.*)', r'backbone.fpn.inner_blocks.\1.0.\2'),
+        (r'backbone\.fpn_output(\d)\.norm\.(.*)', r'backbone.fpn.layer_blocks.\1.1.\2'),
+        (r'backbone\.fpn_output(\d)\.(.*)', r'backbone.fpn.layer_blocks.\1.0.\2'),
+        (r'proposal_generator\.rpn_head\.conv\.(.*)', r'rpn.head.conv.0.0.\1'),
+        (r'proposal_generator\.rpn_head\.objectness_logits\.(.*)', r'rpn.head.cls_logits.\1'),
+        (r'proposal_generator\.rpn_head\.anchor_deltas\.(.*)', r'rpn.head.bbox_pred.\1'),
+        (r'roi_heads\.box_head\.fc1\.(.*)', r'roi_heads.box_head.fc6.\1'),
+        (r'roi_heads\.box_head\.fc2\.(.*)', r'roi_heads.box_head.fc7.\1'),
+        (r'(roi_heads\.box_predictor\..*)', r'\1'),
+    )
+    renamed = {}
+    for name, tensor in state.items():
+        for pattern, replacement in rules:
+            if match := re.fullmatch(pattern, name):
+                new = match.expand(replacement)
+                # detectron2 numbers the pyramid's levels by their strides, 2 … 5; torchvision from 0.
+                new = re.sub(r'(_blocks\.)(\d)', lambda level: f'{level[1]}{int(level[2]) - 2}', new)
+                if 'cls_score' in new:
+                    tensor = torch.cat([tensor[-1:], tensor[:-1]])
+                elif 'roi_heads.box_predictor.bbox_pred' in new:
+                    tensor = torch.cat([torch.zeros_like(tensor[:4]), tensor])
+                renamed[new] = tensor
+                break
+        else:
+            # Mask heads and pixel statistics have no place in a detector of boxes; anything else is reported.
+            if not name.startswith(('roi_heads.mask_', 'roi_heads.keypoint_', 'pixel_')):
+                renamed[name] = tensor
+    return renamed
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `randwire-zoo convert`."""
+    parser.add_argument('source', metavar='SOURCE',
+                        help='a checkpoint of timm or detectron2, .safetensors, randwire://arch.tag or '
+                        'hf-hub:owner/name')
+    parser.add_argument('output', metavar='OUTPUT', help='.pth: a backbone for detectron2; .safetensors: a detector')
+    parser.add_argument('--model', metavar='NAME', help="the backbone's name, if the source does not say it")
+    parser.add_argument('--no-ema', action='store_true',
+                        help='take the trained weights and not their moving average')
+    parser.add_argument('--config', metavar='FILE',
+                        help="for a detector: the config.yaml that detectron2 wrote beside it")
+    parser.add_argument('--classes', metavar='NAMES',
+                        help="for a detector: the classes' names, separated by commas, or COCO json that lists them")
+
+
+def _class_names(text: str | None) -> list[str] | None:
+    """The names in a comma-separated list, or those of a COCO file in the order of their ids, as detectron2 has it."""
+    if text is None or not text.endswith('.json'):
+        return text.split(',') if text else None
+    try:
+        categories = json.loads(Path(text).read_text(encoding='utf-8'))['categories']
+        return [category['name'] for category in sorted(categories, key=lambda category: category['id'])]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f'{text} lists no categories as COCO does') from None
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run `randwire-zoo convert`."""
+    if Path(args.output).suffix == '.safetensors':
+        if not args.config:
+            raise ValueError('a detector needs --config, the config.yaml that detectron2 wrote beside it')
+        if args.model or args.no_ema:
+            raise ValueError('--model and --no-ema are for backbones; a detector takes --config and --classes')
+        detector: Any = convert_detector(args.source, args.config, args.output, _class_names(args.classes))
+        config = detector.randwire_config
+        print(f"{args.output}: torchvision's Faster R-CNN on {config.name}, {config.num_classes - 1} classes")
+    else:
+        if args.config or args.classes:
+            raise ValueError('--config and --classes are for detectors, which are written as .safetensors')
+        name = convert_backbone(args.source, args.output, args.model, not args.no_ema)
+        print(f'{args.output}: {name} for detectron2 (MODEL.WEIGHTS {args.output})')
+    return 0
