@@ -59,7 +59,7 @@ def _wrap_torch_load(original: Any) -> Any:
             # A whole detector, with what else its checkpoint holds.
             return {'model': state} if str(f).endswith('.safetensors') else original(self, f)
         return {'model': {prefix + name: tensor for prefix, backbone in backbones.items()
-                          for name, tensor in fit_weights(state, backbone, f).items()}}
+                          for name, tensor in fit_weights(state, backbone, backbone.name, f).items()}}
 
     return _torch_load
 

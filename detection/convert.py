@@ -56,7 +56,7 @@ def convert_backbone(source: str, output: str | Path, name: str | None = None, u
     with torch.device('meta'):
         network = RandWire(**network_arguments(name, num_classes=0))
     network.prune_intermediate_layers(list(range(5)))
-    weights = fit_weights(state, network, source)
+    weights = fit_weights(state, network, name, source)
     with atomic_path(output) as temporary:
         torch.save({'model': weights, '__author__': 'randwire-zoo', 'matching_heuristics': True}, temporary)
     return name

@@ -190,7 +190,7 @@ def fasterrcnn_randwire_fpn(
     if weights_backbone is not None and weights is None:
         with _progress_bars(progress):
             path = locate_weights(str(weights_backbone))
-        network.load_state_dict(fit_weights(read_state(path), network, weights_backbone), strict=False)
+        network.load_state_dict(fit_weights(read_state(path), network, name, weights_backbone), strict=False)
     for index in range(NUM_STAGES - layers):
         for parameter in getattr(network, f'conv{index + 1}').parameters():
             parameter.requires_grad = False

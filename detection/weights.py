@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -38,7 +39,7 @@ def locate_weights(source: str) -> Path:
         if not timm.is_model(name.partition('.')[0]) or not name.startswith('randwire'):
             raise ValueError(f'{source}: unknown name; `randwire-zoo list` shows them')
         available = timm.list_pretrained('randwire*')
-        cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        cfg: Any = timm.get_pretrained_cfg(name) if '.' not in name or name in available else None
         if cfg is not None and cfg.file:
             return Path(cfg.file)
         if cfg is None or not cfg.hf_hub_id:
@@ -75,36 +76,37 @@ def read_state(path: Path, use_ema: bool = True) -> dict[str, Tensor]:
     return state
 
 
-def fit_weights(state: Mapping[str, Tensor], model: nn.Module, source: object) -> dict[str, Tensor]:
+def fit_weights(state: Mapping[str, Tensor], model: nn.Module, name: str, source: object) -> dict[str, Tensor]:
     """Of some weights those that a backbone has a place for, once it is certain that nothing is missing or left over.
 
     Args:
         state: Weights by plain names, of a whole classifier or of a backbone.
         model: A RandWire network, which may lack the head and its last stages.
-        source: Where they come from, for the error.
+        name: Its name, for the error.
+        source: Where the weights come from, for the error.
 
     Raises:
         ValueError: naming what does not fit; or that the weights were trained on other wiring.
     """
     wanted = model.state_dict()
-    present = {name.partition('.')[0] + '.' for name in wanted}
-    for name, module in model.named_modules():
-        key = f'{name}._extra_state'
+    present = {key.partition('.')[0] + '.' for key in wanted}
+    for path, module in model.named_modules():
+        key = f'{path}._extra_state'
         if key in wanted and key in state:
             try:
                 module.set_extra_state(state[key])
             except ValueError as error:
-                raise ValueError(f'{source} does not fit: {error}') from None
-    missing = [name for name in wanted if name not in state]
-    shapes = [(name, tuple(state[name].shape), tuple(tensor.shape)) for name, tensor in wanted.items()
-              if name in state and state[name].shape != tensor.shape]
+                raise ValueError(f'{source} does not fit {name}: {error}') from None
+    missing = [key for key in wanted if key not in state]
+    shapes = [(key, tuple(state[key].shape), tuple(tensor.shape)) for key, tensor in wanted.items()
+              if key in state and state[key].shape != tensor.shape]
     # Stages that were taken away need no weights, and neither does a head.
     unneeded = tuple(prefix for prefix in (*STAGES, *HEAD) if prefix not in present)
-    unexpected = [name for name in state if name not in wanted and not name.startswith(unneeded)]
+    unexpected = [key for key in state if key not in wanted and not key.startswith(unneeded)]
     message = misfit(missing, shapes, unexpected)
     if message:
-        raise ValueError(f'{source} does not fit {getattr(model, "name", type(model).__name__)}: {message}')
-    return {name: state[name] for name in wanted if name in state}
+        raise ValueError(f'{source} does not fit {name}: {message}')
+    return {key: state[key] for key in wanted if key in state}
 
 
 def misfit(missing: list[str], shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]],

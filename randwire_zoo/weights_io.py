@@ -122,7 +122,7 @@ def loading(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError,
-            pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise ValueError(f'{path} cannot be loaded: {one_line(error)}') from error
 
 

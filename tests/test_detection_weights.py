@@ -1,0 +1,199 @@
+"""Backbone weights from every kind of source: all of a backbone's tensors, or one line that says what does not fit."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from pretrained import NAME, random_model, timm_checkpoint
+from safetensors.torch import save_file
+from torch import nn
+
+from randwire_zoo.cli import main
+from randwire_zoo.detection.weights import fit_weights, locate_weights, read_state
+from randwire_zoo.models import network_arguments
+from randwire_zoo.network import RandWire
+from randwire_zoo.weights_io import save_weights
+
+
+def backbone(name: str = NAME, indices: int = 5) -> RandWire:
+    """A network without a head, as detectors have it."""
+    network = RandWire(**network_arguments(name, num_classes=0))
+    network.prune_intermediate_layers(list(range(indices)))
+    return network
+
+
+def assert_holds(loaded: nn.Module, source: nn.Module) -> None:
+    """Every tensor of a backbone is the source's."""
+    expected = source.state_dict()
+    for name, tensor in loaded.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], msg=name)
+
+
+def fitted(source: str | Path, network: RandWire | None = None, use_ema: bool = True) -> RandWire:
+    network = network or backbone()
+    network.load_state_dict(fit_weights(read_state(locate_weights(str(source)), use_ema), network, NAME, source))
+    return network
+
+
+def test_a_timm_checkpoint_gives_its_moving_average_unless_told_otherwise(tmp_path: Path) -> None:
+    model, average = random_model(), random_model()
+    path = timm_checkpoint(tmp_path, model, average)
+    assert_holds(fitted(path), average)
+    assert_holds(fitted(path, use_ema=False), model)
+
+
+def test_a_timm_checkpoint_without_a_moving_average(tmp_path: Path) -> None:
+    model = random_model(num_classes=7)
+    assert_holds(fitted(timm_checkpoint(tmp_path, model)), model)
+
+
+def test_safetensors_a_bare_state_dict_and_a_wrapped_one(tmp_path: Path) -> None:
+    model = random_model()
+    save_weights(model, tmp_path / 'zoo.safetensors')
+    torch.save(model.state_dict(), tmp_path / 'bare.pth')
+    torch.save({f'module._orig_mod.{k}': v for k, v in model.state_dict().items()}, tmp_path / 'wrapped.pth')
+    for name in ('zoo.safetensors', 'bare.pth', 'wrapped.pth'):
+        assert_holds(fitted(tmp_path / name), model)
+
+
+def test_published_weights_by_name() -> None:
+    assert_holds(fitted('randwire://randwire_ws_pico.digits'), timm.create_model(NAME, pretrained=True))
+    assert locate_weights('randwire://randwire_ws_pico') == locate_weights('randwire://randwire_ws_pico.digits')
+
+
+def test_a_hub_repository_at_a_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's own client finds the file in its cache, laid out as the client does it."""
+    model, revision = random_model(), '0' * 40
+    repository = tmp_path / 'models--someone--pico'
+    (repository / 'refs').mkdir(parents=True)
+    (repository / 'refs' / 'main').write_text(revision)
+    save_weights(model, repository / 'snapshots' / revision / 'model.safetensors')
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
+    for source in ('hf-hub:someone/pico', f'hf-hub:someone/pico@{revision}'):
+        assert_holds(fitted(source), model)
+    with pytest.raises(ValueError, match='hf-hub:someone/other cannot be had from the Hub: '):
+        locate_weights('hf-hub:someone/other')
+
+
+def test_a_shorter_backbone_takes_what_it_needs() -> None:
+    model = random_model()
+    short = backbone(indices=3)
+    assert_holds(fitted_from(model, short), model)
+    assert not any(name.startswith(('conv4', 'conv5')) for name in short.state_dict())
+
+
+def fitted_from(model: nn.Module, network: RandWire) -> RandWire:
+    network.load_state_dict(fit_weights(model.state_dict(), network, NAME, 'model'))
+    return network
+
+
+@pytest.mark.parametrize(('name', 'kwargs', 'expected'), [
+    ('resnet18', {}, r'it lacks conv1\.conv\.weight, .* and \d+ more.*the network has no conv1\.weight, bn1\.weight'),
+    ('randwire_ws_small_s1', {}, r'trained on other wiring: graph sha256 '),
+    ('randwire', {'channels': 32, 'num_nodes': 8},
+     r'of another shape are conv1\.conv\.weight \(16×3×3×3, not 12×3×3×3\)'),
+    ('randwire', {'channels': 24, 'num_nodes': 8, 'seed': 2}, r'trained on other wiring: graph sha256 '),
+    ('randwire', {'channels': 24, 'num_nodes': 8, 'node_op': 'conv'}, r'it lacks conv3\.nodes\.0\.conv_dw\.weight'),
+])
+def test_weights_of_another_network_are_named(name: str, kwargs: dict[str, Any], expected: str) -> None:
+    model = timm.create_model(name, **kwargs)
+    with pytest.raises(ValueError, match=r'^file\.pth does not fit .*' + expected) as caught:
+        fit_weights(model.state_dict(), backbone(), NAME, 'file.pth')
+    assert '\n' not in str(caught.value)
+
+
+def test_weights_that_do_not_say_their_wiring_are_refused() -> None:
+    state = {name: tensor for name, tensor in random_model().state_dict().items() if '_extra_state' not in name}
+    with pytest.raises(ValueError, match=r'it lacks conv3\._extra_state, conv4\._extra_state, conv5\._extra_state$'):
+        fit_weights(state, backbone(), NAME, 'file.pth')
+
+
+def test_one_missing_and_one_surplus_tensor_are_named() -> None:
+    state = random_model().state_dict()
+    state['conv4.nodes.99.bn.weight'] = state.pop('conv4.nodes.3.bn.weight')
+    with pytest.raises(ValueError, match=r'it lacks conv4\.nodes\.3\.bn\.weight; '
+                                         r'the network has no conv4\.nodes\.99\.bn\.weight$'):
+        fit_weights(state, backbone(), NAME, 'file.pth')
+
+
+@pytest.mark.parametrize(('source', 'message'), [
+    ('randwire://randwire_ws_c108', 'unknown name'),
+    ('randwire://resnet18.a1_in1k', 'unknown name'),
+    ('randwire://randwire_ws_c109', 'no such weights are published; there are randwire_ws_pico.digits'),
+    ('randwire://randwire_ws_pico.imagenet', 'no such weights are published'),
+])
+def test_weights_that_nobody_published(source: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f'^{source}: {message}'):
+        locate_weights(source)
+
+
+def test_missing_empty_truncated_and_foreign_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r'no weights at .*nowhere\.pth'):
+        locate_weights(str(tmp_path / 'nowhere.pth'))
+    (tmp_path / 'empty.pth').touch()
+    model = random_model()
+    save_weights(model, tmp_path / 'whole.safetensors')
+    torch.save(model.state_dict(), tmp_path / 'whole.pth')
+    for name in ('whole.safetensors', 'whole.pth'):
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / name.replace('whole', 'half')).write_bytes(data[:len(data) // 2])
+    (tmp_path / 'text.pth').write_text('weights, honestly')
+    torch.save({'epoch': 3, 'steps': 5}, tmp_path / 'other.pth')
+    for name in ('empty.pth', 'half.safetensors', 'half.pth', 'text.pth', 'other.pth'):
+        with pytest.raises(ValueError, match=rf'{name} (cannot be loaded: |is empty)') as caught:
+            read_state(tmp_path / name)
+        assert '\n' not in str(caught.value)
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
+    class Code:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / 'ran',))
+
+    torch.save({'state_dict': Code()}, tmp_path / 'bad.pth')
+    with pytest.raises(ValueError, match='cannot be loaded'):
+        read_state(tmp_path / 'bad.pth')
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_convert_writes_plain_tensors_that_torch_alone_reads(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, average = random_model(), random_model()
+    path = timm_checkpoint(tmp_path, model, average)
+    for options, source in ((), average), (('--no-ema',), model):
+        assert main(['convert', str(path), str(tmp_path / 'out.pth'), *options]) == 0
+        file = torch.load(tmp_path / 'out.pth', weights_only=True)
+        assert file['matching_heuristics'] is True
+        network = backbone()
+        network.load_state_dict(file['model'])
+        assert_holds(network, source)
+    assert f'{NAME} for detectron2' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (('nowhere.pth', 'out.pth'), 'no weights at nowhere.pth'),
+    (('bare.pth', 'out.pth'), 'bare.pth does not say which network it is for; name it with --model'),
+    (('bare.pth', 'out.pth', '--model', 'randwire_ws_c7'), "unknown name 'randwire_ws_c7'"),
+    (('bare.pth', 'out.pth', '--model', 'randwire_ws_small_s1'), 'does not fit'),
+    (('bare.pth', 'out.pkl', '--model', NAME), 'out.pkl: what this writes ends in .pth'),
+    (('bare.pth', 'out.safetensors'), 'a detector needs --config'),
+    (('bare.pth', 'out.pth', '--config', 'config.yaml'), '--config and --classes are for detectors'),
+])
+def test_convert_says_in_one_line_what_is_wrong_and_writes_nothing(
+        arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(random_model().state_dict(), 'bare.pth')
+    assert main(['convert', *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count('\n') == 1
+    assert [path.name for path in tmp_path.iterdir()] == ['bare.pth']
+
+
+def test_tensors_alone_without_a_wiring_never_reach_a_backbone(tmp_path: Path) -> None:
+    save_file({'conv1.conv.weight': torch.zeros(12, 3, 3, 3)}, tmp_path / 'part.safetensors')
+    with pytest.raises(ValueError, match=r'it lacks conv1\.bn\.weight, '):
+        fitted(tmp_path / 'part.safetensors')
