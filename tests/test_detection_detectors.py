@@ -1,0 +1,222 @@
+"""torchvision's Faster R-CNN on a RandWire backbone, against torchvision's own one; detector files; `detect`."""
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from pretrained import NAME, random_model
+from shapes import CLASSES, write_shapes
+from torch import nn
+from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
+from torchvision.ops import FrozenBatchNorm2d
+
+from randwire_zoo.cli import main
+from randwire_zoo.detection import fasterrcnn_randwire_fpn, load_detector, save_detector
+from randwire_zoo.detection.detect import detect
+from randwire_zoo.weights_io import save_weights
+
+SMALL: dict[str, Any] = {'min_size': 64, 'max_size': 96, 'box_score_thresh': 0.0}
+
+
+def small_detector(**kwargs: Any) -> FasterRCNN:
+    return fasterrcnn_randwire_fpn(NAME, 3, **{**SMALL, **kwargs})
+
+
+@pytest.fixture(scope='module')
+def detector_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp('detector') / 'detector.safetensors'
+    save_detector(small_detector().eval(), path, CLASSES)
+    return path
+
+
+def test_everything_but_the_body_is_as_in_torchvisions_own_detector() -> None:
+    theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    ours = fasterrcnn_randwire_fpn('randwire_ws_c109')
+
+    def parts(detector: nn.Module) -> dict[str, torch.Size]:
+        return {name: tensor.shape for name, tensor in detector.state_dict().items()
+                if '.body.' not in name and 'inner_blocks' not in name}
+
+    assert parts(ours) == parts(theirs)
+    for attribute in ('min_size', 'max_size', 'image_mean', 'image_std'):
+        mine, other = getattr(ours.transform, attribute), getattr(theirs.transform, attribute)
+        assert list(mine) == list(other) if hasattr(mine, '__iter__') else mine == other
+    mine, other = ours.rpn.anchor_generator, theirs.rpn.anchor_generator
+    for mine_cell, other_cell in zip(mine.cell_anchors, other.cell_anchors, strict=True):
+        assert torch.equal(mine_cell, other_cell)
+    for part in ('score_thresh', 'nms_thresh', 'detections_per_img'):
+        assert getattr(ours.roi_heads, part) == getattr(theirs.roi_heads, part)
+    assert vars(ours.roi_heads.box_coder) == vars(theirs.roi_heads.box_coder)
+    assert ours.rpn._pre_nms_top_n == theirs.rpn._pre_nms_top_n
+    assert ours.rpn._post_nms_top_n == theirs.rpn._post_nms_top_n
+
+
+def test_the_body_computes_timms_features() -> None:
+    body = small_detector(weights_backbone='randwire://randwire_ws_pico.digits').eval().backbone.body
+    images = torch.randn(1, 3, 64, 96)
+    model = timm.create_model(NAME, pretrained=True).eval()
+    with torch.no_grad():
+        expected = model.forward_intermediates(images, indices=[1, 2, 3, 4], intermediates_only=True)
+        for output, features in zip(body(images).values(), expected, strict=True):
+            torch.testing.assert_close(output, features, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(('trained', 'layers', 'trainable'), [
+    (True, None, 3), (True, 0, 0), (True, 2, 2), (True, 5, 5), (False, None, 5), (False, 5, 5)])
+def test_trainable_layers_and_frozen_norms_follow_torchvisions_conventions(
+        trained: bool, layers: int | None, trainable: int) -> None:
+    source = 'randwire://randwire_ws_pico.digits' if trained else None
+    detector = small_detector(weights_backbone=source, trainable_backbone_layers=layers)
+    body = detector.backbone.body
+    learns = [all(parameter.requires_grad for parameter in body[f'conv{i}'].parameters()) for i in range(1, 6)]
+    assert learns == [False] * (5 - trainable) + [True] * trainable
+    assert all(parameter.requires_grad for name, parameter in detector.named_parameters() if '.body.' not in name)
+    assert any(isinstance(module, FrozenBatchNorm2d) for module in body.modules()) == trained
+    assert any(isinstance(module, nn.BatchNorm2d) for module in body.modules()) != trained
+
+
+def test_it_learns_and_detects() -> None:
+    detector = small_detector().train()
+    target = {'boxes': torch.tensor([[8.0, 8.0, 40.0, 44.0]]), 'labels': torch.tensor([1])}
+    losses = detector([torch.rand(3, 64, 64)], [target])
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None for parameter in detector.backbone.body.parameters())
+    found = detector.eval()([torch.rand(3, 64, 64)])[0]
+    assert set(found) == {'boxes', 'labels', 'scores'}
+
+
+@pytest.mark.parametrize('kwargs', [
+    {}, {'image_mean': [0.5, 0.5, 0.5], 'box_detections_per_img': 7, 'rpn_post_nms_top_n_test': 30},
+    {'weights_backbone': 'randwire://randwire_ws_pico.digits', 'trainable_backbone_layers': 1}])
+def test_a_saved_detector_computes_the_same(kwargs: dict[str, Any], tmp_path: Path) -> None:
+    detector = small_detector(**kwargs).eval()
+    save_detector(detector, tmp_path / 'detector.safetensors', CLASSES, metrics={'AP50': 1.5})
+    restored, classes = load_detector(tmp_path / 'detector.safetensors')
+    assert classes == ['background', *CLASSES]
+    images = [torch.rand(3, 80, 70), torch.rand(3, 50, 90)]
+    with torch.no_grad():
+        for expected, found in zip(detector(images), restored(images), strict=True):
+            assert expected['scores'].numel() > 0
+            for key in expected:
+                torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-4)
+    again = fasterrcnn_randwire_fpn(NAME, weights=tmp_path / 'detector.safetensors')
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in restored.state_dict().items())
+    assert not next(again.backbone.body['conv1'].parameters()).requires_grad
+
+
+@pytest.mark.parametrize(('kwargs', 'message'), [
+    ({'name': 'randwire_ws_c110'}, "unknown name 'randwire_ws_c110'"),
+    ({'name': 'resnet18'}, "unknown name 'resnet18'"),
+    ({'num_classes': 1}, 'num_classes must be an integer of at least 2, background included, got 1'),
+    ({'trainable_backbone_layers': 3}, 'trainable_backbone_layers=3 would keep random parameters'),
+    ({'trainable_backbone_layers': 6}, 'trainable_backbone_layers must be an integer from 0 to 5, got 6'),
+    ({'weights_backbone': 'randwire://randwire_ws_c154'}, 'no such weights are published'),
+    ({'name': 'randwire_ws_small_s1', 'weights_backbone': 'randwire://randwire_ws_pico.digits'}, 'other wiring'),
+])
+def test_arguments_out_of_range_are_named(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        fasterrcnn_randwire_fpn(**{'name': NAME, **kwargs})
+    assert message in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_files_that_are_no_detectors_or_another_one_are_refused(detector_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='holds a detector on randwire_ws_pico, not on randwire_ws_small_s1'):
+        fasterrcnn_randwire_fpn('randwire_ws_small_s1', weights=detector_file)
+    with pytest.raises(ValueError, match=r'num_classes must be 3, as in .*, got 5'):
+        fasterrcnn_randwire_fpn(NAME, 5, weights=detector_file)
+    save_weights(random_model(), tmp_path / 'classifier.safetensors')
+    with pytest.raises(ValueError, match=r'classifier\.safetensors holds no detector'):
+        load_detector(tmp_path / 'classifier.safetensors')
+    data = detector_file.read_bytes()
+    (tmp_path / 'half.safetensors').write_bytes(data[:len(data) // 2])
+    with pytest.raises(ValueError, match=r'half\.safetensors cannot be loaded: '):
+        load_detector(tmp_path / 'half.safetensors')
+
+
+def test_only_what_a_file_can_describe_is_saved(tmp_path: Path) -> None:
+    path = tmp_path / 'detector.safetensors'
+    with pytest.raises(ValueError, match='only detectors of fasterrcnn_randwire_fpn can be saved, got Linear'):
+        save_detector(nn.Linear(1, 1), path)
+    with pytest.raises(ValueError, match='2 class names are needed, got 3'):
+        save_detector(small_detector(), path, ['a', 'b', 'c'])
+    with pytest.raises(ValueError, match=r'detector files end in \.safetensors'):
+        save_detector(small_detector(), tmp_path / 'detector.pth')
+    other = small_detector()
+    other.rpn.head = nn.Conv2d(256, 3, 1)
+    with pytest.raises(ValueError, match=r'describes torchvision.s own parts only; here differ rpn\.head\.'):
+        save_detector(other, path)
+    assert not path.exists()
+
+
+def test_detect_finds_boxes_in_the_pixels_of_the_image_it_was_given(detector_file: Path) -> None:
+    detector, _ = load_detector(detector_file)
+    image = Image.effect_noise((256, 128), 60).convert('RGB')
+    found = detect(detector, image)
+    assert found['scores'].numel() > 0
+    assert found['boxes'].min() >= 0 and found['boxes'][:, 0::2].max() <= 256 and found['boxes'][:, 1::2].max() <= 128
+    assert found['boxes'].max() > 128
+
+
+def test_detect_draws_a_picture_for_each_image_and_writes_json(
+        detector_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_shapes(tmp_path / 'data', 'train', 2)
+    (tmp_path / 'other').mkdir()
+    Image.open(tmp_path / 'data/train/1.png').convert('L').save(tmp_path / 'other/1.png')
+    images = [str(tmp_path / 'data/train'), str(tmp_path / 'other/1.png')]
+    assert main(['detect', *images, '--weights', str(detector_file), '-o', str(tmp_path / 'drawn'), '--score-thresh',
+                 '0', '--json', str(tmp_path / 'found.json'), '--device', 'cpu']) == 0
+    assert sorted(path.name for path in (tmp_path / 'drawn').iterdir()) == ['1.png', '1_2.png', '2.png']
+    found = json.loads((tmp_path / 'found.json').read_text())
+    assert [Path(row['image']).name for row in found] == ['1.png', '2.png', '1.png']
+    assert all(len(row['boxes']) == len(row['classes']) == len(row['scores']) > 0 for row in found)
+    assert set(found[0]['classes']) <= set(CLASSES)
+    with Image.open(tmp_path / 'drawn/1.png') as drawn, Image.open(tmp_path / 'data/train/1.png') as plain:
+        assert drawn.size == plain.size and drawn.tobytes() != plain.tobytes()
+    assert capsys.readouterr().out.count('.png: ') == 3
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (['nowhere.png', '--weights', '{weights}'], 'no image at nowhere.png'),
+    (['text.png', '--weights', '{weights}'], 'text.png is no image that can be read'),
+    (['empty', '--weights', '{weights}'], 'empty holds no images'),
+    (['image.png', '--weights', 'nowhere.safetensors'], 'no weights at nowhere.safetensors'),
+    (['image.png', '--weights', '{weights}', '--score-thresh', '1.5'], '--score-thresh must be within [0, 1], got 1.5'),
+    (['image.png', '--weights', '{weights}', '--device', 'abacus'], 'abacus'),
+])
+def test_detect_says_in_one_line_what_is_wrong(
+        arguments: list[str], message: str, detector_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path('text.png').write_text('a picture, honestly')
+    Path('empty').mkdir()
+    Image.new('RGB', (64, 64)).save('image.png')
+    assert main(['detect', *[argument.format(weights=detector_file) for argument in arguments]]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count('\n') == 1
+    assert not Path('output').exists()
+
+
+def test_without_detectron2_the_package_imports_and_says_how_to_install_it(tmp_path: Path) -> None:
+    """In an interpreter where importing detectron2 fails, as where it was never installed."""
+    code = (
+        'import sys\n'
+        'sys.modules["detectron2"] = None\n'
+        'import randwire_zoo.detection as detection\n'
+        'assert "torch" not in sys.modules and "timm" not in sys.modules\n'
+        'detection.fasterrcnn_randwire_fpn("randwire_ws_pico", 2)\n'
+        'try:\n'
+        '    detection.RandWireBackbone\n'
+        'except ModuleNotFoundError as error:\n'
+        '    print(error)\n')
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith('detectron2 is not installed') and 'pip install --no-build-isolation' in done.stdout
+    assert done.stdout.count('\n') == 1
