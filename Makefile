@@ -5,7 +5,7 @@ VENV ?= .venv
 JOBS ?= 2
 TESTFLAGS ?=
 # The longest files first, so that no process waits for the other one's last.
-LONG := $(wildcard tests/test_timm_suite.py tests/test_stock_scripts.py)
+LONG := $(wildcard tests/test_detectron2_tools.py tests/test_timm_suite.py tests/test_stock_scripts.py)
 TESTS := $(LONG) $(filter-out $(LONG),$(sort $(wildcard tests/test_*.py)))
 
 BIN := $(VENV)/bin
@@ -34,6 +34,7 @@ quickstart: install  ## train on handwritten digits, evaluate, save, reload and 
 	$(BIN)/randwire-zoo quickstart
 
 test: install  ## run all tests; TESTFLAGS='-k graphs' narrows them
+	@$(BIN)/python tests/upstream.py --install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTFLAGS) $(TESTS)
 
 check: install  ## lint and type-check

@@ -11,6 +11,7 @@ raised, and a registration that fails becomes one warning. TORCH_DEVICE_BACKEND_
 import importlib
 import sys
 import warnings
+from typing import Any
 
 # Importing the key calls for importing the value right after it.
 _FOLLOWERS = {
@@ -24,10 +25,10 @@ _FOLLOWERS = {
 class _Finder:
     """Finds the modules of `_FOLLOWERS` as the other finders do, with a loader that also runs `_follow`."""
 
-    def __init__(self):
-        self.asking = set()
+    def __init__(self) -> None:
+        self.asking: set[str] = set()
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
         if fullname not in _FOLLOWERS or fullname in self.asking:
             return None
         self.asking.add(fullname)  # another finder that asks all finders, as this one does, must not come back here
@@ -35,7 +36,7 @@ class _Finder:
             for finder in sys.meta_path:
                 if finder is self or not hasattr(finder, 'find_spec'):
                     continue
-                spec = finder.find_spec(fullname, path, target)
+                spec: Any = finder.find_spec(fullname, path, target)
                 if spec is not None:
                     if hasattr(spec.loader, 'exec_module'):
                         spec.loader = _Loader(spec.loader)
@@ -51,19 +52,19 @@ class _Loader:
     A loader object may serve many modules (zipimport's does) and may refuse attributes, so it is not changed itself.
     """
 
-    def __init__(self, loader):
+    def __init__(self, loader: Any) -> None:
         self.loader = loader
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(object.__getattribute__(self, 'loader'), name)
 
-    def exec_module(self, module):
+    def exec_module(self, module: Any) -> None:
         module.__spec__.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)
         _follow(module.__name__)
 
 
-def _follow(fullname):
+def _follow(fullname: str) -> None:
     try:
         importlib.import_module(_FOLLOWERS[fullname])
     except Exception as error:
@@ -71,14 +72,14 @@ def _follow(fullname):
               'works. Set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to keep it from trying.')
 
 
-def _warn(message):
+def _warn(message: str) -> None:
     try:
         warnings.warn(message, RuntimeWarning, stacklevel=1)
     except Warning:  # warnings are errors (python -W error), and nothing may be raised here
         print(message, file=sys.stderr)
 
 
-def install():
+def install() -> None:
     """Entry point: install the finder once; follow at once where the module is already there."""
     try:
         # By name: the class is another one if this module was imported twice.

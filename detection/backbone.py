@@ -66,6 +66,7 @@ class RandWireBackbone(RandWire, Backbone):
                              'use FrozenBN, BN or SyncBN')
         indices = [index for index, feature in enumerate(FEATURES) if feature in out_features]
         self.prune_intermediate_layers(indices)
+        del self.conv_head, self.bn_head, self.global_pool, self.fc  # pruning left only empty ones
         self.num_stages = indices[-1] + 1
         self.stage_outputs = [feature if feature in out_features else '' for feature in FEATURES]
         # For Backbone.output_shape.
@@ -91,7 +92,7 @@ class RandWireBackbone(RandWire, Backbone):
             FrozenBatchNorm2d.convert_frozen_batchnorm(stage)
         return self
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
+    def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         """Images [B, in_chans, H, W] to maps [B, channels, H/stride, W/stride], by the names of `FEATURES`."""
         outputs: dict[str, Tensor] = {}
         kept_edges = self.draw_kept_edges(x)

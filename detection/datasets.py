@@ -22,7 +22,7 @@ def register_coco_folders(root: str | os.PathLike[str] | None = None) -> list[st
     Args:
         root: The folder; by default `DETECTRON2_DATASETS`, or `datasets` where that is unset, as in detectron2.
     """
-    folder = Path(os.path.expanduser(root or os.getenv('DETECTRON2_DATASETS', 'datasets')))
+    folder = Path(os.getenv('DETECTRON2_DATASETS', 'datasets') if root is None else root).expanduser()
     names = []
     for listing in sorted(folder.glob('*/annotations/instances_*.json')):
         split = listing.stem.removeprefix('instances_')

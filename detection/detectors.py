@@ -317,7 +317,7 @@ def _read_description(path: str | os.PathLike[str]) -> tuple[DetectorConfig, lis
                          'detectron2 has trained')
     known = {field.name for field in fields(DetectorConfig)}
     try:
-        values = {name: tuple(value) if isinstance(value, list) else value
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
                   for name, value in json.loads(metadata['detector']).items() if name in known}
         config = DetectorConfig(**values)
         names = json.loads(metadata.get('classes', 'null'))

@@ -10,6 +10,7 @@ import argparse
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -247,9 +248,8 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _folder() -> Path:
-    from . import configs  # type: ignore[attr-defined]  # mapped from the top-level folder by pyproject.toml
-
-    return Path(configs.__path__[0])
+    # By name, as pyproject.toml maps the package from the top-level folder, which type checkers do not see.
+    return Path(import_module('randwire_zoo.configs').__path__[0])
 
 
 def _is_recipe(path: Path) -> bool:

@@ -1,7 +1,7 @@
 """Pinned upstream code that is not on PyPI: timm's stock scripts and detectron2.
 
 As a script (`make upstream`) it brings them into the cache folder; as a module it tells tests where they are. Nothing
-of theirs is committed, and nothing is installed: the detectron2 wheel only lies there.
+of theirs is committed. `make test` installs the detectron2 wheel into its environment, if there is one.
 
     $RANDWIRE_ZOO_CACHE/upstream/        ~/.cache/randwire_zoo/upstream by default
         timm/                            checkout
@@ -17,8 +17,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -179,15 +181,37 @@ def build_detectron2() -> Path:
     return wheel
 
 
+def install_detectron2() -> None:
+    """Install the wheel that lies in the cache folder into this interpreter's environment; without one, do nothing.
+
+    Raises:
+        UpstreamError: with pip's last line, if it cannot.
+    """
+    wheel = detectron2_wheel()
+    if wheel is None or find_spec('detectron2') is not None:
+        return
+    print(f'detectron2: installing {wheel}', flush=True)
+    # Its visualizer imports cv2, which it does not ask for; its model zoo imports pkg_resources.
+    _run([sys.executable, '-m', 'pip', 'install', '--quiet', '-c', Path(__file__).parent.parent / 'constraints.txt',
+          wheel, 'opencv-python-headless', BUILD_TOOLS[0]], 'detectron2: cannot be installed')
+
+
 def main() -> int:
     """Fetch and build what is asked for; the first failure of each is one line on stderr."""
     parser = argparse.ArgumentParser(
         description='Bring pinned upstream code into the cache folder.',
         epilog='From GitHub, or from git repositories named by TIMM_REPO and DETECTRON2_REPO. '
                'RANDWIRE_ZOO_CACHE moves the cache folder.')
-    steps = {'timm': fetch_timm_scripts, 'detectron2': build_detectron2}
+    steps: dict[str, Callable[[], object]] = {'timm': fetch_timm_scripts, 'detectron2': build_detectron2}
     parser.add_argument('name', nargs='*', metavar='NAME', help='timm or detectron2; both by default')
-    names = parser.parse_args().name or list(steps)
+    parser.add_argument('--install', action='store_true',
+                        help='bring nothing, but install the detectron2 wheel if one was built')
+    args = parser.parse_args()
+    if args.install:
+        if args.name:
+            parser.error('--install takes no NAME')
+        steps = {'detectron2': install_detectron2}
+    names = args.name or list(steps)
     if unknown := [name for name in names if name not in steps]:
         parser.error(f'{unknown[0]!r} is not one of {", ".join(steps)}')
     failed = False

@@ -1,0 +1,197 @@
+"""detectron2's own tools, unmodified, in processes of their own that never import this project by name.
+
+They train on shapes that the test draws, with the recipe of the blood cells and the weights that come with the package.
+"""
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from shapes import write_shapes
+from upstream import DETECTRON2, HOW, checkout
+
+pytest.importorskip('detectron2', reason='detectron2 is not installed (`make upstream` builds a wheel)')
+SOURCE = checkout(DETECTRON2)
+pytestmark = pytest.mark.skipif(SOURCE is None, reason=f"detectron2's tools are not in the cache folder ({HOW})")
+
+CONFIGS = Path(__file__).parent.parent / 'configs'
+CONFIG = CONFIGS / 'bccd' / 'faster_rcnn_randwire_ws_pico.yaml'
+OPTIONS = [
+    'MODEL.DEVICE', 'cpu', 'DATASETS.TRAIN', "('shapes_train',)", 'DATASETS.TEST', "('shapes_val',)",
+    'MODEL.ROI_HEADS.NUM_CLASSES', '2', 'INPUT.MIN_SIZE_TRAIN', '(128,)', 'INPUT.MIN_SIZE_TEST', '128',
+    'DATALOADER.NUM_WORKERS', '0', 'SOLVER.STEPS', '(140,)', 'SOLVER.MAX_ITER', '160', 'SOLVER.WARMUP_ITERS', '20',
+    'SOLVER.CHECKPOINT_PERIOD', '80', 'TEST.EVAL_PERIOD', '0']
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for DETECTRON2_DATASETS, with the data sets shapes_train and shapes_val."""
+    root = tmp_path_factory.mktemp('datasets')
+    write_shapes(root / 'shapes', 'train', 24, seed=1)
+    write_shapes(root / 'shapes', 'val', 8, seed=2)
+    return root
+
+
+def command(tool: str, *arguments: str | Path) -> list[str]:
+    assert SOURCE is not None
+    return [sys.executable, str(SOURCE / 'tools' / tool), *map(str, arguments)]
+
+
+def environment(data: Path) -> dict[str, str]:
+    env = {name: value for name, value in os.environ.items() if name != 'TORCH_DEVICE_BACKEND_AUTOLOAD'}
+    return {**env, 'DETECTRON2_DATASETS': str(data), 'OMP_NUM_THREADS': '1'}
+
+
+def run_tool(tool: str, *arguments: str | Path, data: Path, cwd: Path) -> str:
+    """Run a tool as a user does; give its output."""
+    done = subprocess.run(
+        command(tool, *arguments), cwd=cwd, env=environment(data), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-5000:]
+    return done.stdout
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / 'metrics.json').read_text().splitlines()]
+
+
+def printed_ap(output: str) -> dict[str, float]:
+    """AP, AP50, … from the last two lines that detectron2 prints for copying."""
+    names, values = [line.split('copypaste: ')[1].split(',') for line in output.splitlines()
+                     if 'copypaste: ' in line][-2:]
+    return dict(zip(names, map(float, values), strict=True))
+
+
+@pytest.fixture(scope='module')
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of train_net.py."""
+    folder = tmp_path_factory.mktemp('train')
+    run_tool('train_net.py', '--config', CONFIG, *OPTIONS, 'OUTPUT_DIR', str(folder), data=data, cwd=folder)
+    return folder
+
+
+def with_weights(trained: Path, output: Path) -> list[str]:
+    return [*OPTIONS, 'MODEL.WEIGHTS', str(trained / 'model_final.pth'), 'OUTPUT_DIR', str(output)]
+
+
+def test_train_net_learns_shapes_from_our_weights(trained: Path) -> None:
+    rows = metrics(trained)
+    losses = [row['total_loss'] for row in rows if 'total_loss' in row]
+    assert losses[-1] < 0.6 * losses[0]
+    last = [row for row in rows if 'bbox/AP50' in row][-1]
+    assert last['bbox/AP50'] > 50
+    assert 'Loading from randwire://randwire_ws_pico.digits' in (trained / 'log.txt').read_text()
+
+
+def test_eval_only_measures_what_training_measured_and_so_does_test_time_augmentation(
+        trained: Path, data: Path, tmp_path: Path) -> None:
+    options = with_weights(trained, tmp_path)
+    found = printed_ap(run_tool('train_net.py', '--config', CONFIG, '--eval-only', *options, data=data, cwd=tmp_path))
+    expected = [row for row in metrics(trained) if 'bbox/AP50' in row][-1]
+    assert found['AP'] == pytest.approx(expected['bbox/AP'], abs=0.01)
+    assert found['AP50'] == pytest.approx(expected['bbox/AP50'], abs=0.01)
+    output = run_tool(
+        'train_net.py', '--config', CONFIG, '--eval-only', *options, 'TEST.AUG.ENABLED', 'True',
+        'TEST.AUG.MIN_SIZES', '(112,128)', data=data, cwd=tmp_path)
+    assert 'Running inference with test-time augmentation' in output
+    assert printed_ap(output)['AP50'] > 50 and printed_ap(output) != found
+
+
+def test_a_killed_training_resumes_to_the_same_iteration(data: Path, tmp_path: Path) -> None:
+    options = [*OPTIONS, 'SOLVER.MAX_ITER', '40', 'SOLVER.CHECKPOINT_PERIOD', '10', 'OUTPUT_DIR', str(tmp_path)]
+    with subprocess.Popen(command('train_net.py', '--config', CONFIG, *options), cwd=tmp_path, env=environment(data),
+                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        last = tmp_path / 'last_checkpoint'
+        deadline = time.monotonic() + 240
+        while not (last.is_file() and last.read_text() >= 'model_0000019.pth'):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / 'model_final.pth').exists()
+    output = run_tool('train_net.py', '--config', CONFIG, '--resume', *options, data=data, cwd=tmp_path)
+    assert int(re.findall(r'Starting training from iteration (\d+)', output)[-1]) in (20, 30)
+    last_row = metrics(tmp_path)[-1]
+    assert last_row['iteration'] == 40 and math.isfinite(last_row['bbox/AP'])
+
+
+def test_plain_train_net(data: Path, tmp_path: Path) -> None:
+    output = run_tool('plain_train_net.py', '--config', CONFIG, *OPTIONS, 'SOLVER.MAX_ITER', '6', 'OUTPUT_DIR',
+                      str(tmp_path), data=data, cwd=tmp_path)
+    assert math.isfinite(printed_ap(output)['AP'])
+    assert (tmp_path / 'model_final.pth').is_file()
+
+
+def test_lazyconfig_train_net_trains_and_evaluates_the_twin(data: Path, tmp_path: Path) -> None:
+    options = [
+        'train.device=cpu', f'train.output_dir={tmp_path}', 'train.max_iter=4', 'train.eval_period=4',
+        'train.init_checkpoint=randwire://randwire_ws_pico.digits', 'dataloader.train.total_batch_size=2',
+        'dataloader.train.num_workers=0', 'dataloader.test.num_workers=0',
+        'dataloader.train.dataset.names=shapes_train', 'dataloader.test.dataset.names=shapes_val',
+        'model.backbone.bottom_up.name=randwire_ws_pico', 'model.roi_heads.num_classes=2',
+        'dataloader.train.mapper.augmentations.0.short_edge_length=[128]',
+        'dataloader.test.mapper.augmentations.0.short_edge_length=128']
+    config = CONFIGS / 'faster_rcnn_randwire.py'
+    run_tool('lazyconfig_train_net.py', '--config', config, *options, data=data, cwd=tmp_path)
+    assert metrics(tmp_path)[-1]['iteration'] == 4
+    output = run_tool(
+        'lazyconfig_train_net.py', '--config', config, '--eval-only', *options,
+        f'train.init_checkpoint={tmp_path / "model_final.pth"}', data=data, cwd=tmp_path)
+    assert 'copypaste: Task: bbox' in output
+
+
+def test_analyze_model_counts_all_of_the_backbone(trained: Path, data: Path, tmp_path: Path) -> None:
+    output = run_tool('analyze_model.py', '--config', CONFIG, '--tasks', 'parameter', 'structure', 'flop', 'activation',
+                      '--num-inputs', '2', *with_weights(trained, tmp_path), data=data, cwd=tmp_path)
+    assert 'RandWireBackbone(' in output and 'Total GFlops:' in output and 'Total (Million) Activations' in output
+    assert re.search(r'backbone\.bottom_up\.conv5 ', output)
+
+
+def test_visualize_data_and_json_results_draw_every_image(trained: Path, data: Path, tmp_path: Path) -> None:
+    run_tool('visualize_data.py', '--source', 'annotation', '--config-file', CONFIG, '--output-dir', tmp_path / 'truth',
+             *OPTIONS, 'DATASETS.TRAIN', "('shapes_val',)", data=data, cwd=tmp_path)
+    run_tool('visualize_json_results.py', '--input', trained / 'inference' / 'coco_instances_results.json', '--output',
+             tmp_path / 'found', '--dataset', 'shapes_val', data=data, cwd=tmp_path)
+    for folder in ('truth', 'found'):
+        pictures = list((tmp_path / folder).iterdir())
+        assert len(pictures) == 8
+        with Image.open(pictures[0]) as picture:
+            assert picture.size[0] >= 160
+
+
+def test_benchmark_times_inference(trained: Path, data: Path, tmp_path: Path) -> None:
+    output = run_tool('benchmark.py', '--config', CONFIG, '--task', 'eval', *with_weights(trained, tmp_path),
+                      data=data, cwd=tmp_path)
+    assert re.search(r'300 iters in [\d.]+ seconds', output)
+
+
+@pytest.mark.parametrize('method', ['tracing', 'scripting'])
+def test_export_model_writes_torchscript(method: str, trained: Path, data: Path, tmp_path: Path) -> None:
+    options = ['--run-eval'] if method == 'tracing' else []  # the tool cannot evaluate what it scripted
+    output = run_tool(
+        'deploy/export_model.py', '--config-file', CONFIG, '--format', 'torchscript', '--export-method', method,
+        '--sample-image', data / 'shapes' / 'val' / '1.png', '--output', tmp_path, *options,
+        *with_weights(trained, tmp_path), data=data, cwd=tmp_path)
+    assert (tmp_path / 'model.ts').is_file()
+    if method == 'tracing':
+        expected = [row for row in metrics(trained) if 'bbox/AP50' in row][-1]
+        assert printed_ap(output)['AP50'] == pytest.approx(expected['bbox/AP50'], abs=1)
+
+
+@pytest.mark.parametrize('config', sorted(path.name for path in CONFIGS.glob('*_randwire*.yaml')))
+def test_every_packaged_config_is_understood(config: str, data: Path, tmp_path: Path) -> None:
+    from detectron2.config import get_cfg
+
+    cfg = get_cfg()
+    cfg.merge_from_file(str(CONFIGS / config))
+    assert cfg.INPUT.FORMAT == 'RGB' and re.fullmatch(r'build_randwire_ws_c\d+_.*fpn_backbone', cfg.MODEL.BACKBONE.NAME)
+    assert cfg.SOLVER.MAX_ITER == 90000 and cfg.SOLVER.IMS_PER_BATCH == 16
