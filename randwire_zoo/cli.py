@@ -47,6 +47,10 @@ examples:
 example:
   randwire-zoo quickstart
 """),
+    'curves': ('detection.curves', 'loss and AP of detectron2 trainings as one picture', """\
+example:
+  randwire-zoo curves pretrained=output/run1 random=output/run2 -o curves.png
+"""),
     'detect': ('detection.detect', 'draw what a detector finds in images', """\
 examples:
   randwire-zoo detect photo.jpg --weights detector.safetensors

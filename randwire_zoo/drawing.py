@@ -6,9 +6,10 @@ test may draw from any thread. The suffix of the path, .png or .svg, decides the
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.path import Path as Curve
     from PIL.Image import Image
 
-__all__ = ['FORMATS', 'check_format', 'draw_curves', 'draw_graphs', 'draw_predictions', 'layered_layout']
+__all__ = ['FORMATS', 'check_format', 'draw_curves', 'draw_detection_curves', 'draw_graphs', 'draw_predictions', 'layered_layout']
 
 FORMATS = ('.png', '.svg')
 
@@ -32,6 +33,9 @@ Point = tuple[int, ...]  # of a level: a node as (node,), a waypoint of an edge 
 
 # The paper's Figure 4: blue nodes are inputs, red nodes are outputs. An isolated node is both.
 INPUT, OUTPUT, NODE, EDGE, INK, PAPER = '#3b7dd8', '#d8453b', '#e9e9ee', '#6d7480', '#22262e', '#ffffff'
+
+# One colour for each run in a picture of several.
+RUNS = ('#3b7dd8', '#d8453b', '#2f9e62', '#b8860b', '#8e4ec6', '#0f8b8d')
 
 RADIUS = 0.34  # of a node, where neighbours within a level are at least 1 apart
 LEVEL = 1.4  # at least, from one level to the next
@@ -350,17 +354,78 @@ def draw_curves(summary_csv: str | os.PathLike[str], path: str | os.PathLike[str
                 if name == 'eval_top1':
                     best = max(range(len(values)), key=values.__getitem__)
                     axes.set_title(f'best top-1 {values[best]:.2f} %, epoch {epochs[best]:g}', fontsize=10, color=INK)
-        axes.set_xlabel('epoch', fontsize=11)
-        axes.set_ylabel(label, fontsize=11)
+        _style(axes, 'epoch', label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-        axes.grid(color=NODE, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[['top', 'right']].set_visible(False)
         if label == 'learning rate':
             axes.ticklabel_format(axis='y', scilimits=(-3, 3))
         if len(axes.lines) > 1:
             axes.legend(frameon=False, fontsize=10)
     _save(figure, path)
+
+
+def draw_detection_curves(runs: Mapping[str, str | os.PathLike[str]], path: str | os.PathLike[str]) -> None:
+    """Draw loss, AP and AP50 against the iteration, from the metrics.json files that detectron2 writes.
+
+    Args:
+        runs: A metrics.json for each name in the legend.
+        path: The picture to write, .png or .svg.
+
+    Raises:
+        ValueError: if a file has no iteration to draw or is not what detectron2 writes, there are more runs than
+            colours, or the suffix of path is neither .png nor .svg.
+        OSError: if a file cannot be read or written.
+    """
+    path = check_format(path)
+    if len(runs) > len(RUNS):
+        raise ValueError(f'at most {len(RUNS)} runs fit into one picture, got {len(runs)}')
+    histories = {name: _read_metrics(Path(file)) for name, file in runs.items()}
+    from matplotlib.figure import Figure
+
+    panels = (('total_loss', 'training loss'), ('bbox/AP', 'box AP, %'), ('bbox/AP50', 'box AP50, %'))
+    panels = tuple(panel for panel in panels if any(panel[0] in history for history in histories.values()))
+    figure = Figure(figsize=(4.6 * len(panels), 3.8), layout='constrained', facecolor=PAPER)
+    for axes, (key, label) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for (name, history), colour in zip(histories.items(), RUNS, strict=False):
+            if key in history:
+                iterations, values = zip(*history[key], strict=True)
+                marker = 'o' if len(values) <= 30 else ''
+                if key == 'total_loss':
+                    # A minibatch's loss is noise for the most part: the mean of nine stands out, the single ones stay.
+                    axes.plot(iterations, values, color=colour, linewidth=0.8, alpha=0.3)
+                    values, marker = [fmean(values[max(0, i - 4):i + 5]) for i in range(len(values))], ''
+                axes.plot(iterations, values, color=colour, label=name, linewidth=1.8, marker=marker, markersize=3.5,
+                          gid=f'{key} of {name}')
+        _style(axes, 'iteration', label)
+        axes.set_ylim(bottom=0)
+    if len(runs) > 1:
+        lines, names = figure.axes[0].get_legend_handles_labels()
+        figure.legend(lines, names, loc='outside lower center', ncols=min(len(names), 4), frameon=False, fontsize=10)
+    _save(figure, path)
+
+
+def _style(axes: Axes, x_label: str, y_label: str) -> None:
+    axes.set_xlabel(x_label, fontsize=11)
+    axes.set_ylabel(y_label, fontsize=11)
+    axes.grid(color=NODE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[['top', 'right']].set_visible(False)
+
+
+def _read_metrics(path: Path) -> dict[str, list[XY]]:
+    """For each number that detectron2 logs, the pairs (iteration, value); a resumed run's later rows count."""
+    columns: dict[str, dict[int, float]] = {}
+    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            iteration = row.pop('iteration')
+            for name, value in row.items():
+                if math.isfinite(value):  # AP is nan where nothing was found
+                    columns.setdefault(name, {})[int(iteration)] = float(value)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ValueError(f'{path}, line {number}: not what detectron2 writes') from None
+    if 'total_loss' not in columns and 'bbox/AP' not in columns:
+        raise ValueError(f'{path}: no iteration to draw')
+    return {name: sorted(values.items()) for name, values in columns.items()}
 
 
 def _read_summary(path: Path) -> dict[str, list[XY]]:

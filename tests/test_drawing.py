@@ -9,6 +9,7 @@ import networkx as nx
 import pytest
 from PIL import Image
 
+from randwire_zoo.cli import main
 from randwire_zoo.drawing import INPUT, OUTPUT, draw_curves, draw_graphs, draw_predictions, layered_layout
 from randwire_zoo.frozen import load_graphs
 from randwire_zoo.graphs import Graph, parse_graph_model, sample_graphs
@@ -143,6 +144,41 @@ def test_a_summary_that_holds_no_curve_is_refused(content: str, message: str, tm
 def test_a_missing_summary_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r'none\.csv'):
         draw_curves(tmp_path / 'none.csv', tmp_path / 'curves.png')
+
+
+def write_metrics(folder: Path, *rows: str) -> Path:
+    folder.mkdir()
+    (folder / 'metrics.json').write_text('\n'.join(rows) + '\n')
+    return folder
+
+
+def test_detection_curves_show_each_run_in_its_panels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = write_metrics(
+        tmp_path / 'first', *(f'{{"iteration": {i}, "total_loss": {3 / i}, "lr": 0.1}}' for i in range(1, 40)),
+        '{"iteration": 40, "bbox/AP": 12.5, "bbox/AP50": NaN}', '{"iteration": 39, "total_loss": 0.5}')
+    second = write_metrics(tmp_path / 'second', '{"iteration": 19, "total_loss": 1.0}')
+    picture = tmp_path / 'curves.svg'
+    assert main(['curves', f'a name={first}', str(second), '-o', str(picture)]) == 0
+    assert capsys.readouterr().out == f'{picture}\n'
+    drawn = set(groups(picture))
+    assert {'total_loss of a name', 'total_loss of second', 'bbox/AP of a name'} <= drawn
+    assert not any(name.startswith(('bbox/AP50', 'bbox/AP of second')) for name in drawn)
+    assert {'a name', 'second', 'iteration', 'training loss', 'box AP, %'} <= set(texts(picture))
+
+
+@pytest.mark.parametrize(('rows', 'message'), [
+    (('{"iteration": 1}',), 'no iteration to draw'), (('{"total_loss": 1}',), 'line 1: not what detectron2 writes'),
+    (('{"iteration": 1, "total_loss": 1}', '{"iter'), 'line 2: not what detectron2 writes'), (('3',), 'line 1: not')])
+def test_metrics_that_hold_no_curve_are_refused(
+        rows: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_metrics(tmp_path / 'run', *rows)
+    assert main(['curves', str(folder), '-o', str(tmp_path / 'curves.png')]) == 2
+    assert message in capsys.readouterr().err
+    assert main(['curves', str(folder), f'run={folder}', '-o', str(tmp_path / 'curves.png')]) == 2
+    assert "two runs are called 'run'" in capsys.readouterr().err
+    assert main(['curves', str(tmp_path), '-o', str(tmp_path / 'curves.png')]) == 2
+    assert 'no metrics.json in' in capsys.readouterr().err
+    assert not (tmp_path / 'curves.png').exists()
 
 
 def test_the_sheet_names_both_classes_and_marks_wrong_predictions(tmp_path: Path) -> None:
