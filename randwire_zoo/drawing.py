@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.path import Path as Curve
     from PIL.Image import Image
 
-__all__ = ['FORMATS', 'check_format', 'draw_curves', 'draw_detection_curves', 'draw_graphs', 'draw_predictions', 'layered_layout']
+__all__ = ['FORMATS', 'check_format', 'draw_curves', 'draw_detection_curves', 'draw_graphs', 'draw_predictions',
+           'layered_layout']
 
 FORMATS = ('.png', '.svg')
 
@@ -381,8 +382,9 @@ def draw_detection_curves(runs: Mapping[str, str | os.PathLike[str]], path: str 
     histories = {name: _read_metrics(Path(file)) for name, file in runs.items()}
     from matplotlib.figure import Figure
 
-    panels = (('total_loss', 'training loss'), ('bbox/AP', 'box AP, %'), ('bbox/AP50', 'box AP50, %'))
-    panels = tuple(panel for panel in panels if any(panel[0] in history for history in histories.values()))
+    panels = [(key, label) for key, label in (
+        ('total_loss', 'training loss'), ('bbox/AP', 'box AP, %'), ('bbox/AP50', 'box AP50, %'),
+    ) if any(key in history for history in histories.values())]
     figure = Figure(figsize=(4.6 * len(panels), 3.8), layout='constrained', facecolor=PAPER)
     for axes, (key, label) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for (name, history), colour in zip(histories.items(), RUNS, strict=False):
@@ -392,7 +394,7 @@ def draw_detection_curves(runs: Mapping[str, str | os.PathLike[str]], path: str 
                 if key == 'total_loss':
                     # A minibatch's loss is noise for the most part: the mean of nine stands out, the single ones stay.
                     axes.plot(iterations, values, color=colour, linewidth=0.8, alpha=0.3)
-                    values, marker = [fmean(values[max(0, i - 4):i + 5]) for i in range(len(values))], ''
+                    values, marker = tuple(fmean(values[max(0, i - 4):i + 5]) for i in range(len(values))), ''
                 axes.plot(iterations, values, color=colour, label=name, linewidth=1.8, marker=marker, markersize=3.5,
                           gid=f'{key} of {name}')
         _style(axes, 'iteration', label)
