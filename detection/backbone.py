@@ -94,6 +94,10 @@ class RandWireBackbone(RandWire, Backbone):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         """Images [B, in_chans, H, W] to maps [B, channels, H/stride, W/stride], by the names of `FEATURES`."""
+        if not x.is_cuda:
+            # detectron2's batches are NCHW. On the CPU the other layout took 9 % less time in training and 30 % less in
+            # inference (randwire_ws_small_s1, 320×448); on a GPU nobody has measured it.
+            x = x.contiguous(memory_format=torch.channels_last)
         outputs: dict[str, Tensor] = {}
         kept_edges = self.draw_kept_edges(x)
         for index in range(self.num_stages):
