@@ -191,6 +191,20 @@ def test_the_switch_turns_the_hook_off_and_import_randwire_zoo_still_registers(t
         'assert timm.is_model("randwire_ws_pico")\n'), TORCH_DEVICE_BACKEND_AUTOLOAD='0')
 
 
+def test_importing_randwire_zoo_alone_imports_no_library_and_its_names_are_there(tmp_path: Path) -> None:
+    done = python(tmp_path, (
+        'import sys, randwire_zoo\n'
+        'assert not {"torch", "timm", "networkx", "numpy"} & set(sys.modules)\n'
+        'from randwire_zoo import *\n'
+        'assert randwire_zoo.Architecture is ARCHITECTURES["randwire_ws_pico"].__class__\n'
+        'assert RandWire.__mro__ and set(randwire_zoo.__all__) <= set(dir(randwire_zoo))\n'
+        'try:\n'
+        '    randwire_zoo.nothing\n'
+        'except AttributeError as error:\n'
+        '    print(error)\n'))
+    assert done.stdout == "module 'randwire_zoo' has no attribute 'nothing'\n"
+
+
 def test_importing_randwire_zoo_before_timm_warns_of_nothing_even_after_a_reload(tmp_path: Path) -> None:
     done = python(tmp_path, (
         'import randwire_zoo, importlib, timm\n'
