@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
-from torchvision.utils import draw_bounding_boxes
+from torchvision.transforms.functional import pil_to_tensor
 
 from randwire_zoo.evaluation import default_device
 from randwire_zoo.files import atomic_path, write_atomically
@@ -51,18 +50,21 @@ def detect(detector: FasterRCNN, image: Image.Image) -> dict[str, Tensor]:
 
 
 def draw_detections(image: Image.Image, found: dict[str, Tensor], classes: list[str]) -> Image.Image:
-    """Draw boxes with class and score on an image, in a colour per class."""
+    """Draw boxes with class and score on an image, in a colour per class; the best ones on top."""
     from matplotlib import font_manager
 
-    labels = found['labels'].tolist()
-    scores = found['scores'].tolist()
+    drawn = image.convert('RGB')
+    pen = ImageDraw.Draw(drawn)
     shorter = min(image.size)
-    drawn = draw_bounding_boxes(
-        pil_to_tensor(image.convert('RGB')), found['boxes'].cpu(),
-        labels=[f'{classes[label]} {score:.2f}' for label, score in zip(labels, scores, strict=True)],
-        colors=[COLOURS[(label - 1) % len(COLOURS)] for label in labels], width=max(1, shorter // 240),
-        font=font_manager.findfont('DejaVu Sans'), font_size=max(10, shorter // 36))
-    return to_pil_image(drawn)
+    font = ImageFont.truetype(font_manager.findfont('DejaVu Sans'), max(10, shorter // 36))
+    rows = zip(found['boxes'].tolist(), found['labels'].tolist(), found['scores'].tolist(), strict=True)
+    for box, label, score in reversed(list(rows)):
+        colour = COLOURS[(label - 1) % len(COLOURS)]
+        pen.rectangle(box, outline=colour, width=max(1, shorter // 200))
+        text, corner = f' {classes[label]} {score:.2f} ', (box[0], box[1])
+        pen.rectangle(pen.textbbox(corner, text, font=font), fill=colour)
+        pen.text(corner, text, fill='white', font=font)
+    return drawn
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
