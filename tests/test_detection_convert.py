@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from torch import nn
+from torchvision.models.detection.image_list import ImageList
 
 from randwire_zoo.cli import main
 from randwire_zoo.detection import load_detector
@@ -66,6 +68,17 @@ def test_both_libraries_find_the_same_boxes(options: tuple[Any, ...], size: tupl
         (expected.pred_boxes.tensor, expected.pred_classes + 1, expected.scores),
         (found['boxes'], found['labels'], found['scores']))]
     assert torch.cdist(*rows, compute_mode='donot_use_mm_for_euclid_dist').min(dim=1).values.max() < 0.1
+
+
+def test_the_anchors_are_detectron2s_on_every_level(tmp_path: Path) -> None:
+    theirs = trained(tmp_path)
+    assert convert(tmp_path) == 0
+    ours, _ = load_detector(tmp_path / 'detector.safetensors')
+    size = (352, 416)  # P6 is 6×7: torchvision itself would divide and step by 58 and 59 pixels
+    maps = [torch.zeros(1, 1, math.ceil(size[0] / step), math.ceil(size[1] / step)) for step in (4, 8, 16, 32, 64)]
+    expected = torch.cat([boxes.tensor for boxes in theirs.proposal_generator.anchor_generator(maps)])
+    found, = ours.rpn.anchor_generator(ImageList(torch.zeros(1, 3, *size), [size]), maps)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(('key', 'value', 'message'), [
