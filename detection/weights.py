@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
-from randwire_zoo.weights_io import loading, one_line
+from randwire_zoo.manifest import download, fetch
+from randwire_zoo.weights_io import loading
 
 __all__ = ['SCHEMES', 'fit_weights', 'locate_weights', 'misfit', 'read_state']
 
@@ -30,29 +30,22 @@ def locate_weights(source: str) -> Path:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if there are no such weights, or the Hub cannot be reached.
+        HubError: if the Hub cannot be reached, or refuses.
+        ValueError: if there are no such weights, or they have been altered.
     """
     if source.startswith('randwire://'):
-        import timm
+        from randwire_zoo.models import ARCHITECTURES, WEIGHTS, find_weights
 
         name = source.removeprefix('randwire://').rstrip('/')
-        if not timm.is_model(name.partition('.')[0]) or not name.startswith('randwire'):
+        if name.partition('.')[0] not in ARCHITECTURES:
             raise ValueError(f'{source}: unknown name; `randwire-zoo list` shows them')
-        available = timm.list_pretrained('randwire*')
-        cfg: Any = timm.get_pretrained_cfg(name) if '.' not in name or name in available else None
-        if cfg is not None and cfg.file:
-            return Path(cfg.file)
-        if cfg is None or not cfg.hf_hub_id:
-            raise ValueError(f'{source}: no such weights are published; there are {", ".join(available) or "none"}')
-        source = f'hf-hub:{cfg.hf_hub_id}'
+        row = find_weights(name)
+        if row is None:
+            raise ValueError(f'{source}: no such weights are published; there are {", ".join(WEIGHTS) or "none"}')
+        return fetch(row)
     if source.startswith('hf-hub:'):
-        from huggingface_hub import hf_hub_download
-
         repo_id, _, revision = source.removeprefix('hf-hub:').partition('@')
-        try:
-            return Path(hf_hub_download(repo_id, 'model.safetensors', revision=revision or None))
-        except (OSError, ValueError) as error:  # the Hub's own errors are either
-            raise ValueError(f'{source} cannot be had from the Hub: {one_line(error)}') from error
+        return download(repo_id, revision or None)
     path = Path(source)
     if not path.is_file():
         raise FileNotFoundError(f'no weights at {source}')

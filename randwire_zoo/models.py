@@ -10,8 +10,8 @@ Importing this module registers the names with timm. The paper's tables that a n
 """
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,11 +22,10 @@ from torch import nn
 
 from .frozen import load_graphs
 from .graphs import Graph, parse_graph_model, sample_graphs
+from .manifest import FILENAME, PublishedWeights, fetch, read_manifest
 from .network import RandWire, checkpoint_filter_fn, stage_node_counts
 
-__all__ = ['ARCHITECTURES', 'Architecture', 'network_arguments', 'sample_architecture']
-
-WEIGHTS_FOLDER = Path(__file__).parent / 'weights'
+__all__ = ['ARCHITECTURES', 'WEIGHTS', 'Architecture', 'find_weights', 'network_arguments', 'sample_architecture']
 
 
 @dataclass(frozen=True)
@@ -108,15 +107,26 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
+def _published_cfg(row: PublishedWeights) -> dict[str, Any]:
+    if row.architecture not in ARCHITECTURES:
+        raise ValueError(f'the manifest has weights {row.name}, but there is no frozen name {row.architecture}')
+    place = {'file': row.file} if row.repo_id is None else {
+        'hf_hub_id': f'{row.repo_id}@{row.revision}', 'hf_hub_filename': FILENAME}
+    return _cfg(
+        num_classes=row.num_classes, input_size=row.input_size,
+        pool_size=tuple(math.ceil(side / 32) for side in row.input_size[1:]), crop_pct=row.crop_pct,
+        interpolation=row.interpolation, mean=row.mean, std=row.std, license=row.license, description=row.description,
+        **place)
+
+
+#: What is published, by `arch.tag`.
+WEIGHTS: dict[str, PublishedWeights] = read_manifest()
+
 # A name without published weights has timm's tag for that, and `pretrained=True` gives timm's plain error.
 default_cfgs = generate_default_cfgs({
-    **{f'{name}.untrained': _cfg() for name in ('randwire', *ARCHITECTURES) if name != 'randwire_ws_pico'},
-    'randwire_ws_pico.digits': _cfg(
-        file=str(WEIGHTS_FOLDER / 'randwire_ws_pico.digits.safetensors'),
-        num_classes=10, input_size=(3, 64, 64), pool_size=(2, 2), crop_pct=1.0,
-        mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
-        description="scikit-learn's handwritten digits, by configs/digits/randwire_ws_pico.yaml",
-    ),
+    **{name: _published_cfg(row) for name, row in WEIGHTS.items()},
+    **{f'{name}.untrained': _cfg() for name in ('randwire', *ARCHITECTURES)
+       if name not in {row.architecture for row in WEIGHTS.values()}},
 })
 
 
@@ -132,7 +142,26 @@ class RandWireFeatures(FeatureGetterNet):
         self.model.set_grad_checkpointing(enable)  # type: ignore[operator]
 
 
+def find_weights(name: str) -> PublishedWeights | None:
+    """The published weights `arch.tag`, or those of the default tag of `arch`; None where there are none."""
+    architecture, _, tag = name.partition('.')
+    return next((row for row in WEIGHTS.values() if row.architecture == architecture and row.name == (
+        name if tag else row.name)), None)
+
+
+def _bring_weights(variant: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Fetch and check weights of the manifest, and have timm read the file; other sources are timm's affair."""
+    cfg, overlay = kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay') or {}
+    named_elsewhere = any(overlay.get(source) for source in ('url', 'file', 'state_dict', 'hf_hub_id'))
+    if named_elsewhere or (cfg and not isinstance(cfg, str)):
+        return kwargs
+    row = find_weights(f'{variant}.{cfg}' if cfg else variant)
+    return kwargs if row is None else {**kwargs, 'pretrained_cfg_overlay': {**overlay, 'file': str(fetch(row))}}
+
+
 def _create_randwire(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    if pretrained:
+        kwargs = _bring_weights(variant, kwargs)
     # The getter runs the network's own forward, with its edge removal and checkpointing; 'list' works as well.
     feature_cfg = {
         'out_indices': (0, 1, 2, 3, 4), 'feature_cls': RandWireFeatures, **(kwargs.pop('feature_cfg', None) or {})}

@@ -13,6 +13,7 @@ from torch import nn
 
 from randwire_zoo.cli import main
 from randwire_zoo.detection.weights import fit_weights, locate_weights, read_state
+from randwire_zoo.manifest import HubError
 from randwire_zoo.models import network_arguments
 from randwire_zoo.network import RandWire
 from randwire_zoo.weights_io import save_weights
@@ -74,7 +75,7 @@ def test_a_hub_repository_at_a_revision(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
     for source in ('hf-hub:someone/pico', f'hf-hub:someone/pico@{revision}'):
         assert_holds(fitted(source), model)
-    with pytest.raises(ValueError, match='hf-hub:someone/other cannot be had from the Hub: '):
+    with pytest.raises(HubError, match='someone/other@main: it is not in the cache, and HF_HUB_OFFLINE is set'):
         locate_weights('hf-hub:someone/other')
 
 
