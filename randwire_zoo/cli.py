@@ -55,6 +55,13 @@ example:
 examples:
   randwire-zoo detect photo.jpg --weights detector.safetensors
 """),
+    'hub': ('hub.cli', 'publish weights on the Hugging Face Hub, and check what is published', """\
+examples:
+  randwire-zoo hub stage output/train/run/model_best.pth.tar --tag in1k --license apache-2.0
+  randwire-zoo hub push output/hub/randwire_ws_c109.in1k owner/randwire_ws_c109.in1k > row.json
+  randwire-zoo hub verify owner/randwire_ws_c109.in1k@REVISION
+exit codes: 0 done, 1 a check failed, 2 usage, 3 network or permission
+"""),
     'convert': ('detection.convert', 'backbone weights for detectron2, and its detectors for torchvision', """\
 examples:
   randwire-zoo convert model_best.pth.tar randwire_ws_c109.pth

@@ -1,0 +1,138 @@
+"""`randwire-zoo hub`: stage, push, verify, pull, manifest.
+
+Exit codes: 0 done, 1 a check failed, 2 usage, 3 network or permission.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from randwire_zoo.files import atomic_path, write_atomically
+from randwire_zoo.manifest import PACKAGED, HubError, PublishedWeights, read_manifest
+
+from .checks import CheckFailed
+from .publishing import check_row, pull, push, verify
+from .staging import stage
+
+__all__ = ['add_arguments', 'main']
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `randwire-zoo hub`."""
+    commands = parser.add_subparsers(dest='hub_command', metavar='COMMAND', required=True)
+
+    sub = commands.add_parser('stage', help="make a repository's folder of a training's checkpoint")
+    sub.add_argument('checkpoint', metavar='CHECKPOINT', help='of timm, of randwire-zoo train, or .safetensors')
+    sub.add_argument('--model', metavar='NAME', help='registered name (default: what the checkpoint says)')
+    sub.add_argument('--tag', required=True, help='of the weights, such as in1k')
+    sub.add_argument('--license', required=True, help='of the weights, such as apache-2.0')
+    sub.add_argument('--recipe', metavar='FILE', help='args.yaml of the training (default: beside the checkpoint)')
+    sub.add_argument('--summary', metavar='FILE', help='summary.csv of the training (default: beside the checkpoint)')
+    sub.add_argument('--dataset', metavar='NAME', help='what it was trained on (default: what args.yaml says)')
+    sub.add_argument('--no-ema', action='store_true', help='take the trained weights, not their moving average')
+    sub.add_argument('-o', '--output', metavar='FOLDER', help='default: output/hub/NAME.TAG')
+
+    sub = commands.add_parser('push', help='publish a staged folder; prints the row of the manifest')
+    sub.add_argument('folder', metavar='FOLDER')
+    sub.add_argument('repo', metavar='REPO', help='such as owner/randwire_ws_c109.in1k')
+    sub.add_argument('--dry-run', action='store_true', help='check everything, send nothing')
+    sub.add_argument('--private', action='store_true', help='make a private repository')
+
+    for name, text in (('verify', 'download published weights afresh and check them in every way'),
+                       ('pull', "bring published weights into the Hub's cache and print their path")):
+        sub = commands.add_parser(name, help=text)
+        sub.add_argument('target', metavar='NAME|REPO@REV', help='weights of the manifest, or a repository')
+    sub.add_argument('-o', '--output', metavar='FILE', help='also copy them there')
+
+    sub = commands.add_parser('manifest', help='list, extend or check the manifest of published weights')
+    sub.add_argument('action', choices=('list', 'add', 'check'))
+    sub.add_argument('row', metavar='ROW', nargs='?', help='for add: a file with what push printed, - for stdin')
+    sub.add_argument('--manifest', metavar='FILE', help='another manifest than the one in use')
+    sub.add_argument('--online', action='store_true', help='for check: also ask the Hub what it records')
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run `randwire-zoo hub`."""
+    try:
+        return {'stage': _stage, 'push': _push, 'verify': _verify, 'pull': _pull, 'manifest': _manifest}[
+            args.hub_command](args)
+    except CheckFailed as error:
+        return _fail(error, 1)
+    except HubError as error:
+        return _fail(error, 3)
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f'randwire-zoo: error: {" ".join(str(error).split())}', file=sys.stderr)
+    return code
+
+
+def _stage(args: argparse.Namespace) -> int:
+    name = args.model or Path(args.checkpoint).parent.name
+    staged = stage(
+        args.checkpoint, args.output or Path('output/hub') / f'{name}.{args.tag}', args.model, args.tag, args.license,
+        args.recipe, args.summary, args.dataset, not args.no_ema)
+    print(f'{staged.folder}: {staged.name}, {", ".join(f"{key} {value:g}" for key, value in staged.metrics.items())}')
+    return 0
+
+
+def _push(args: argparse.Namespace) -> int:
+    row = push(args.folder, args.repo, args.private, args.dry_run)
+    if row is not None:
+        print(json.dumps({row.name: row.to_dict()}, indent=1))
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    print(verify(args.target))
+    return 0
+
+
+def _pull(args: argparse.Namespace) -> int:
+    path = pull(args.target)
+    if args.output:
+        with atomic_path(args.output) as temporary:
+            shutil.copyfile(path, temporary)
+        path = Path(args.output)
+    print(path)
+    return 0
+
+
+def _manifest(args: argparse.Namespace) -> int:
+    from tabulate import tabulate
+
+    if (args.row is not None) != (args.action == 'add'):
+        raise ValueError('hub manifest add takes one ROW, the other actions none')
+    if args.action == 'add':
+        return _add(args.row, Path(args.manifest) if args.manifest else PACKAGED)
+    rows = read_manifest(args.manifest)
+    if args.action == 'list':
+        print(tabulate(
+            [(row.name, row.num_classes, '×'.join(map(str, row.input_size)),
+              ', '.join(f'{key} {value:g}' for key, value in row.metrics.items()), f'{row.size / 1e6:.1f}',
+              row.license, (row.repo_id and row.place) or Path(str(row.file)).name) for row in rows.values()],
+            headers=('weights', 'classes', 'input', 'metrics', 'MB', 'licence', 'place'), disable_numparse=True))
+        return 0
+    for row in rows.values():
+        check_row(row, args.online)
+    print(f'{len(rows)} rows are right')
+    return 0
+
+
+def _add(source: str, path: Path) -> int:
+    text = sys.stdin.read() if source == '-' else Path(source).read_text(encoding='utf-8')
+    try:
+        added = json.loads(text)
+        rows = {name: PublishedWeights.from_dict(name, row) for name, row in added.items()}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f'{source} is not what `randwire-zoo hub push` prints: {error}') from None
+    for row in rows.values():
+        check_row(row)
+    table = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+    table.update({name: row.to_dict() for name, row in rows.items()})
+    write_atomically(path, json.dumps(table, indent=1) + '\n')
+    print(f'{path}: {", ".join(rows)}')
+    return 0
