@@ -45,6 +45,8 @@ def render_card(folder: str | os.PathLike[str], repo_id: str | None = None) -> s
     except (KeyError, TypeError, ValueError) as error:
         raise CheckFailed(f'{folder}: the card has no {error}') from None
     values['source'] = f'hf-hub:{repo_id}' if repo_id else 'local-dir:FOLDER'
+    metrics = [(label, values[key]) for key, label in (('top1', 'top-1 accuracy, %'), ('top5', 'top-5 accuracy, %'))
+               if values[key] is not None]
     data = ModelCardData(
         model_name=f'{values["name"]}.{values["tag"]}', library_name='timm', license=values['license'],
         tags=['image-classification', 'timm', 'randwire'], datasets=[values['dataset']],
@@ -52,17 +54,16 @@ def render_card(folder: str | os.PathLike[str], repo_id: str | None = None) -> s
         eval_results=[EvalResult(
             task_type='image-classification', task_name='Image classification', dataset_type=values['dataset'],
             dataset_name=values['dataset'], dataset_split=values['split'], metric_type='accuracy',
-            metric_name=label, metric_value=values[key])
-            for key, label in (('top1', 'top-1 accuracy, %'), ('top5', 'top-5 accuracy, %')) if values[key] is not None])
+            metric_name=label, metric_value=value) for label, value in metrics])
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     try:
         body = environment.from_string(TEMPLATE.read_text(encoding='utf-8')).render(values)
     except UndefinedError as error:
         raise CheckFailed(f'{folder}: the card lacks a value: {error}') from None
     text = f'---\n{data.to_yaml()}\n---\n{body}'
-    read_back = ModelCard(text).data
-    if [(r.metric_name, r.metric_value) for r in read_back.eval_results or []] != [
-            (r.metric_name, r.metric_value) for r in data.eval_results or []] or read_back.license != data.license:
+    read_back: Any = ModelCard(text).data
+    found = [(result.metric_name, result.metric_value) for result in read_back.eval_results or []]
+    if found != metrics or read_back.license != values['license']:
         raise CheckFailed(f'{folder}: the card does not read back as it was written')
     return text
 

@@ -112,8 +112,9 @@ def load_model(weights: Path, config: Mapping[str, Any]) -> tuple[Any, dict[str,
     architecture = str(config['architecture'])
     if not architecture.startswith('randwire') or not timm.is_model(architecture):
         raise ValueError(f'{architecture!r} is no name of the zoo')
+    arguments = {'num_classes': config['num_classes'], **config.get('model_args', {})}
     try:
-        model = timm.create_model(architecture, **{'num_classes': config['num_classes'], **config.get('model_args', {})})
+        model = timm.create_model(architecture, **arguments)
     except RuntimeError as error:
         raise ValueError(f'{architecture}: {one_line(error)}') from error
     with loading(weights):

@@ -237,7 +237,7 @@ def _check_served(row: PublishedWeights, staged: Staged) -> None:
     """Download the weights as a stranger would, and compare hash and logits with the staged ones."""
     with tempfile.TemporaryDirectory() as temporary:
         with hub_errors(row.place):
-            weights, _ = (Path(hf_hub_download(row.repo_id, name, revision=row.revision, cache_dir=temporary))
+            weights, _ = (Path(hf_hub_download(str(row.repo_id), name, revision=row.revision, cache_dir=temporary))
                           for name in (FILENAME, CONFIG))
         _checked(check_file, weights, row.size, row.sha256, row.place)
         served, _ = _checked(load_model, weights, staged.config)
