@@ -45,6 +45,7 @@ def render_card(folder: str | os.PathLike[str], repo_id: str | None = None) -> s
     except (KeyError, TypeError, ValueError) as error:
         raise CheckFailed(f'{folder}: the card has no {error}') from None
     values['source'] = f'hf-hub:{repo_id}' if repo_id else 'local-dir:FOLDER'
+    values['weights'] = values['source'] if repo_id else f'FOLDER/{FILENAME}'
     metrics = [(label, values[key]) for key, label in (('top1', 'top-1 accuracy, %'), ('top5', 'top-5 accuracy, %'))
                if values[key] is not None]
     data = ModelCardData(
