@@ -241,8 +241,8 @@ def hub_errors(what: str, filename: str = FILENAME) -> Iterator[None]:
     except (OSError, errors.EntryNotFoundError) as error:
         raise HubError(f'{what}: {_cause(error, filename, time.monotonic() - start)}') from error
     except Exception as error:
-        # Transport errors of the client's HTTP library, which depends on the client's version.
-        if type(error).__module__.partition('.')[0] not in ('httpx', 'httpcore', 'requests', 'urllib3', 'hf_xet'):
+        # Transport errors of the client's HTTP library, which depends on the client's version: httpx2 in 2.4.
+        if not type(error).__module__.startswith(('httpx', 'httpcore', 'requests', 'urllib3', 'hf_xet')):
             raise
         raise HubError(f'{what}: the transfer from {constants.ENDPOINT} broke off ({type(error).__name__}: '
                        f'{one_line(error, 120)}); run it again to go on with it') from error

@@ -23,6 +23,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from email.message import Message
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
@@ -172,8 +173,8 @@ class HubServer:
       again.
     - `short_bodies`: so many of the next downloads send half, with a Content-Length that agrees with the half.
     - `flip_byte`: a file is served with one byte changed; all hashes stay as they were.
-    - `die_before_commit`: the server stops where it receives a commit, after the LFS upload; `start` starts it again,
-      at the same address and with everything uploaded.
+    - `die_before_commit`: the server stops where it receives the next commit, after the LFS upload; `start` starts it
+      again, at the same address and with everything uploaded.
     - `moves_before_commit`: as many of the next commits find that another one landed just before them. `move_head`
       lands one at once.
     - `delete`: a repository or a revision is gone.
@@ -315,13 +316,13 @@ class HubServer:
 
     def _take(self, fault: str) -> bool:
         """Whether this request is one of the next that a fault's counter is for; it counts down."""
-        left = getattr(self, fault)
+        left: int = getattr(self, fault)
         setattr(self, fault, max(left - 1, 0))
         return left > 0
 
     # What follows answers requests, one at a time: only receiving and sending are concurrent.
 
-    def _answer(self, command: str, target: str, headers: Mapping[str, str], body: bytes) -> _Answer:
+    def _answer(self, command: str, target: str, headers: Message, body: bytes) -> _Answer:
         split = urlsplit(target)
         with self._lock:
             if command == 'PUT' and (found := _UPLOAD.fullmatch(split.path)):
@@ -444,6 +445,7 @@ class HubServer:
         if self._take('moves_before_commit'):
             self.move_head(repo.id)
         if self.die_before_commit:
+            self.die_before_commit = False
             raise _Died
         if revision != 'main':
             raise Refusal(404, f'Invalid rev id: {revision}', 'RevisionNotFound')
@@ -653,8 +655,9 @@ class _Handler(BaseHTTPRequestHandler):
             answer = hub._answer(self.command, self.path, self.headers, body)
         except Refusal as refusal:
             code = {'X-Error-Code': refusal.code} if refusal.code else {}
+            message = refusal.message.encode('ascii', 'replace').decode()
             answer = _json({'error': refusal.message}, refusal.status,
-                           {'X-Error-Message': refusal.message, **code, **refusal.headers})
+                           {'X-Error-Message': message, **code, **refusal.headers})
         except _Died:
             self.close_connection = True
             hub.stop()
