@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined, UndefinedError
 
@@ -17,10 +16,12 @@ from randwire_zoo.manifest import FILENAME
 from randwire_zoo.models import ARCHITECTURES, Architecture
 from randwire_zoo.weights_io import read_metadata
 
-from .checks import ARGS, CARD, CONFIG, CheckFailed
+from .checks import CARD, CONFIG, CheckFailed
 
 __all__ = ['render_card', 'write_card']
 
+LABELS = {'top1': 'top-1 accuracy, %', 'top5': 'top-5 accuracy, %', 'loss': 'loss', 'bbox/AP': 'box AP, %',
+          'bbox/AP50': 'box AP50, %', 'bbox/AP75': 'box AP75, %'}
 TEMPLATE = Path(__file__).parent / 'card.md'
 
 
@@ -46,15 +47,15 @@ def render_card(folder: str | os.PathLike[str], repo_id: str | None = None) -> s
         raise CheckFailed(f'{folder}: the card has no {error}') from None
     values['source'] = f'hf-hub:{repo_id}' if repo_id else 'local-dir:FOLDER'
     values['weights'] = values['source'] if repo_id else f'FOLDER/{FILENAME}'
-    metrics = [(label, values[key]) for key, label in (('top1', 'top-1 accuracy, %'), ('top5', 'top-5 accuracy, %'))
-               if values[key] is not None]
+    metrics = [(label, value) for label, value in values['metrics'] if label != 'loss']
+    task, metric = ('object-detection', 'mAP') if values['detector'] else ('image-classification', 'accuracy')
     data = ModelCardData(
         model_name=f'{values["name"]}.{values["tag"]}', library_name='timm', license=values['license'],
-        tags=['image-classification', 'timm', 'randwire'], datasets=[values['dataset']],
-        pipeline_tag='image-classification',
+        tags=[task, 'timm', 'randwire'], datasets=[values['dataset']],
+        pipeline_tag='image-feature-extraction' if values['detector'] else task,
         eval_results=[EvalResult(
-            task_type='image-classification', task_name='Image classification', dataset_type=values['dataset'],
-            dataset_name=values['dataset'], dataset_split=values['split'], metric_type='accuracy',
+            task_type=task, task_name=task.replace('-', ' ').capitalize(), dataset_type=values['dataset'],
+            dataset_name=values['dataset'], dataset_split=values['split'], metric_type=metric,
             metric_name=label, metric_value=value) for label, value in metrics])
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     try:
@@ -72,7 +73,7 @@ def render_card(folder: str | os.PathLike[str], repo_id: str | None = None) -> s
 def _values(folder: Path) -> dict[str, Any]:
     metadata = read_metadata(folder / FILENAME)
     config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
-    settings = yaml.safe_load((folder / ARGS).read_text(encoding='utf-8'))
+    unit = 'epoch' if 'epoch' in metadata else 'iteration'
     name, cfg, metrics = config['architecture'], config['pretrained_cfg'], json.loads(metadata['metrics'])
     model_args = {**config.get('model_args', {})}
     architecture = ARCHITECTURES.get(name) or Architecture(
@@ -80,12 +81,13 @@ def _values(folder: Path) -> dict[str, Any]:
     model: Any = timm.create_model(name, device='meta', **{'num_classes': config['num_classes'], **model_args})
     complexity = count_complexity(model, tuple(cfg['input_size']))
     return {
-        'name': name, 'tag': cfg['tag'], 'dataset': metadata['dataset'], 'split': settings['val_split'],
+        'name': name, 'tag': cfg['tag'], 'dataset': metadata['dataset'], 'split': metadata['split'],
         'generator': f'{architecture.graph.upper()}, seed {architecture.seed}', 'regime': architecture.regime,
         'channels': architecture.channels, 'num_nodes': architecture.num_nodes, 'params': complexity.params,
         'macs': complexity.macs, 'input_size': '×'.join(map(str, cfg['input_size'])), 'mean': cfg['mean'],
         'std': cfg['std'], 'interpolation': cfg['interpolation'], 'crop_pct': cfg['crop_pct'],
         'num_classes': config['num_classes'], 'graphs_sha256': metadata['graphs_sha256'],
-        'tensors_sha256': metadata['tensors_sha256'], 'license': cfg['license'], 'epoch': int(metadata['epoch']),
-        'epochs': settings['epochs'], 'top1': metrics['top1'], 'top5': metrics.get('top5'), 'loss': metrics['loss'],
-        'recipe': metadata['recipe'], 'seed': metadata['seed']}
+        'tensors_sha256': metadata['tensors_sha256'], 'license': cfg['license'], 'unit': unit,
+        'step': int(metadata[unit]) + 1, 'steps': metadata['steps'], 'recipe': metadata['recipe'],
+        'history': 'summary.csv' if unit == 'epoch' else 'metrics.json', 'seed': metadata['seed'],
+        'detector': unit == 'iteration', 'metrics': [(LABELS[key], value) for key, value in metrics.items()]}

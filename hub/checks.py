@@ -1,10 +1,8 @@
 """What must be true of a staged folder: it loads strictly, is finite, has the named wiring and the recorded metrics."""
 from __future__ import annotations
 
-import csv
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +16,13 @@ from randwire_zoo.graphs import Graph, graphs_sha256
 from randwire_zoo.manifest import FILENAME, PublishedWeights, sha256_of
 from randwire_zoo.weights_io import check_weights, loading, one_line, read_metadata
 
-__all__ = ['CARD', 'CheckFailed', 'Staged', 'check_folder', 'equal_logits', 'load_model', 'summary_metrics']
+from .runs import RECORDS, CheckFailed, read_metrics
 
-CONFIG, GRAPHS, ARGS, SUMMARY, CARD = 'config.json', 'graphs.json', 'args.yaml', 'summary.csv', 'README.md'
-PICTURES = ('wiring.png', 'curves.png')
-REQUIRED = (FILENAME, CONFIG, GRAPHS, ARGS, SUMMARY, CARD, *PICTURES)
+__all__ = ['CARD', 'CheckFailed', 'Staged', 'check_folder', 'equal_logits', 'load_model', 'required_files']
+
+CONFIG, GRAPHS, CARD = 'config.json', 'graphs.json', 'README.md'
+REQUIRED = (FILENAME, CONFIG, GRAPHS, CARD, 'wiring.png', 'curves.png')
 PICKLES = ('.bin', '.pt', '.pth', '.pkl', '.pickle', '.ckpt', '.tar', '.joblib')
-
-
-class CheckFailed(ValueError):
-    """Something that was to be published, or is, is not what it says; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +57,11 @@ class Staged:
             crop_pct=cfg['crop_pct'], metrics=dict(self.metrics), recipe=self.metadata['recipe'],
             description=cfg.get('description'))
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What is published of the folder."""
+        return required_files({path.name for path in self.folder.iterdir()})
+
 
 def check_folder(folder: str | Path) -> Staged:
     """Check a staged folder.
@@ -73,7 +73,8 @@ def check_folder(folder: str | Path) -> Staged:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f'no folder at {folder}')
-    if missing := [name for name in REQUIRED if not (folder / name).is_file()]:
+    required = required_files({path.name for path in folder.iterdir()})
+    if missing := [name for name in required if not (folder / name).is_file()]:
         raise CheckFailed(f'{folder} lacks {", ".join(missing)}; `randwire-zoo hub stage` makes such a folder')
     if pickles := [path.name for path in sorted(folder.rglob('*')) if path.suffix in PICKLES]:
         raise CheckFailed(f'{folder} holds {", ".join(pickles)}; only safetensors are published')
@@ -87,10 +88,10 @@ def check_folder(folder: str | Path) -> Staged:
         if not graphs_sha256(graphs) == graphs_sha256(model.graphs) == metadata['graphs_sha256']:
             raise ValueError(f'{GRAPHS}, the weights and the name {config["architecture"]} have different wirings')
         metrics = json.loads(metadata['metrics'])
-        epoch = int(metadata['epoch'])
-        recorded = summary_metrics(folder / SUMMARY, epoch)
+        step = int(metadata['epoch' if 'epoch' in metadata else 'iteration'])
+        recorded = read_metrics(folder / required[-1], step)
         if metrics != recorded:
-            raise ValueError(f'the weights record {metrics}, but {SUMMARY} has {recorded} for epoch {epoch}')
+            raise ValueError(f'the weights record {metrics}, but {required[-1]} has {recorded} for step {step}')
         if (tag := config['pretrained_cfg'].get('tag')) != metadata.get('tag'):
             raise ValueError(f'{CONFIG} has the tag {tag!r}, the weights have {metadata.get("tag")!r}')
         for key in ('license', 'recipe'):
@@ -101,6 +102,12 @@ def check_folder(folder: str | Path) -> Staged:
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise CheckFailed(f'{folder}: {one_line(error)}') from error
     return Staged(folder, config, metrics, metadata)
+
+
+def required_files(names: Set[str]) -> tuple[str, ...]:
+    """What a folder must hold, the training's settings and history last; which ones, the names that it has tell."""
+    settings, history = next((pair for pair in RECORDS if names & set(pair)), RECORDS[0])
+    return (*REQUIRED, settings, history)
 
 
 def load_model(weights: Path, config: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
@@ -143,20 +150,3 @@ def equal_logits(first: nn.Module, second: nn.Module) -> bool:
     batch = _fixed_batch(first)
     with torch.inference_mode():
         return torch.equal(first.eval()(batch), second.eval()(batch))
-
-
-def summary_metrics(path: Path, epoch: int) -> dict[str, float]:
-    """What a summary.csv of timm records of an epoch's evaluation: top1 and top5 in per cent, and the loss.
-
-    Raises:
-        ValueError: if the epoch is not there, or has no accuracy.
-    """
-    with path.open(newline='', encoding='utf-8') as file:
-        rows = [row for row in csv.DictReader(file) if row.get('epoch') == str(epoch)]
-    if not rows:
-        raise ValueError(f'{path} has no epoch {epoch}, which the weights are of')
-    values = {name: float(rows[-1][f'eval_{name}']) for name in ('top1', 'top5', 'loss')
-              if rows[-1].get(f'eval_{name}')}
-    if 'top1' not in values or not all(math.isfinite(value) for value in values.values()):
-        raise ValueError(f'{path} has no accuracy for epoch {epoch}')
-    return values

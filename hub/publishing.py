@@ -17,7 +17,7 @@ from randwire_zoo.manifest import FILENAME, HubError, PublishedWeights, check_fi
 from randwire_zoo.models import ARCHITECTURES, find_weights
 
 from .card import write_card
-from .checks import CONFIG, REQUIRED, CheckFailed, Staged, check_folder, equal_logits, load_model
+from .checks import CONFIG, CheckFailed, Staged, check_folder, equal_logits, load_model, required_files
 
 __all__ = ['check_row', 'locate', 'pull', 'push', 'verify']
 
@@ -42,11 +42,11 @@ def push(folder: str | Path, repo_id: str, private: bool = False, dry_run: bool 
     check_folder(folder)
     write_card(folder, repo_id)
     staged = check_folder(folder)
-    hashes = {name: sha256_of(folder / name) for name in REQUIRED}
+    hashes = {name: sha256_of(folder / name) for name in staged.files}
     tag = f'{staged.config["pretrained_cfg"]["tag"]}-{_content(hashes)[:12]}'
     _say(f'{staged.name}: all checks passed; metrics {dict(staged.metrics)}')
     if dry_run:
-        for name in REQUIRED:
+        for name in staged.files:
             _say(f'would send {name} ({(folder / name).stat().st_size:,} bytes, sha256 {hashes[name]})')
         _say(f'would commit to {repo_id} and tag the commit {tag}')
         return None
@@ -59,9 +59,9 @@ def push(folder: str | Path, repo_id: str, private: bool = False, dry_run: bool 
             api.create_repo(repo_id, private=private, exist_ok=True)
             head = api.model_info(repo_id).sha
             assert head is not None
-            commit = head if _is_there(api, repo_id, head, folder) else _commit(api, repo_id, head, staged)
+            commit = head if _is_there(api, repo_id, head, staged) else _commit(api, repo_id, head, staged)
             _tag(api, repo_id, commit, tag)
-            if not _is_there(api, repo_id, commit, folder):
+            if not _is_there(api, repo_id, commit, staged):
                 raise CheckFailed(f'{repo_id}@{commit}: the Hub records other files than were sent')
         except HfHubHTTPError as error:
             if getattr(error.response, 'status_code', None) == 412:
@@ -131,13 +131,14 @@ def verify(target: str) -> str:
             commit = str(api.model_info(repo_id, revision=revision).sha)
             folder = Path(temporary) / 'folder'
             folder.mkdir()
-            for name in REQUIRED:
+            for name in required_files(set(api.list_repo_files(repo_id, revision=commit))):
                 path = hf_hub_download(repo_id, name, revision=commit, cache_dir=Path(temporary) / 'cache')
                 (folder / name).write_bytes(Path(path).read_bytes())
-            served = _is_there(api, repo_id, commit, folder)
-        if not served:
-            raise CheckFailed(f'{repo_id}@{commit} has been altered: what is served has not the sha256 that the Hub '
-                              'records')
+            recorded = _recorded(api, repo_id, commit, sorted(path.name for path in folder.iterdir()))
+        for name, expected in recorded.items():
+            if (served := _git_or_sha256(folder / name, expected)) != expected:
+                raise CheckFailed(f'{repo_id}@{commit} has been altered: {name} is served with hash {served}, the Hub '
+                                  f'records {expected}')
         staged = check_folder(folder)
         if not isinstance(found, tuple):
             row = staged.row(repo_id, commit)
@@ -196,7 +197,7 @@ def _validate(folder: Path) -> None:
 
 
 def _commit(api: HfApi, repo_id: str, head: str, staged: Staged) -> str:
-    operations = [CommitOperationAdd(name, staged.folder / name) for name in REQUIRED]
+    operations = [CommitOperationAdd(name, staged.folder / name) for name in staged.files]
     return str(api.create_commit(
         repo_id, operations, commit_message=f'{staged.name} by randwire-zoo', parent_commit=head).oid)
 
@@ -226,11 +227,11 @@ def _git_or_sha256(path: Path, like: str) -> str:
     return hashlib.sha1(b'blob %d\0' % len(data) + data, usedforsecurity=False).hexdigest()
 
 
-def _is_there(api: HfApi, repo_id: str, commit: str, folder: Path) -> bool:
+def _is_there(api: HfApi, repo_id: str, commit: str, staged: Staged) -> bool:
     """All files of the folder are at the commit, with the same content."""
-    recorded = _recorded(api, repo_id, commit, list(REQUIRED))
-    return all(name in recorded and recorded[name] == _git_or_sha256(folder / name, recorded[name])
-               for name in REQUIRED)
+    recorded = _recorded(api, repo_id, commit, list(staged.files))
+    return all(name in recorded and recorded[name] == _git_or_sha256(staged.folder / name, recorded[name])
+               for name in staged.files)
 
 
 def _check_served(row: PublishedWeights, staged: Staged) -> None:

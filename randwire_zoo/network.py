@@ -350,6 +350,7 @@ class RandWire(nn.Module):
         drop_path_rate: Edge removal: with this probability, per minibatch, one random edge whose target has an
             in-degree above 1 is removed (0.1 in the regular regime).
         edge_weight_init: Start of the edge weights before the sigmoid.
+        head: False leaves out the 1×1 convolution to 1280 and its BN: the backbone of a detector has none.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.
@@ -371,6 +372,7 @@ class RandWire(nn.Module):
             drop_rate: float = 0.0,
             drop_path_rate: float = 0.0,
             edge_weight_init: float = 0.0,
+            head: bool = True,
             device: Any = None,
             dtype: Any = None,
     ) -> None:
@@ -433,10 +435,10 @@ class RandWire(nn.Module):
             self.feature_info.append({'num_chs': out_chs, 'reduction': reduction, 'module': name})
             in_chs = out_chs
 
-        self.has_conv_head = True
-        self.conv_head: nn.Module = nn.Conv2d(in_chs, self.head_width, 1, bias=False, **dd)
-        self.bn_head: nn.Module = nn.BatchNorm2d(self.head_width, **dd)
-        self.num_features = self.head_width
+        self.has_conv_head = head
+        self.conv_head: nn.Module = nn.Conv2d(in_chs, self.head_width, 1, bias=False, **dd) if head else nn.Identity()
+        self.bn_head: nn.Module = nn.BatchNorm2d(self.head_width, **dd) if head else nn.Identity()
+        self.num_features = self.head_width if head else in_chs
         self._set_classifier(global_pool, **dd)
         self.init_weights()
 

@@ -15,9 +15,13 @@ import time
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 from PIL import Image
 from shapes import write_shapes
 from upstream import DETECTRON2, HOW, checkout
+
+from randwire_zoo.cli import main
 
 pytest.importorskip('detectron2', reason='detectron2 is not installed (`make upstream` builds a wheel)')
 SOURCE = checkout(DETECTRON2)
@@ -185,6 +189,18 @@ def test_export_model_writes_torchscript(method: str, trained: Path, data: Path,
     if method == 'tracing':
         expected = [row for row in metrics(trained) if 'bbox/AP50' in row][-1]
         assert printed_ap(output)['AP50'] == pytest.approx(expected['bbox/AP50'], abs=1)
+
+
+def test_the_trained_backbone_can_be_staged_for_the_hub_and_timm_loads_it(trained: Path, tmp_path: Path) -> None:
+    assert main(['hub', 'stage', str(trained / 'model_final.pth'), '--tag', 'shapes', '--license', 'mit', '-o',
+                 str(tmp_path / 'staged')]) == 0
+    state = torch.load(trained / 'model_final.pth', weights_only=True)['model']
+    model = timm.create_model(f'local-dir:{tmp_path / "staged"}', pretrained=True)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[f'backbone.bottom_up.{name}']), name
+    card = (tmp_path / 'staged' / 'README.md').read_text()
+    last = [row for row in metrics(trained) if 'bbox/AP50' in row][-1]
+    assert f'| {last["bbox/AP50"]} |' in card and 'shapes_train' in card
 
 
 @pytest.mark.parametrize('config', sorted(path.name for path in CONFIGS.glob('*_randwire*.yaml')))

@@ -233,7 +233,7 @@ def _replace(name: str, old: str, new: str) -> Callable[[Path], None]:
     (_edit(lambda state: state['conv3._extra_state'].add_(1)), 'other wiring'),
     (_flip, 'has been altered: its tensors have sha256'),
     (_other_graphs, 'have different wirings'),
-    (_replace('summary.csv', '\n1,', '\n7,'), 'has no epoch 1'),
+    (_replace('summary.csv', '\n1,', '\n7,'), 'has no epoch 1, which'),
     (_replace('config.json', '"tag": "noise"', '"tag": "in1k"'), "has the tag 'in1k'"),
     (lambda folder: (folder / 'pytorch_model.bin').write_bytes(b'x'), 'only safetensors are published'),
     (lambda folder: (folder / 'args.yaml').unlink(), 'lacks args.yaml'),

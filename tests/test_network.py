@@ -556,3 +556,16 @@ def test_an_argument_out_of_range_is_refused_in_one_line_that_names_it(kwargs: d
 def test_the_number_of_graphs_must_suit_the_regime(regime: str, count: int, needed: int) -> None:
     with pytest.raises(ValueError, match=f'the {regime} regime needs {needed} graphs, got {count}'):
         RandWire([Graph(4, ((0, 1),))] * count, regime=regime)
+
+
+def test_without_a_head_the_network_ends_with_conv5() -> None:
+    whole = timm.create_model('randwire_ws_pico', num_classes=0, global_pool='').eval()
+    bare = timm.create_model('randwire_ws_pico', num_classes=0, global_pool='', head=False).eval()
+    missing, unexpected = bare.load_state_dict(whole.state_dict(), strict=False)
+    assert not missing and {name.partition('.')[0] for name in unexpected} == {'conv_head', 'bn_head'}
+    assert bare.num_features == 96
+    assert timm.create_model('randwire_ws_pico', num_classes=3, head=False).fc.in_features == 96
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = whole.forward_intermediates(images, indices=1, intermediates_only=True)[0]
+        torch.testing.assert_close(bare(images), expected)
