@@ -601,8 +601,19 @@ class RandWire(nn.Module):
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """The weights in what timm has read from a file: beside the network's class, where timm looks for it."""
-    return state_dict.get('state_dict', state_dict)
+    """The weights in what timm has read from a file: beside the network's class, where timm looks for it.
+
+    For another number of classes timm loads without complaint what there is; nothing but the classifier may be missing.
+
+    Raises:
+        ValueError: if it is.
+    """
+    state_dict = state_dict.get('state_dict', state_dict)
+    missing = [name for name in model.state_dict() if name not in state_dict and not name.startswith('fc.')]
+    if missing:
+        more = f' and {len(missing) - 3} more' if len(missing) > 3 else ''
+        raise ValueError(f'these weights lack {", ".join(missing[:3])}{more}')
+    return state_dict
 
 
 def _init_linear(linear: nn.Linear) -> None:

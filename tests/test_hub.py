@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from hub_server import HubServer
@@ -316,6 +317,13 @@ def test_a_flipped_byte_is_refused_by_every_way_of_loading_and_both_hashes_are_n
     assert pushed['code'] == 1 and 'has been altered' in pushed['err']
 
 
+@pytest.mark.parametrize('kwargs', [{}, {'num_classes': 3}, {'features_only': True}])
+def test_a_missing_tensor_is_noticed_by_timm_for_any_number_of_classes(kwargs: dict[str, Any], staged: Path) -> None:
+    _edit(lambda state: state.pop('conv4.nodes.2.bn.bias'))(staged)
+    with pytest.raises(ValueError, match=r'these weights lack conv4\.nodes\.2\.bn\.bias$'):
+        timm.create_model(f'local-dir:{staged}', pretrained=True, **kwargs)
+
+
 def test_push_and_the_hubs_refusals(server: HubServer, staged: Path, tmp_path: Path) -> None:
     home = tmp_path / 'home'
     other, = hub(server, home, ['push', staged, 'else/pico'])
@@ -402,8 +410,6 @@ def test_without_a_network_the_error_says_what_was_wanted_and_how_long_it_was_tr
 
 def test_a_safetensors_file_without_its_epoch_is_not_staged(
         trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import timm
-
     save_weights(timm.create_model(NAME), tmp_path / 'weights.safetensors')
     assert main(['hub', 'stage', str(tmp_path / 'weights.safetensors'), '--tag', 'noise', '--license', 'mit',
                  '--recipe', str(trained / 'args.yaml'), '--summary', str(trained / 'summary.csv'), '-o',
