@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import _randwire_zoo_autoload
 
 if TYPE_CHECKING:
+    from .deployment import deploy
     from .graphs import (
         BarabasiAlbert,
         ErdosRenyi,
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     'ARCHITECTURES', 'Architecture', 'BarabasiAlbert', 'ErdosRenyi', 'Graph', 'GraphModel', 'RandWire',
-    'WattsStrogatz', 'parse_graph_model', 'sample_graphs',
+    'WattsStrogatz', 'deploy', 'parse_graph_model', 'sample_graphs',
 ]
 __version__ = '0.1.0'
 
-_MODULES = {'ARCHITECTURES': 'models', 'Architecture': 'models', 'RandWire': 'network'}  # all others: graphs
+# All others are in graphs.
+_MODULES = {'ARCHITECTURES': 'models', 'Architecture': 'models', 'RandWire': 'network', 'deploy': 'deployment'}
 
 
 def __getattr__(name: str) -> Any:

@@ -191,7 +191,7 @@ def install_detectron2() -> None:
     if wheel is None or find_spec('detectron2') is not None:
         return
     print(f'detectron2: installing {wheel}', flush=True)
-    # Its visualizer imports cv2 and its benchmark psutil, which it does not ask for; its model zoo imports pkg_resources.
+    # Its visualizer imports cv2 and its benchmark psutil, which it does not ask for; its model zoo pkg_resources.
     _run([sys.executable, '-m', 'pip', 'install', '--quiet', '-c', Path(__file__).parent.parent / 'constraints.txt',
           wheel, 'opencv-python-headless', 'psutil', BUILD_TOOLS[0]], 'detectron2: cannot be installed')
 

@@ -1,0 +1,100 @@
+"""`deploy`: an eval-only form of a network, with BN folded into the convolutions and constant edge weights.
+
+Without an activation between a node's convolutions and its BN, the node is one depthwise and one pointwise convolution
+with a bias; the weights of its sum become numbers, so that each input costs one multiply-add pass over the data.
+"""
+from copy import deepcopy
+from typing import Any, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .network import ConvBN, Node, RandWire, Stage
+
+__all__ = ['DeployedNode', 'deploy']
+
+
+class DeployedNode(nn.Module):
+    """A node for evaluation alone; see `network.Node`.
+
+    Args:
+        node: The node it computes the same as, which is taken apart.
+    """
+
+    # Annotated here because TorchScript cannot infer the type of an empty list.
+    weights: list[float]
+
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        self.rectified = node.rectified
+        self.num_edges = 0  # none can be removed
+        self.weights = [] if node.edge_weight is None else torch.sigmoid(node.edge_weight.double()).tolist()
+        if hasattr(node, 'conv'):
+            self.first: nn.Module = nn.Identity()
+            self.last = _fold(node.conv, node.bn)
+        else:
+            self.first = node.conv_dw if hasattr(node, 'conv_dw') else node.pool
+            self.last = _fold(node.conv_pw, node.bn)
+
+    def forward(self, inputs: list[Tensor], kept_edges: Optional[Tensor] = None) -> Tensor:
+        """Transform the inputs, each [B, in_chs, H, W], to [B, out_chs, H/stride, W/stride]."""
+        x = inputs[0]
+        if len(self.weights) > 0:
+            x = x * self.weights[0]
+            for i in range(1, len(self.weights)):
+                x = x.add_(inputs[i], alpha=self.weights[i])
+            x = F.relu_(x)
+        elif not self.rectified:
+            x = F.relu(x)
+        return self.last(self.first(x))
+
+
+def deploy(model: RandWire) -> RandWire:
+    """A copy of a network for evaluation: the same function, up to rounding, in fewer passes over the data.
+
+    It keeps the class, its methods and the graphs; it has other parameters, none of which learns, and neither dropout
+    nor edge removal. Its convolutions are channels_last, and so is what it computes.
+
+    Args:
+        model: Any RandWire network or backbone, trained.
+
+    Returns:
+        The copy, in eval mode, on the same device and in the same precision.
+
+    Raises:
+        ValueError: if it is another kind of model, or was deployed already.
+    """
+    if not isinstance(model, RandWire):
+        raise ValueError(f'only RandWire networks can be deployed, got {type(model).__name__}')
+    if any(isinstance(module, DeployedNode) for module in model.modules()):
+        raise ValueError('this network was deployed already')
+    model = deepcopy(model).eval()
+    for stage in model.children():
+        if isinstance(stage, ConvBN):
+            stage.conv = _fold(stage.conv, stage.bn)
+            stage.bn = nn.Identity()  # type: ignore[assignment]
+        elif isinstance(stage, Stage):
+            stage.nodes = nn.ModuleList(DeployedNode(node) for node in stage.nodes)  # type: ignore[arg-type]
+            stage.num_edges, stage.drop_path_rate = 0, 0.0
+    if isinstance(model.bn_head, nn.BatchNorm2d):
+        model.conv_head, model.bn_head = _fold(model.conv_head, model.bn_head), nn.Identity()
+    model.num_edges, model.drop_path_rate, model.drop_rate = 0, 0.0, 0.0
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    return model.to(memory_format=torch.channels_last)
+
+
+def _fold(conv: Any, bn: Any) -> nn.Conv2d:
+    """One convolution with a bias that does what a convolution without one and BN do, computed in float64."""
+    assert isinstance(conv, nn.Conv2d) and conv.bias is None
+    mean, var = (getattr(bn, name).double() for name in ('running_mean', 'running_var'))
+    scale = bn.weight.double() / (var + bn.eps).sqrt()
+    folded = nn.Conv2d(
+        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
+        conv.dilation, conv.groups, device=conv.weight.device, dtype=conv.weight.dtype)
+    with torch.no_grad():
+        folded.weight.copy_(conv.weight.double() * scale[:, None, None, None])
+        assert folded.bias is not None
+        folded.bias.copy_(bn.bias.double() - mean * scale)
+    return folded
