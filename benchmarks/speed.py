@@ -8,6 +8,7 @@ The other implementation gets exactly our graphs. Medians of paired rounds; the 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from common import describe_machine, paired_seconds, ratio
 from tabulate import tabulate
 from torch import Tensor, nn
 
-import randwire_zoo  # noqa: F401 - registers the models
+from randwire_zoo import deploy  # this registers the models, too
 
 
 def eval_step(model: nn.Module, images: Tensor) -> Callable[[], object]:
@@ -98,8 +99,10 @@ def main() -> None:
         theirs_channels_last = seungwonpark_network(args.seungwonpark, ours).to(
             device, memory_format=torch.channels_last)
         for title, step in (('eval', eval_step), ('train', train_step)):
+            deployed = {'randwire_ws_small_s1, deployed': step(deploy(ours), channels_last)} if title == 'eval' else {}
             compare(f'small regime, {title}, eager fp32', {
                 'randwire_ws_small_s1': step(ours, channels_last),
+                **deployed,
                 'seungwonpark': step(theirs, plain),
                 'seungwonpark, channels_last': step(theirs_channels_last, channels_last),
             }, 'seungwonpark', args.batch, args.rounds)
@@ -107,9 +110,9 @@ def main() -> None:
         networks = {name: create(name) for name in ('randwire_ws_c109', 'resnet50')}
         for mode in args.modes:
             images = channels_last
-            runs = dict(networks)
+            runs = {**networks, 'randwire_ws_c109, deployed': deploy(networks['randwire_ws_c109'])}
             if 'bf16' in mode:
-                runs = {name: create(name).bfloat16() for name in networks}
+                runs = {name: copy.deepcopy(model).bfloat16() for name, model in runs.items()}
                 images = channels_last.bfloat16()
             if 'compiled' in mode:
                 runs = {name: torch.compile(model.eval()) for name, model in runs.items()}  # type: ignore[misc]

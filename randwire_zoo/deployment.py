@@ -90,9 +90,10 @@ def _fold(conv: Any, bn: Any) -> nn.Conv2d:
     assert isinstance(conv, nn.Conv2d) and conv.bias is None
     mean, var = (getattr(bn, name).double() for name in ('running_mean', 'running_var'))
     scale = bn.weight.double() / (var + bn.eps).sqrt()
+    options: dict[str, Any] = {name: getattr(conv, name) for name in ('stride', 'padding', 'dilation', 'groups')}
     folded = nn.Conv2d(
-        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
-        conv.dilation, conv.groups, device=conv.weight.device, dtype=conv.weight.dtype)
+        conv.in_channels, conv.out_channels, conv.kernel_size, device=conv.weight.device,  # type: ignore[arg-type]
+        dtype=conv.weight.dtype, **options)
     with torch.no_grad():
         folded.weight.copy_(conv.weight.double() * scale[:, None, None, None])
         assert folded.bias is not None

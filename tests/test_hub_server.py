@@ -72,8 +72,17 @@ def requests(server: HubServer, start: str) -> list[str]:
     return [request for request in server.log if request.startswith(start)]
 
 
+def raw(server: HubServer, path: str, **headers: str) -> http.client.HTTPResponse:
+    """The answer to a request on a connection of its own, without the client."""
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
+    connection.request('GET', path, headers=headers)
+    return connection.getresponse()
+
+
 def test_a_push_is_one_commit_and_comes_back_the_same(server: HubServer, tmp_path: Path) -> None:
-    files = {'README.md': CARD, 'config.json': CONFIG, 'model.safetensors': WEIGHTS, 'figures/graph.png': b'\x89PNG\0'}
+    in_lfs = {
+        'model.safetensors': WEIGHTS, 'figures/graph.png': b'\x89PNG\0', 'text.bin': b'text\n', 'bytes': b'\xff\xfe'}
+    files = {'README.md': CARD, 'config.json': CONFIG, **in_lfs}
     for path, content in files.items():
         (tmp_path / 'push' / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / 'push' / path).write_bytes(content)
@@ -113,13 +122,14 @@ say({
     assert said['info'] == [MODEL, commit, True, False]
     assert said['sizes'] == {path: len(content) for path, content in everything.items()}
     assert said['tree'] == sorted([*everything, 'figures'])
-    assert said['top'] == ['.gitattributes', 'README.md', 'config.json', 'figures', 'model.safetensors']
+    assert said['top'] == [path for path in said['tree'] if '/' not in path]
     assert said['hashes'] == {
-        path: hashlib.sha256(content).hexdigest() if path.endswith(('.safetensors', '.png'))
+        path: hashlib.sha256(content).hexdigest() if path in in_lfs
         else hashlib.sha1(b'blob %d\0' % len(content) + content).hexdigest() for path, content in files.items()}
     assert said['checked'] == [len(everything), [], [], []]
     assert folder_files(Path(said['snapshot'])) == everything
-    assert len(requests(server, 'PUT')) == 2 and len(requests(server, f'POST /api/models/{MODEL}/commit/')) == 1
+    assert len(requests(server, 'PUT')) == len(in_lfs)
+    assert len(requests(server, f'POST /api/models/{MODEL}/commit/')) == 1
 
     server.log.clear()
     download = 'say([hf_hub_download(*arguments[0], revision=revision) for revision in arguments[1:]][-1])'
@@ -220,6 +230,13 @@ def test_a_download_that_breaks_off_starts_again_or_goes_on(server: HubServer, t
         assert Path(path).read_bytes() == content and server.cut_downloads == 0 and server.ranges == ranges
         url = f'/{MODEL}/resolve/{commit}/{name}'
         assert server.log == [f'HEAD {url}', f'GET {url}', f'GET {url}']
+    # The client would also end with the right bytes if the server sent all of them again.
+    answer = raw(server, url, Range=f'bytes={10 * MIB}-')
+    assert (answer.status, answer.read()) == (206, large[10 * MIB:])
+    assert answer.getheader('Content-Range') == f'bytes {10 * MIB}-{12 * MIB - 1}/{12 * MIB}'
+    assert raw(server, url, Range='bytes=2-5').read() == large[2:6]
+    assert raw(server, url, Range='bytes=-3').read() == large[-3:]
+    assert raw(server, url, Range=f'bytes={12 * MIB}-').status == 416
 
 
 def test_the_client_notices_a_short_file_and_not_a_wrong_byte(server: HubServer, tmp_path: Path) -> None:
@@ -262,8 +279,12 @@ say([failure(api.create_commit, arguments[0], additions(arguments[1]), commit_me
     assert len(requests(server, 'PUT')) == 1  # what was uploaded before it died is still there
 
 
-def test_a_silent_server_lets_its_clients_go_when_it_stops(server: HubServer, tmp_path: Path) -> None:
+def test_a_silent_server_does_not_answer_and_a_stopped_one_hangs_up(server: HubServer, tmp_path: Path) -> None:
     server.create(MODEL, {'config.json': CONFIG})
+    idle, waiting = (http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60) for _ in range(2))
+    idle.request('GET', f'/api/models/{MODEL}')
+    assert json.load(idle.getresponse())['id'] == MODEL
+    server.log.clear()
     server.silent = True
     said = client(server, tmp_path, '''
 say([failure(get_hf_file_metadata, hf_hub_url(arguments[0], 'config.json'), timeout=0.5),
@@ -271,11 +292,14 @@ say([failure(get_hf_file_metadata, hf_hub_url(arguments[0], 'config.json'), time
 ''', MODEL)
     assert [failed[0] for failed in said] == ['ReadTimeout', 'ReadTimeout']
     assert server.log == [f'HEAD /{MODEL}/resolve/main/config.json', f'GET /api/models/{MODEL}']
-    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
-    connection.request('GET', f'/api/models/{MODEL}')
+    waiting.request('GET', f'/api/models/{MODEL}')
     server.stop()
+    server.silent = False
     with pytest.raises(ConnectionError):
-        connection.getresponse()
+        waiting.getresponse()
+    with pytest.raises(ConnectionError):
+        idle.request('GET', f'/api/models/{MODEL}')
+        idle.getresponse()
 
 
 def test_a_client_knows_this_server_and_no_other_hub(
