@@ -344,10 +344,12 @@ def test_push_and_the_hubs_refusals(server: HubServer, staged: Path, tmp_path: P
     assert server.tags(REPO)[tag] != server.commits(REPO)[-1]
 
 
-def test_a_server_that_dies_before_the_commit_leaves_the_repository_as_it_was(
+def test_a_dry_run_and_a_server_that_dies_before_the_commit_leave_the_repository_as_it_was(
         server: HubServer, staged: Path, tmp_path: Path) -> None:
     server.create(REPO, {'README.md': b'old'})
     before = server.files(REPO)
+    dry, = hub(server, tmp_path / 'home', ['push', staged, REPO, '--dry-run'])
+    assert dry['code'] == 0 and server.log == []
     server.die_before_commit = True
     died, = hub(server, tmp_path / 'home', ['push', staged, REPO])
     assert died['code'] == 3 and died['err'].count('randwire-zoo: error: ') == 1
