@@ -1,4 +1,4 @@
-"""What the autoload hook adds to `import torch`, and `import randwire_zoo` to `import timm`.
+"""What the autoload hook adds to importing torch and detectron2, and our models to importing timm.
 
 Every figure is CPU time of a fresh interpreter, which other work on the machine disturbs less than wall time does. The
 two sides of a comparison take turns, and the difference is the median over the pairs. As the imports of torch and timm
@@ -11,6 +11,7 @@ import os
 import statistics
 import subprocess
 import sys
+from importlib.util import find_spec
 
 from tabulate import tabulate
 
@@ -19,12 +20,15 @@ OFF = {'TORCH_DEVICE_BACKEND_AUTOLOAD': '0'}
 ON = {'TORCH_DEVICE_BACKEND_AUTOLOAD': '1'}
 PAIRS = [
     ('import torch: hook off, on', ('import torch', OFF), ('import torch', ON)),
-    ('import timm, import randwire_zoo (hook off)', ('import timm', OFF), ('import randwire_zoo', OFF)),
+    ('import timm, import randwire_zoo.models (hook off)', ('import timm', OFF), ('import randwire_zoo.models', OFF)),
 ]
+if find_spec('detectron2') is not None:
+    DETECTRON2 = 'import detectron2.checkpoint, detectron2.data, detectron2.modeling'
+    PAIRS.append(('import detectron2: hook off, on', (DETECTRON2, OFF), (DETECTRON2, ON)))
 ALONE = [
     ('alone: torch reads all entry points, calls ours', 'import torch', 'torch._import_device_backends()'),
     ('alone: our entry point', 'import torch', 'import _randwire_zoo_autoload; _randwire_zoo_autoload.install()'),
-    ('alone: import randwire_zoo once timm is there', 'import timm', 'import randwire_zoo'),
+    ('alone: import randwire_zoo.models once timm is there', 'import timm', 'import randwire_zoo.models'),
 ]
 
 
