@@ -109,14 +109,13 @@ def _describe(checkpoint: Path) -> tuple[str | None, int]:
 
 
 def _read_timm(settings: dict[str, Any], step: int, dataset: str, summary: Path) -> Run:
-    data_dir = Path(str(settings.get('data_dir') or '')).name
-    dataset = dataset or str(settings.get('dataset') or '') or data_dir
+    # timm's train.py takes the folder as a positional argument, too.
+    folders = {key: Path(str(settings[key])).name for key in ('data', 'data_dir') if settings.get(key)}
+    dataset = dataset or str(settings.get('dataset') or '') or next(iter(folders.values()), '')
     arguments = dict(settings.get('model_kwargs') or {})
     if settings.get('num_classes'):
         arguments['num_classes'] = settings['num_classes']
-    public = _public(settings)
-    if data_dir:
-        public['data_dir'] = data_dir
+    public = {**_public(settings), **folders}
     return Run(
         settings['model'], arguments, 'epoch', step, int(settings['epochs']), int(settings['seed']), dataset,
         str(settings['val_split']), read_metrics(summary, step), settings, public)

@@ -118,6 +118,17 @@ def test_a_staged_folder_has_everything_and_no_pickle_nor_place_on_this_machine(
     assert all(torch.equal(tensor, ema[name]) for name, tensor in weights.items())
 
 
+def test_the_data_folder_of_timms_positional_argument_is_no_place_on_the_machine_either(
+        trained: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load((trained / 'args.yaml').read_text())
+    settings['data'] = settings.pop('data_dir')
+    (tmp_path / 'args.yaml').write_text(yaml.safe_dump(settings))
+    assert main(['hub', 'stage', str(trained / 'last.pth.tar'), '--tag', 'noise', '--license', 'mit', '--recipe',
+                 str(tmp_path / 'args.yaml'), '-o', str(tmp_path / 'out')]) == 0
+    assert str(trained.parent) not in (tmp_path / 'out' / 'args.yaml').read_text()
+    assert ModelCard.load(tmp_path / 'out' / 'README.md').data.datasets == ['noise']  # type: ignore[attr-defined]
+
+
 def test_without_ema_the_trained_weights_are_staged(trained: Path, tmp_path: Path) -> None:
     assert main(['hub', 'stage', str(trained / 'last.pth.tar'), '--tag', 'noise', '--license', 'mit', '--no-ema', '-o',
                  str(tmp_path / 'raw')]) == 0
