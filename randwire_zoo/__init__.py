@@ -19,17 +19,19 @@ if TYPE_CHECKING:
         parse_graph_model,
         sample_graphs,
     )
+    from .kernels import use_kernels
     from .models import ARCHITECTURES, Architecture
     from .network import RandWire
 
 __all__ = [
     'ARCHITECTURES', 'Architecture', 'BarabasiAlbert', 'ErdosRenyi', 'Graph', 'GraphModel', 'RandWire',
-    'WattsStrogatz', 'deploy', 'parse_graph_model', 'sample_graphs',
+    'WattsStrogatz', 'deploy', 'parse_graph_model', 'sample_graphs', 'use_kernels',
 ]
 __version__ = '0.1.0'
 
 # All others are in graphs.
-_MODULES = {'ARCHITECTURES': 'models', 'Architecture': 'models', 'RandWire': 'network', 'deploy': 'deployment'}
+_MODULES = {'ARCHITECTURES': 'models', 'Architecture': 'models', 'RandWire': 'network', 'deploy': 'deployment',
+            'use_kernels': 'kernels'}
 
 
 def __getattr__(name: str) -> Any:

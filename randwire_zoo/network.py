@@ -15,6 +15,7 @@ from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
 from .graphs import Graph
+from .plans import run_stage
 
 __all__ = ['NODE_OPS', 'REGIMES', 'Node', 'RandWire', 'Stage', 'checkpoint_filter_fn', 'stage_node_counts']
 
@@ -264,16 +265,19 @@ class Stage(nn.Module):
         """
         if kept_edges is None:
             kept_edges = draw_kept_edges(self.num_edges, self.drop_path_rate if self.training else 0.0, x)
-            first_edge = 0
         else:
-            first_edge = self.first_edge
+            kept_edges = kept_edges[self.first_edge:self.first_edge + self.num_edges]
+        if not torch.jit.is_scripting() and not torch.compiler.is_compiling():
+            out = run_stage(self, x, kept_edges)
+            if out is not None:
+                return out
         data: dict[int, Tensor] = {-1: F.relu(x)}
         mean = x
         num_averaged = 0
         for i, node in enumerate(self.nodes):
             inputs = [data[source] for source in self.sources[i]]
             if kept_edges is not None and node.num_edges > 0:  # type: ignore[operator]
-                start = first_edge + self.edge_offsets[i]
+                start = self.edge_offsets[i]
                 out = node(inputs, kept_edges[start:start + node.num_edges])  # type: ignore[operator]
             else:
                 out = node(inputs)

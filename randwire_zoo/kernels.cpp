@@ -1,0 +1,674 @@
+// The passes of a RandWire stage over its data, fused, for the CPU: see `randwire_zoo.native` for what calls them.
+//
+// All tensors are dense NHWC ("channels_last"). Vectors of per-channel numbers are padded to a multiple of LANES with
+// zeros, and so are the rows of data kept between two passes, so that inner loops have no remainder; tensors are not
+// padded, and the last vector of a pixel is read and written in part. Sums are taken in float within an image and in
+// double across images; each thread has its own, which are added in the order of the threads: the same number of
+// threads gives the same bits.
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+#include <immintrin.h>
+#endif
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+namespace {
+
+constexpr int64_t LANES = 16;
+constexpr int64_t TILE_BYTES = 256 << 10;  // what may stand between the two convolutions of a node: half a second-level cache
+typedef float Vec __attribute__((vector_size(64)));
+typedef int32_t IntVec __attribute__((vector_size(64)));
+typedef uint32_t UIntVec __attribute__((vector_size(64)));
+typedef uint16_t HalfVec __attribute__((vector_size(32)));
+typedef float UnalignedVec __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t UnalignedHalfVec __attribute__((vector_size(32), aligned(2), may_alias));
+struct bfloat16 { uint16_t bits; };
+
+
+#define INLINED __attribute__((always_inline))
+#define ALWAYS inline INLINED
+
+ALWAYS Vec zeros() { return Vec{}; }
+ALWAYS Vec load_all(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
+ALWAYS Vec widen(HalfVec h) {
+  return reinterpret_cast<Vec>(__builtin_convertvector(h, UIntVec) << 16);
+}
+ALWAYS Vec load_all(const bfloat16* p) { return widen(*reinterpret_cast<const UnalignedHalfVec*>(p)); }
+ALWAYS void store_all(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
+#ifdef __AVX512BF16__
+ALWAYS HalfVec narrow(Vec v) { return reinterpret_cast<HalfVec>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(v))); }
+#else
+ALWAYS HalfVec narrow(Vec v) {  // to nearest, ties to even; NaN stays NaN
+  UIntVec u = reinterpret_cast<UIntVec>(v);
+  UIntVec rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  UIntVec nan = reinterpret_cast<UIntVec>(v != v);
+  return __builtin_convertvector((nan & 0x7fc0) | (~nan & rounded), HalfVec);
+}
+#endif
+ALWAYS void store_all(bfloat16* p, Vec v) { *reinterpret_cast<UnalignedHalfVec*>(p) = narrow(v); }
+
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+ALWAYS Vec load_some(const float* p, int64_t n) {
+  return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
+}
+ALWAYS void store_some(float* p, Vec v, int64_t n) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m512>(v));
+}
+ALWAYS Vec load_some(const bfloat16* p, int64_t n) {
+  return widen(reinterpret_cast<HalfVec>(_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), p)));
+}
+ALWAYS void store_some(bfloat16* p, Vec v, int64_t n) {
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m256i>(narrow(v)));
+}
+#else
+ALWAYS Vec load_some(const float* p, int64_t n) {
+  float lanes[LANES] = {};
+  for (int64_t i = 0; i < n; i++) lanes[i] = p[i];
+  return load_all(lanes);
+}
+ALWAYS void store_some(float* p, Vec v, int64_t n) {
+  for (int64_t i = 0; i < n; i++) p[i] = v[i];
+}
+ALWAYS Vec load_some(const bfloat16* p, int64_t n) {
+  bfloat16 lanes[LANES] = {};
+  std::memcpy(lanes, p, n * sizeof(bfloat16));
+  return load_all(lanes);
+}
+ALWAYS void store_some(bfloat16* p, Vec v, int64_t n) {
+  HalfVec h = narrow(v);
+  std::memcpy(p, &h, n * sizeof(bfloat16));
+}
+#endif
+
+// A vector of n channels: all LANES of them, or, at a pixel's end, fewer.
+template <class T> ALWAYS Vec load(const T* p, int64_t n) { return n == LANES ? load_all(p) : load_some(p, n); }
+template <class T> ALWAYS void store(T* p, Vec v, int64_t n) { n == LANES ? store_all(p, v) : store_some(p, v, n); }
+
+ALWAYS Vec relu(Vec v) { return v > 0 ? v : zeros(); }
+ALWAYS int64_t padded(int64_t channels) { return (channels + LANES - 1) / LANES * LANES; }
+
+struct Shape {
+  int64_t batch, height, width, channels, stride, dilation;
+  int64_t out_height() const { return (height - 1) / stride + 1; }
+  int64_t out_width() const { return (width - 1) / stride + 1; }
+};
+
+// Memory aligned to vectors.
+template <class T> struct Buffer {
+  std::vector<T> memory;
+  T* data;
+  Buffer(Buffer&&) = default;
+  Buffer(const Buffer&) = delete;
+  explicit Buffer(int64_t size) : memory(size + 64 / sizeof(T), T()) {
+    auto address = reinterpret_cast<uintptr_t>(memory.data());
+    data = reinterpret_cast<T*>((address + 63) / 64 * 64);
+  }
+};
+
+// A weighted sum of tensors, each of which may stand before its BN: the sum of
+// edge_weights[k] * (scales[k] * inputs[k] + shifts[k]), with scales and shifts per channel; null for 1 and 0.
+template <class T> struct Sum {
+  const T* const* inputs;
+  int64_t count;
+  const float* edge_weights;
+  bool plain;  // no scales, no shifts
+  Buffer<float> weights, bias;  // [count][lanes] and [lanes]: the same sum as bias + weights[k] * inputs[k]
+  Sum(const T* const* inputs, int64_t count, const float* edge_weights, const float* const* scales,
+      const float* const* shifts, int64_t channels)
+      : inputs(inputs), count(count), edge_weights(edge_weights), plain(true), weights(count * padded(channels)),
+        bias(padded(channels)) {
+    for (int64_t k = 0; k < count; k++) plain = plain && !scales[k] && !shifts[k];
+    for (int64_t k = 0; k < count; k++)
+      for (int64_t c = 0; c < channels; c++) {
+        weights.data[k * padded(channels) + c] = edge_weights[k] * (scales[k] ? scales[k][c] : 1.0f);
+        if (shifts[k]) bias.data[c] += edge_weights[k] * shifts[k][c];
+      }
+  }
+};
+
+// A kernel [channels][3][3] as [9][lanes], followed by the same turned around, which is that of the backward pass.
+Buffer<float> pack_kernel(const float* kernel, int64_t channels) {
+  const int64_t lanes = padded(channels);
+  Buffer<float> packed(18 * lanes);
+  for (int64_t tap = 0; tap < 9; tap++)
+    for (int64_t c = 0; c < channels; c++)
+      packed.data[tap * lanes + c] = packed.data[(17 - tap) * lanes + c] = kernel[c * 9 + tap];
+  return packed;
+}
+
+// One row of the weighted sum of the inputs, [width][channels], rectified if asked for, to [width][padded channels].
+template <class T, int K, bool PLAIN>
+ALWAYS void sum_row_of(const Sum<T>& sum_of, int64_t offset, int64_t width, int64_t channels, bool rectify, float* to) {
+  const int64_t lanes = padded(channels);
+  const int64_t k_end = K > 0 ? K : sum_of.count;
+  const T* const* inputs = sum_of.inputs;
+  const float *weights = sum_of.weights.data, *bias = sum_of.bias.data, *edge_weights = sum_of.edge_weights;
+  for (int64_t x = 0; x < width; x++) {
+    const int64_t pixel = offset + x * channels;
+    auto run = [&](int64_t c, int64_t n) INLINED {
+      Vec sum = PLAIN ? zeros() : load_all(bias + c);
+      for (int64_t k = 0; k < k_end; k++)
+        sum += (PLAIN ? zeros() + edge_weights[k] : load_all(weights + k * lanes + c)) * load(inputs[k] + pixel + c, n);
+      store_all(to + x * lanes + c, rectify ? relu(sum) : sum);
+    };
+    int64_t c = 0;
+    for (; c + LANES <= channels; c += LANES) run(c, LANES);
+    if (c < channels) run(c, channels - c);
+  }
+}
+
+template <class T>
+void sum_row(const Sum<T>& sum_of, int64_t offset, int64_t width, int64_t channels, bool rectify, float* to) {
+  auto run = [&](auto count) {  // unrolled for what most nodes have
+    constexpr int K = decltype(count)::value;
+    if (sum_of.plain) sum_row_of<T, K, true>(sum_of, offset, width, channels, rectify, to);
+    else sum_row_of<T, K, false>(sum_of, offset, width, channels, rectify, to);
+  };
+  switch (sum_of.count) {
+    case 1: return run(std::integral_constant<int, 1>());
+    case 2: return run(std::integral_constant<int, 2>());
+    case 3: return run(std::integral_constant<int, 3>());
+    case 4: return run(std::integral_constant<int, 4>());
+    default: return run(std::integral_constant<int, 0>());
+  }
+}
+
+// The last rows of a picture that is computed row by row, with margins of `margin` zero pixels on both sides.
+// Rows outside of the picture are zeros: the padding of the convolution.
+struct Rows {
+  int64_t height, pixel, margin, row, slots;
+  Buffer<float> ring, outside;
+  std::vector<int64_t> held;
+  Rows(int64_t height, int64_t width, int64_t pixel, int64_t margin, int64_t slots)
+      : height(height), pixel(pixel), margin(margin), row((width + 2 * margin) * pixel), slots(slots),
+        ring(slots * row), outside(row), held(slots, -1) {}
+  // Where pixel -margin of row y lies, made by `make(y, to)` if it is not there yet.
+  template <class Make> const float* get(int64_t y, Make make) {
+    if (y < 0 || y >= height) return outside.data;
+    const int64_t slot = y % slots;
+    float* start = ring.data + slot * row;
+    if (held[slot] != y) {
+      make(y, start + margin * pixel);
+      held[slot] = y;
+    }
+    return start;
+  }
+  void clear() { std::fill(held.begin(), held.end(), -1); }
+};
+
+// One output row of the depthwise 3x3 convolution for one vector of channels. U outputs at a time share loads.
+template <class T, int S, int U>
+ALWAYS int64_t depthwise_pixels(const float* const* rows, int64_t pixel, int64_t dilation, const Vec* w, T* to,
+                                int64_t to_pixel, int64_t n, int64_t x, int64_t width) {
+  for (; x + U <= width; x += U) {
+    Vec sums[U];
+    for (int u = 0; u < U; u++) sums[u] = zeros();
+    for (int ky = 0; ky < 3; ky++) {
+      const float* from = rows[ky] + x * S * pixel;
+      if (S == 1 && dilation == 1) {
+        Vec taps[U + 2];
+        for (int u = 0; u < U + 2; u++) taps[u] = load_all(from + u * pixel);
+        for (int kx = 0; kx < 3; kx++)
+          for (int u = 0; u < U; u++) sums[u] += w[ky * 3 + kx] * taps[u + kx];
+      } else {
+        for (int kx = 0; kx < 3; kx++)
+          for (int u = 0; u < U; u++) sums[u] += w[ky * 3 + kx] * load_all(from + (u * S + kx * dilation) * pixel);
+      }
+    }
+    for (int u = 0; u < U; u++) store(to + (x + u) * to_pixel, sums[u], n);
+  }
+  return x;
+}
+
+template <class T, int S>
+void depthwise_row(const float* const* rows, int64_t channels, int64_t dilation, const float* kernel, T* to,
+                   int64_t to_pixel, int64_t width) {
+  const int64_t lanes = padded(channels);
+  for (int64_t c = 0; c < channels; c += LANES) {
+    Vec w[9];
+    for (int tap = 0; tap < 9; tap++) w[tap] = load_all(kernel + tap * lanes + c);
+    const float* at[3] = {rows[0] + c, rows[1] + c, rows[2] + c};
+    auto run = [&](int64_t n) INLINED {
+      int64_t x = depthwise_pixels<T, S, 7>(at, lanes, dilation, w, to + c, to_pixel, n, 0, width);
+      x = depthwise_pixels<T, S, 2>(at, lanes, dilation, w, to + c, to_pixel, n, x, width);
+      depthwise_pixels<T, S, 1>(at, lanes, dilation, w, to + c, to_pixel, n, x, width);
+    };
+    if (c + LANES <= channels) run(LANES); else run(channels - c);
+  }
+}
+
+// out = depthwise3x3(relu(sum)), without writing the sum.
+template <class T, int S>
+void forward(const Sum<T>& sum_of, const float* raw_kernel, T* out, Shape s) {
+  const Buffer<float> kernel = pack_kernel(raw_kernel, s.channels);
+  const int64_t out_height = s.out_height(), out_width = s.out_width(), d = s.dilation;
+  // Whole images where there are enough; otherwise parts of them, which compute the rows at their seams twice.
+  const int64_t parts = std::clamp<int64_t>(2 * omp_get_max_threads() / s.batch, 1, std::max<int64_t>(out_height / 4, 1));
+#pragma omp parallel
+  {
+    Rows sums(s.height, s.width, padded(s.channels), d, 2 * d + 1);
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < s.batch * parts; task++) {
+      const int64_t image = task / parts, part = task % parts;
+      auto make = [&](int64_t y, float* to) {
+        sum_row(sum_of, (image * s.height + y) * s.width * s.channels, s.width, s.channels, true, to);
+      };
+      sums.clear();
+      for (int64_t y = out_height * part / parts; y < out_height * (part + 1) / parts; y++) {
+        const float* rows[3];
+        for (int ky = 0; ky < 3; ky++) rows[ky] = sums.get(y * S + (ky - 1) * d, make);
+        depthwise_row<T, S>(rows, s.channels, d, kernel.data, out + (image * out_height + y) * out_width * s.channels,
+                            s.channels, out_width);
+      }
+    }
+  }
+}
+
+// The 1x1 convolution: rows of pixels [pixels][lanes] times a matrix. The elements of both are bf16 where the tensors are
+// and the processor multiplies pairs of bf16, otherwise float.
+#ifdef __AVX512BF16__
+template <class T> struct Operand { typedef T type; };
+template <> struct Operand<bfloat16> { typedef bfloat16 type; };
+constexpr int64_t step_of(const bfloat16*) { return 2; }
+ALWAYS Vec multiply_add(Vec sum, const bfloat16* a, const bfloat16* b) {
+  int32_t pair;
+  std::memcpy(&pair, a, sizeof pair);
+  return reinterpret_cast<Vec>(_mm512_dpbf16_ps(
+      reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)),
+      reinterpret_cast<__m512bh>(_mm512_loadu_si512(b))));
+}
+#else
+template <class T> struct Operand { typedef float type; };
+#endif
+constexpr int64_t step_of(const float*) { return 1; }
+ALWAYS Vec multiply_add(Vec sum, const float* a, const float* b) { return sum + (zeros() + *a) * load_all(b); }
+
+ALWAYS void convert(float x, float* to) { *to = x; }
+ALWAYS void convert(float x, bfloat16* to) { HalfVec h = narrow(zeros() + x); to->bits = h[0]; }
+ALWAYS float widened(float x) { return x; }
+ALWAYS float widened(bfloat16 x) { return widen(HalfVec{} + x.bits)[0]; }
+
+// Output channels are computed in panels of up to 5 vectors, as many pixels at a time as leave all sums in registers.
+constexpr int64_t WIDEST = 5;
+constexpr int64_t rows_of(int vectors) { return vectors == 1 ? 24 : vectors == 2 ? 14 : vectors == 5 ? 5 : 7; }
+constexpr int64_t BLOCK = 35;  // whole blocks of 5 and of 7 pixels
+
+int64_t packed_size(int64_t in_channels, int64_t out_channels) { return padded(in_channels) * padded(out_channels); }
+
+// Calls pass(start, vectors) for each panel; no panel is narrower than it has to be.
+template <class Pass> void over_panels(int64_t out_channels, Pass pass) {
+  const int64_t all = padded(out_channels) / LANES, panels = (all + WIDEST - 1) / WIDEST;
+  for (int64_t i = 0; i < panels; i++) pass(all * i / panels * LANES, all * (i + 1) / panels - all * i / panels);
+}
+
+// A matrix [out][in] as panels, within each [in / step][outputs][step].
+template <class T, class E> void pack_matrix(const T* matrix, int64_t in_channels, int64_t out_channels, E* packed) {
+  constexpr int64_t step = step_of(static_cast<E*>(nullptr));
+  const int64_t depth = padded(in_channels);
+  over_panels(out_channels, [&](int64_t start, int64_t vectors) {
+    const int64_t width = vectors * LANES;
+    E* panel = packed + start * depth;
+    std::memset(static_cast<void*>(panel), 0, width * depth * sizeof(E));
+    for (int64_t o = 0; o < std::min(width, out_channels - start); o++)
+      for (int64_t i = 0; i < in_channels; i++)
+        convert(widened(matrix[(start + o) * in_channels + i]), panel + (i / step * width + o) * step + i % step);
+  });
+}
+
+// M pixels of a times a panel of V vectors.
+template <int M, int V, class E, class T>
+ALWAYS void multiply_block(const E* a, int64_t lanes, const E* panel, int64_t depth, const float* bias, T* to,
+                           int64_t to_pixel, int64_t columns) {
+  constexpr int64_t step = step_of(static_cast<E*>(nullptr));
+  Vec sums[M][V];
+#pragma GCC unroll 32
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) sums[m][v] = load_all(bias + v * LANES);
+  for (int64_t i = 0; i < depth; i += step) {
+#pragma GCC unroll 32
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++)
+        sums[m][v] = multiply_add(sums[m][v], a + m * lanes + i, panel + i * V * LANES + v * LANES * step);
+  }
+#pragma GCC unroll 32
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++)
+      if (columns > v * LANES)
+        store(to + m * to_pixel + v * LANES, sums[m][v], std::min<int64_t>(LANES, columns - v * LANES));
+}
+
+template <int V, class E, class T>
+void multiply_panel(const E* a, int64_t pixels, int64_t lanes, const E* panel, int64_t depth, const float* bias, T* to,
+                    int64_t to_pixel, int64_t columns) {
+  constexpr int M = rows_of(V);
+  int64_t x = 0;
+  for (; x + M <= pixels; x += M)
+    multiply_block<M, V>(a + x * lanes, lanes, panel, depth, bias, to + x * to_pixel, to_pixel, columns);
+  for (; x < pixels; x++)
+    multiply_block<1, V>(a + x * lanes, lanes, panel, depth, bias, to + x * to_pixel, to_pixel, columns);
+}
+
+template <class E, class T>
+void multiply(const E* a, int64_t pixels, int64_t in_channels, const E* packed, const float* bias, T* to,
+              int64_t out_channels) {
+  const int64_t lanes = padded(in_channels), depth = (in_channels + 1) / 2 * 2;  // whole pairs; what is added are zeros
+  over_panels(out_channels, [&](int64_t start, int64_t vectors) {
+    auto run = [&](auto count) {
+      multiply_panel<decltype(count)::value>(a, pixels, lanes, packed + start * lanes, depth, bias + start, to + start,
+                                             out_channels, out_channels - start);
+    };
+    switch (vectors) {
+      case 1: return run(std::integral_constant<int, 1>());
+      case 2: return run(std::integral_constant<int, 2>());
+      case 3: return run(std::integral_constant<int, 3>());
+      case 4: return run(std::integral_constant<int, 4>());
+      default: return run(std::integral_constant<int, 5>());
+    }
+  });
+}
+
+// A whole node: 1x1 convolution of the depthwise 3x3 convolution of relu(sum). Neither is written to memory: a tile of
+// pixels goes through all of them while it is in the cache.
+template <class T, int S>
+void node(const Sum<T>& sum_of, const float* raw_kernel, const typename Operand<T>::type* packed, const float* raw_bias,
+          T* out, Shape s, int64_t out_channels) {
+  typedef typename Operand<T>::type E;
+  const Buffer<float> kernel = pack_kernel(raw_kernel, s.channels);
+  Buffer<float> bias(padded(out_channels));
+  if (raw_bias) std::copy(raw_bias, raw_bias + out_channels, bias.data);
+  const int64_t out_height = s.out_height(), out_width = s.out_width(), d = s.dilation, lanes = padded(s.channels);
+  const int64_t all_rows = s.batch * out_height, tile = std::max(TILE_BYTES / (lanes * int64_t(sizeof(E))), BLOCK);
+#pragma omp parallel
+  {
+    const int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
+    Rows sums(s.height, s.width, lanes, d, 2 * d + 1);
+    Buffer<E> hidden((tile + out_width) * lanes);
+    int64_t held = 0, done = all_rows * me / threads * out_width, image = -1;
+    const int64_t end = all_rows * (me + 1) / threads;
+    for (int64_t row = all_rows * me / threads; row < end; row++) {
+      if (row / out_height != image) {
+        image = row / out_height;
+        sums.clear();
+      }
+      auto make = [&](int64_t y, float* to) {
+        sum_row(sum_of, (image * s.height + y) * s.width * s.channels, s.width, s.channels, true, to);
+      };
+      const float* rows[3];
+      for (int ky = 0; ky < 3; ky++) rows[ky] = sums.get((row % out_height) * S + (ky - 1) * d, make);
+      depthwise_row<E, S>(rows, s.channels, d, kernel.data, hidden.data + held * lanes, lanes, out_width);
+      held += out_width;
+      if (held < tile && row + 1 < end) continue;
+      // Whole blocks; what is left over waits for the next rows.
+      const int64_t now = row + 1 < end ? held / BLOCK * BLOCK : held;
+      multiply(hidden.data, now, s.channels, packed, bias.data, out + done * out_channels, out_channels);
+      std::memmove(static_cast<void*>(hidden.data), hidden.data + now * lanes, (held - now) * lanes * sizeof(E));
+      done += now;
+      held -= now;
+    }
+  }
+}
+
+// What one image adds to sums over the batch: in float, added to a thread's doubles when the image is done.
+struct Sums {
+  Buffer<float> now;
+  std::vector<double> total;
+  explicit Sums(int64_t size) : now(size), total(size, 0.0) {}
+  void flush() {
+    for (size_t i = 0; i < total.size(); i++) total[i] += now.data[i];
+    std::fill(now.data, now.data + total.size(), 0.0f);
+  }
+};
+
+// Adds the threads' [rows][lanes] to [rows][channels].
+std::vector<float> reduce(const std::vector<std::vector<double>>& threads, int64_t rows, int64_t channels) {
+  std::vector<float> to(rows * channels);
+  for (int64_t row = 0; row < rows; row++)
+    for (int64_t c = 0; c < channels; c++) {
+      double sum = 0;
+      for (const auto& thread : threads) if (!thread.empty()) sum += thread[row * padded(channels) + c];
+      to[row * channels + c] = static_cast<float>(sum);
+    }
+  return to;
+}
+
+// The backward pass of `forward`, which computes the sum again: from grad, that of its output, to
+//   kernel_grad[channels][9],
+//   edge_grads[k] (+)= edge_weights[k] * grad_sum, written where first[k] and otherwise added; null for one not needed,
+//   dots[k][channels] = sum over pixels of grad_sum * inputs[k],
+//   total[channels] = sum over pixels of grad_sum,
+// where grad_sum is the gradient of the sum before the ReLU.
+template <class T, int S>
+void backward(const Sum<T>& sum_of, const float* raw_kernel, const T* grad, const float* edge_weights,
+              T* const* edge_grads, const uint8_t* first, float* kernel_grad, float* dots, float* total, Shape s) {
+  const Buffer<float> packed = pack_kernel(raw_kernel, s.channels);
+  const float* kernel = packed.data;
+  const int64_t count = sum_of.count;
+  const T* const* inputs = sum_of.inputs;
+  const int64_t out_height = s.out_height(), out_width = s.out_width(), d = s.dilation, lanes = padded(s.channels);
+  const int threads = omp_get_max_threads();
+  std::vector<std::vector<double>> all_kernels(threads), all_dots(threads), all_totals(threads);
+#pragma omp parallel num_threads(threads)
+  {
+    Rows sums(s.height, s.width, lanes, d, 2 * d + 1);
+    Rows grads(out_height, out_width, lanes, d, 2 * d + 1);
+    Buffer<float> grad_sum((s.width + 2 * d) * lanes);
+    Sums kernel_sums(9 * lanes), dot_sums(count * lanes), total_sums(lanes);
+    const float one = 1.0f, *null = nullptr;
+    const Sum<T> plain_grad(&grad, 1, &one, &null, &null, s.channels);
+#pragma omp for schedule(static)
+    for (int64_t image = 0; image < s.batch; image++) {
+      auto make_sum = [&](int64_t y, float* to) {
+        sum_row(sum_of, (image * s.height + y) * s.width * s.channels, s.width, s.channels, true, to);
+      };
+      auto make_grad = [&](int64_t y, float* to) {
+        sum_row(plain_grad, (image * out_height + y) * out_width * s.channels, out_width, s.channels, false, to);
+      };
+      sums.clear();
+      grads.clear();
+      for (int64_t y = 0; y < s.height; y++) {
+        // The kernel's gradient from output row y / S, once its input rows are there.
+        if (y % S == 0) {
+          const float* from = grads.get(y / S, make_grad) + d * lanes;
+          for (int ky = 0; ky < 3; ky++) {
+            const float* row = sums.get(y + (ky - 1) * d, make_sum);
+            for (int64_t c = 0; c < lanes; c += LANES) {
+              float* to = kernel_sums.now.data + ky * 3 * lanes + c;
+              Vec w0 = load_all(to), w1 = load_all(to + lanes), w2 = load_all(to + 2 * lanes);
+              for (int64_t x = 0; x < out_width; x++) {
+                const Vec g = load_all(from + x * lanes + c);
+                const float* at = row + x * S * lanes + c;
+                w0 += g * load_all(at);
+                w1 += g * load_all(at + d * lanes);
+                w2 += g * load_all(at + 2 * d * lanes);
+              }
+              store_all(to, w0); store_all(to + lanes, w1); store_all(to + 2 * lanes, w2);
+            }
+          }
+        }
+        // The gradient of input row y, before the ReLU.
+        float* const g_row = grad_sum.data;
+        if (S == 1) {
+          const float* rows[3];
+          for (int ky = 0; ky < 3; ky++) rows[ky] = grads.get(y + (ky - 1) * d, make_grad);
+          depthwise_row<float, 1>(rows, lanes, d, kernel + 9 * lanes, g_row + d * lanes, lanes, s.width);
+        } else {
+          std::fill(g_row, g_row + (s.width + 2 * d) * lanes, 0.0f);
+          for (int ky = 0; ky < 3; ky++) {
+            const int64_t from_y = y - (ky - 1) * d;
+            if (from_y < 0 || from_y % S != 0 || from_y / S >= out_height) continue;
+            const float* from = grads.get(from_y / S, make_grad) + d * lanes;
+            for (int kx = 0; kx < 3; kx++)
+              for (int64_t x = 0; x < out_width; x++)
+                for (int64_t c = 0; c < lanes; c += LANES) {
+                  float* to = g_row + (x * S + kx * d) * lanes + c;
+                  store_all(to, load_all(to) + load_all(kernel + (ky * 3 + kx) * lanes + c) * load_all(from + x * lanes + c));
+                }
+          }
+        }
+        const float* row = sums.get(y, make_sum) + d * lanes;
+        for (int64_t x = 0; x < s.width; x++)
+          for (int64_t c = 0; c < lanes; c += LANES) {
+            float* g = g_row + (d + x) * lanes + c;
+            const Vec masked = load_all(row + x * lanes + c) > 0 ? load_all(g) : zeros();
+            store_all(g, masked);
+            store_all(total_sums.now.data + c, load_all(total_sums.now.data + c) + masked);
+          }
+        const int64_t offset = (image * s.height + y) * s.width * s.channels;
+        for (int64_t k = 0; k < count; k++) {
+          const Vec a = zeros() + edge_weights[k];
+          float* dot = dot_sums.now.data + k * lanes;
+          auto pass = [&](int64_t x, int64_t c, int64_t n) INLINED {
+            const int64_t at = offset + x * s.channels + c;
+            const Vec g = load_all(g_row + (d + x) * lanes + c);
+            store_all(dot + c, load_all(dot + c) + g * load(inputs[k] + at, n));
+            if (edge_grads[k] != nullptr)
+              store(edge_grads[k] + at, first[k] ? a * g : a * g + load(edge_grads[k] + at, n), n);
+          };
+          for (int64_t x = 0; x < s.width; x++) {
+            int64_t c = 0;
+            for (; c + LANES <= s.channels; c += LANES) pass(x, c, LANES);
+            if (c < s.channels) pass(x, c, s.channels - c);
+          }
+        }
+      }
+      kernel_sums.flush(); dot_sums.flush(); total_sums.flush();
+    }
+    const int me = omp_get_thread_num();
+    all_kernels[me] = kernel_sums.total; all_dots[me] = dot_sums.total; all_totals[me] = total_sums.total;
+  }
+  const std::vector<float> taps = reduce(all_kernels, 9, s.channels);
+  for (int64_t c = 0; c < s.channels; c++)
+    for (int64_t tap = 0; tap < 9; tap++) kernel_grad[c * 9 + tap] = taps[tap * s.channels + c];
+  const std::vector<float> d_sums = reduce(all_dots, count, s.channels), t_sums = reduce(all_totals, 1, s.channels);
+  std::copy(d_sums.begin(), d_sums.end(), dots);
+  std::copy(t_sums.begin(), t_sums.end(), total);
+}
+
+// Runs `pass(begin, end)` on parts of [0, pixels), a few thousand values at a time for each thread.
+template <class Pass> void over_pixels(int64_t pixels, int64_t channels, Pass pass) {
+  const int64_t step = std::max<int64_t>(8192 / channels, 1);
+#pragma omp parallel for schedule(static)
+  for (int64_t begin = 0; begin < pixels; begin += step) pass(begin, std::min(begin + step, pixels));
+}
+
+// out = sum: the mean of a stage's outputs.
+template <class T> void sum(const Sum<T>& sum_of, T* out, int64_t pixels, int64_t channels) {
+  const int64_t lanes = padded(channels), count = sum_of.count;
+  const T* const* inputs = sum_of.inputs;
+  const float *weights = sum_of.weights.data, *bias = sum_of.bias.data;
+  over_pixels(pixels, channels, [&](int64_t begin, int64_t end) {
+    for (int64_t x = begin; x < end; x++)
+      for (int64_t c = 0; c < channels; c += LANES) {
+        const int64_t n = std::min(LANES, channels - c);
+        Vec sum = load_all(bias + c);
+        for (int64_t k = 0; k < count; k++)
+          sum += load_all(weights + k * lanes + c) * load(inputs[k] + x * channels + c, n);
+        store(out + x * channels + c, sum, n);
+      }
+  });
+}
+
+// out = scale * x + slope * y + shift, each per channel; out may be x. This is the backward pass of BN.
+template <class T>
+void affine(T* out, const T* x, const T* y, const float* scale, const float* slope, const float* shift, int64_t pixels,
+            int64_t channels) {
+  over_pixels(pixels, channels, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++)
+      for (int64_t c = 0; c < channels; c += LANES) {
+        const int64_t n = std::min(LANES, channels - c), at = i * channels + c;
+        store(out + at,
+              load(scale + c, n) * load(x + at, n) + load(slope + c, n) * load(y + at, n) + load(shift + c, n), n);
+      }
+  });
+}
+
+// Per channel, sums over all pixels: of (x - x[0]) and its square where y is null (for mean and variance), otherwise of
+// x and of x * y (for the gradients of BN).
+template <class T>
+void moments(const T* x, const T* y, float* first, float* second, int64_t pixels, int64_t channels) {
+  const int64_t lanes = padded(channels), step = 64;
+  const int threads = omp_get_max_threads();
+  std::vector<std::vector<double>> all(threads);
+  Buffer<float> origin(lanes);
+  if (y == nullptr)
+    for (int64_t c = 0; c < channels; c += LANES) store_all(origin.data + c, load(x + c, std::min(LANES, channels - c)));
+#pragma omp parallel num_threads(threads)
+  {
+    Sums sums(2 * lanes);
+#pragma omp for schedule(static)
+    for (int64_t begin = 0; begin < pixels; begin += step) {
+      const int64_t end = std::min(begin + step, pixels);
+      for (int64_t c = 0; c < channels; c += LANES) {
+        const int64_t n = std::min(LANES, channels - c);
+        Vec one = zeros(), two = zeros();
+        const Vec zero = load_all(origin.data + c);
+        for (int64_t i = begin; i < end; i++) {
+          const Vec value = load(x + i * channels + c, n) - zero;
+          one += value;
+          two += value * (y == nullptr ? value : load(y + i * channels + c, n));
+        }
+        store_all(sums.now.data + c, one);
+        store_all(sums.now.data + lanes + c, two);
+      }
+      sums.flush();
+    }
+    all[omp_get_thread_num()] = sums.total;
+  }
+  const std::vector<float> both = reduce(all, 2, channels);
+  std::copy(both.begin(), both.begin() + channels, first);
+  std::copy(both.begin() + channels, both.end(), second);
+}
+
+}  // namespace
+
+#define EXPORT(NAME, T)                                                                                              \
+  extern "C" int64_t packed_bytes_##NAME(int64_t in_channels, int64_t out_channels) {                                \
+    return packed_size(in_channels, out_channels) * sizeof(Operand<T>::type);                                        \
+  }                                                                                                                  \
+  extern "C" void pack_##NAME(const T* matrix, int64_t in_channels, int64_t out_channels, void* packed) {            \
+    pack_matrix(matrix, in_channels, out_channels, static_cast<Operand<T>::type*>(packed));                          \
+  }                                                                                                                  \
+  extern "C" void node_##NAME(const T* const* inputs, int64_t count, const float* edge_weights,                      \
+                              const float* const* scales, const float* const* shifts, const float* kernel,           \
+                              const void* packed, const float* bias, T* out, const Shape* s, int64_t out_channels) { \
+    const Sum<T> sum_of(inputs, count, edge_weights, scales, shifts, s->channels);                                   \
+    (s->stride == 1 ? node<T, 1> : node<T, 2>)(sum_of, kernel, static_cast<const Operand<T>::type*>(packed), bias,   \
+                                               out, *s, out_channels);                                               \
+  }                                                                                                                  \
+  extern "C" void forward_##NAME(const T* const* inputs, int64_t count, const float* edge_weights,                   \
+                                 const float* const* scales, const float* const* shifts, const float* kernel,        \
+                                 T* out, const Shape* s) {                                                           \
+    const Sum<T> sum_of(inputs, count, edge_weights, scales, shifts, s->channels);                                   \
+    (s->stride == 1 ? forward<T, 1> : forward<T, 2>)(sum_of, kernel, out, *s);                                       \
+  }                                                                                                                  \
+  extern "C" void backward_##NAME(const T* const* inputs, int64_t count, const float* edge_weights,                  \
+                                  const float* const* scales, const float* const* shifts, const float* kernel,       \
+                                  const T* grad, T* const* edge_grads, const uint8_t* first, float* kernel_grad,     \
+                                  float* dots, float* total, const Shape* s) {                                       \
+    const Sum<T> sum_of(inputs, count, edge_weights, scales, shifts, s->channels);                                   \
+    (s->stride == 1 ? backward<T, 1> : backward<T, 2>)(sum_of, kernel, grad, edge_weights, edge_grads, first,        \
+                                                       kernel_grad, dots, total, *s);                                \
+  }                                                                                                                  \
+  extern "C" void sum_##NAME(const T* const* inputs, int64_t count, const float* edge_weights,                       \
+                             const float* const* scales, const float* const* shifts, T* out, int64_t pixels,         \
+                             int64_t channels) {                                                                     \
+    sum<T>(Sum<T>(inputs, count, edge_weights, scales, shifts, channels), out, pixels, channels);                    \
+  }                                                                                                                  \
+  extern "C" void affine_##NAME(T* out, const T* x, const T* y, const float* scale, const float* slope,              \
+                                const float* shift, int64_t pixels, int64_t channels) {                              \
+    affine<T>(out, x, y, scale, slope, shift, pixels, channels);                                                     \
+  }                                                                                                                  \
+  extern "C" void moments_##NAME(const T* x, const T* y, float* first, float* second, int64_t pixels,                \
+                                 int64_t channels) {                                                                 \
+    moments<T>(x, y, first, second, pixels, channels);                                                               \
+  }
+
+EXPORT(float32, float)
+EXPORT(bfloat16, bfloat16)
