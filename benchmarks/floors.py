@@ -1,4 +1,4 @@
-"""What a network must do at least: its multiply-adds, and the bytes that must move; and how fast this machine does either.
+"""What a network must do at least, multiply-adds and bytes to move, and how fast this machine does either.
 
     python benchmarks/floors.py [--batch 8 --size 224 --dtype float32] [NAME …]
 
@@ -77,7 +77,7 @@ def floors_of(model: nn.Module, batch: int, size: int, dtype: torch.dtype) -> Fl
                 # A sink's reader is the mean of the stage.
                 readers[node] = sum(i in sources for sources in stage.graph.predecessors) or 1
                 inside.update(node.modules())
-    watched = [m for m in model.modules() if isinstance(m, Node) or isinstance(m, nn.Conv2d) and m not in inside]
+    watched = [m for m in model.modules() if isinstance(m, Node) or (isinstance(m, nn.Conv2d) and m not in inside)]
     hooks = [m.register_forward_hook(count) for m in watched]
     try:
         complexity = count_complexity(model, (3, size, size))

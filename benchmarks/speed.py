@@ -6,7 +6,7 @@
 
 Every network is run in each of its modes. The other implementations (clones of seungwonpark/RandWireNN and
 JiaminRen/RandWireNN) get exactly our graphs. All runs take turns, round by round; figures are medians over the rounds,
-ratios are taken round by round. On the CPU all of them profit from memory that malloc keeps (see `randwire_zoo.kernels`).
+ratios are taken round by round. On the CPU all of them profit from memory that malloc keeps (`randwire_zoo.kernels`).
 """
 from __future__ import annotations
 

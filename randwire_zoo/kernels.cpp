@@ -288,35 +288,47 @@ constexpr int64_t step_of(const float*) { return 1; }
 ALWAYS Vec multiply_add(Vec sum, const float* a, const float* b) { return sum + (zeros() + *a) * load_all(b); }
 
 ALWAYS void convert(float x, float* to) { *to = x; }
-ALWAYS void convert(float x, bfloat16* to) { HalfVec h = narrow(zeros() + x); to->bits = h[0]; }
-ALWAYS float widened(float x) { return x; }
-ALWAYS float widened(bfloat16 x) { return widen(HalfVec{} + x.bits)[0]; }
+ALWAYS void convert(bfloat16 x, bfloat16* to) { *to = x; }
+ALWAYS void convert(bfloat16 x, float* to) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  std::memcpy(to, &bits, sizeof bits);
+}
 
-// Output channels are computed in panels of up to 5 vectors, as many pixels at a time as leave all sums in registers.
+// Output channels are computed in panels of a few vectors, as many pixels at a time as leave all sums in registers, of
+// which AVX-512 has 32 of a whole vector each, and AVX2 16 of half a vector.
+#ifdef __AVX512F__
 constexpr int64_t WIDEST = 5;
-constexpr int64_t rows_of(int vectors) { return vectors == 1 ? 24 : vectors == 2 ? 14 : vectors == 5 ? 5 : 7; }
+constexpr int rows_of(int vectors) { return vectors == 1 ? 24 : vectors == 2 ? 14 : vectors == 5 ? 5 : 7; }
 constexpr int64_t BLOCK = 35;  // whole blocks of 5 and of 7 pixels
+#else
+constexpr int64_t WIDEST = 1;
+constexpr int rows_of(int) { return 6; }
+constexpr int64_t BLOCK = 6;
+#endif
 
 int64_t packed_size(int64_t in_channels, int64_t out_channels) { return padded(in_channels) * padded(out_channels); }
 
-// Calls pass(start, vectors) for each panel; no panel is narrower than it has to be.
-template <class Pass> void over_panels(int64_t out_channels, Pass pass) {
+// Where a panel begins; no panel is narrower than it has to be.
+int64_t panel_start(int64_t out_channels, int64_t panel) {
   const int64_t all = padded(out_channels) / LANES, panels = (all + WIDEST - 1) / WIDEST;
-  for (int64_t i = 0; i < panels; i++) pass(all * i / panels * LANES, all * (i + 1) / panels - all * i / panels);
+  return all * panel / panels * LANES;
 }
 
 // A matrix [out][in] as panels, within each [in / step][outputs][step].
 template <class T, class E> void pack_matrix(const T* matrix, int64_t in_channels, int64_t out_channels, E* packed) {
   constexpr int64_t step = step_of(static_cast<E*>(nullptr));
-  const int64_t depth = padded(in_channels);
-  over_panels(out_channels, [&](int64_t start, int64_t vectors) {
-    const int64_t width = vectors * LANES;
+  constexpr int64_t near = 64;  // inputs at a time, so that what they are scattered to stays in the first cache
+  const int64_t depth = padded(in_channels), panels = (padded(out_channels) / LANES + WIDEST - 1) / WIDEST;
+#pragma omp parallel for schedule(static)
+  for (int64_t which = 0; which < panels; which++) {
+    const int64_t start = panel_start(out_channels, which), width = panel_start(out_channels, which + 1) - start;
     E* panel = packed + start * depth;
     std::memset(static_cast<void*>(panel), 0, width * depth * sizeof(E));
-    for (int64_t o = 0; o < std::min(width, out_channels - start); o++)
-      for (int64_t i = 0; i < in_channels; i++)
-        convert(widened(matrix[(start + o) * in_channels + i]), panel + (i / step * width + o) * step + i % step);
-  });
+    for (int64_t begin = 0; begin < in_channels; begin += near)
+      for (int64_t o = 0; o < std::min(width, out_channels - start); o++)
+        for (int64_t i = begin; i < std::min(begin + near, in_channels); i++)
+          convert(matrix[(start + o) * in_channels + i], panel + (i / step * width + o) * step + i % step);
+  }
 }
 
 // M pixels of a times a panel of V vectors.
@@ -359,19 +371,23 @@ template <class E, class T>
 void multiply(const E* a, int64_t pixels, int64_t in_channels, const E* packed, const float* bias, T* to,
               int64_t out_channels) {
   const int64_t lanes = padded(in_channels), depth = (in_channels + 1) / 2 * 2;  // whole pairs; what is added are zeros
-  over_panels(out_channels, [&](int64_t start, int64_t vectors) {
+  int64_t next = 0;
+  for (int64_t panel = 0, start = 0; start < out_channels; panel++, start = next) {
+    next = panel_start(out_channels, panel + 1);
     auto run = [&](auto count) {
       multiply_panel<decltype(count)::value>(a, pixels, lanes, packed + start * lanes, depth, bias + start, to + start,
                                              out_channels, out_channels - start);
     };
-    switch (vectors) {
-      case 1: return run(std::integral_constant<int, 1>());
-      case 2: return run(std::integral_constant<int, 2>());
-      case 3: return run(std::integral_constant<int, 3>());
-      case 4: return run(std::integral_constant<int, 4>());
-      default: return run(std::integral_constant<int, 5>());
+    switch ((next - start) / LANES) {
+      case 1: run(std::integral_constant<int, 1>()); break;
+#ifdef __AVX512F__
+      case 2: run(std::integral_constant<int, 2>()); break;
+      case 3: run(std::integral_constant<int, 3>()); break;
+      case 4: run(std::integral_constant<int, 4>()); break;
+      default: run(std::integral_constant<int, 5>());
+#endif
     }
-  });
+  }
 }
 
 // A whole node: 1x1 convolution of the depthwise 3x3 convolution of relu(sum). Neither is written to memory: a tile of

@@ -1,12 +1,12 @@
 """Fused passes over a stage's data for the CPU, in C++: built on first use, off unless they are asked for.
 
-The functions take dense channels_last tensors in fp32 or bf16, [B, C, H, W], and compute without autograd; `plans` makes
-the forward and backward pass of a stage of them. Numbers per channel are fp32, [C].
+The functions take dense channels_last tensors in fp32 or bf16, [B, C, H, W], and compute without autograd; `plans`
+makes the forward and backward pass of a stage of them. Numbers per channel are fp32, [C].
 
     RANDWIRE_ZOO_KERNELS=native python train.py …        # or, in Python: randwire_zoo.use_kernels('native')
 
-The library is one C++ file without dependencies, compiled with $CXX (c++) for the processor at hand, in a few seconds, and
-kept under $RANDWIRE_ZOO_CACHE (~/.cache/randwire_zoo).
+The library is one C++ file without dependencies, compiled with $CXX (c++) for the processor at hand, in a few seconds,
+and kept under $RANDWIRE_ZOO_CACHE (~/.cache/randwire_zoo).
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import platform
 import shlex
 import subprocess
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -124,8 +124,8 @@ def _compile(compiler: list[str], source: Path, to: Path) -> None:
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)
     except FileNotFoundError:
-        raise KernelError(f'the native kernels need a C++ compiler, and there is no {compiler[0]!r}: install g++ or set '
-                          f'CXX, or unset {VARIABLE}') from None
+        raise KernelError(f'the native kernels need a C++ compiler, and there is no {compiler[0]!r}: install g++ or '
+                          f'set CXX, or unset {VARIABLE}') from None
     except subprocess.CalledProcessError as e:
         lines = [line for line in e.stderr.splitlines() if 'error' in line] or e.stderr.splitlines() or ['no message']
         raise KernelError(f'{shlex.join(command[:1])} could not build the native kernels: {lines[0].strip()}') from None
@@ -144,14 +144,14 @@ class _Shape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ('batch', 'height', 'width', 'channels', 'stride', 'dilation')]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _function(name: str, dtype: torch.dtype) -> Any:
     function = getattr(_library(), f'{name}_{str(dtype).removeprefix("torch.")}')
     function.restype = ctypes.c_int64 if name == 'packed_bytes' else None
     return function
 
 
-@lru_cache(maxsize=None)
+@cache
 def _array(kind: Any, length: int) -> Any:
     return kind * length
 
@@ -204,8 +204,8 @@ def pack_pointwise(matrix: Tensor) -> Tensor:
 
 
 def separable_node(
-        sources: Sequence[Source], kernel: Tensor, packed: Tensor, bias: Optional[Tensor], out_channels: int, stride: int,
-        dilation: int,
+        sources: Sequence[Source], kernel: Tensor, packed: Tensor, bias: Optional[Tensor], out_channels: int,
+        stride: int, dilation: int,
 ) -> Tensor:
     """`sum_relu_depthwise` and the 1×1 convolution that follows, in one pass that writes only what comes out.
 
@@ -276,8 +276,8 @@ def affine(x: Tensor, y: Tensor, scale: Tensor, slope: Tensor, shift: Tensor, ou
     """scale · x + slope · y + shift, each [C]; out may be x."""
     if out is None:
         out = torch.empty_like(x)
-    _function('affine', x.dtype)(_pointer(out), _pointer(x), _pointer(y), _pointer(scale), _pointer(slope), _pointer(shift),
-                           _pixels(x), ctypes.c_int64(x.shape[1]))
+    _function('affine', x.dtype)(_pointer(out), _pointer(x), _pointer(y), _pointer(scale), _pointer(slope),
+                                 _pointer(shift), _pixels(x), ctypes.c_int64(x.shape[1]))
     return out
 
 
@@ -296,6 +296,6 @@ def channel_dots(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _moments(x: Tensor, y: Optional[Tensor]) -> tuple[Tensor, Tensor]:
     sums = torch.empty(2, x.shape[1])
-    _function('moments', x.dtype)(_pointer(x), None if y is None else _pointer(y), _pointer(sums[0]), _pointer(sums[1]),
-                            _pixels(x), ctypes.c_int64(x.shape[1]))
+    _function('moments', x.dtype)(_pointer(x), None if y is None else _pointer(y), _pointer(sums[0]),
+                                  _pointer(sums[1]), _pixels(x), ctypes.c_int64(x.shape[1]))
     return sums[0], sums[1]

@@ -1,12 +1,12 @@
 """How a stage runs on the native kernels: fewer passes over the data than its modules make one by one.
 
-No BN output and no weighted sum is ever written. A node's record is what its 1×1 convolution put out; the nodes that read
-it apply its BN as they sum, since both are linear, and the sum goes through ReLU and depthwise convolution on its way
-(`kernels.sum_relu_depthwise`). In training the sum is computed again in the backward pass, each edge's gradient is added
-to its source's in the pass that computes it, and the sums that BN's backward pass needs come out of that same pass. What
-is kept per node for the backward pass is the input and the output of its 1×1 convolution.
+Nothing is written but what the nodes' 1×1 convolutions put out. The nodes that read it apply its BN as they sum, since
+both are linear, and a tile of the sum goes through ReLU, depthwise and 1×1 convolution while it is in the processor's
+cache (`kernels.separable_node`). A deployed network's BN is part of its 1×1 convolutions, which are laid out once.
 
-Parameters, and their names, are those of the modules.
+In training the same outputs are all that is kept: the backward pass computes sums and depthwise convolutions again,
+adds each edge's gradient to its source's in the pass that computes it, and gets the sums that BN's backward pass needs
+out of that same pass. Parameters, and their names, are those of the modules.
 """
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _serves(nodes: list[_Operations], x: Tensor) -> bool:
         if norm is not None:
             stride = depthwise.stride[0]
             height, width = ((size - 1) // stride + 1 for size in x.shape[2:])
-            if norm.weight is None or _of_the_batch(norm) and x.shape[0] * height * width < 2:
+            if norm.weight is None or (_of_the_batch(norm) and x.shape[0] * height * width < 2):
                 return False  # BN itself says what is wrong with a single value per channel
     return True
 
@@ -111,18 +111,25 @@ def _has_hooks(holder: Any, prefix: str) -> bool:
 
 
 class _Record(NamedTuple):
-    """What a node leaves behind: the output of its 1×1 convolution, and its BN as scale and shift."""
+    """What a node leaves behind: the output of its 1×1 convolution, and its BN if that is still to be applied."""
 
     out: Tensor
-    scale: Optional[Tensor]
-    shift: Optional[Tensor]
-    mean: Optional[Tensor]
-    inv_std: Optional[Tensor]
+    norm: Optional[_Normalisation]
     edge_weights: list[float]
 
     def source(self, weight: float) -> Source:
         """This node's output as a term of a sum."""
-        return Source(self.out, weight, self.scale, self.shift)
+        return Source(self.out, weight) if self.norm is None else Source(
+            self.out, weight, self.norm.scale, self.norm.shift)
+
+
+class _Normalisation(NamedTuple):
+    """BN, each [C]: scale · x + shift, where scale = weight · inv_std."""
+
+    scale: Tensor
+    shift: Tensor
+    mean: Tensor
+    inv_std: Tensor
 
 
 def _forward(
@@ -134,18 +141,15 @@ def _forward(
         weights = node.edge_weights(_edges_of(stage, i, kept_edges))
         sources = [Source(x, weight) if source < 0 else records[source].source(weight)
                    for source, weight in zip(stage.sources[i], weights, strict=True)]
-        folded = not keep and (node.norm is None or not _of_the_batch(node.norm))
-        constants = _constants(node, folded)
         out = separable_node(
-            sources, *constants, node.pointwise.out_channels, node.depthwise.stride[0], node.depthwise.dilation[0])
-        norm = (None,) * 4 if folded else _normalisation(node.norm, out)
-        records[i] = _Record(out, *norm, weights)
+            sources, *_constants(node), node.pointwise.out_channels, *_steps(node))
+        records[i] = _Record(out, None if node.norm is None else _normalisation(node.norm, out), weights)
         del out, sources
         if not keep:
             for source in stage.expired[i]:
                 records.pop(source, None)
     sinks = [records[i] for i in range(len(nodes)) if stage.is_output[i]]
-    if len(sinks) == 1 and sinks[0].scale is None:
+    if len(sinks) == 1 and sinks[0].norm is None:
         return sinks[0].out, records
     return weighted_sum([sink.source(1.0 / len(sinks)) for sink in sinks]), records
 
@@ -165,42 +169,37 @@ class _Constants(NamedTuple):
     bias: Optional[Tensor]
 
 
-# What is laid out for evaluation, with the versions of the tensors it was made of.
-_laid_out: WeakKeyDictionary[nn.Module, tuple[list[tuple[int, int]], _Constants]] = WeakKeyDictionary()
+# What deployed nodes have laid out, with the storage it was made of: their parameters are constants. Those of a network
+# that may still learn are laid out anew each time, as nothing tells for sure that they are what they were.
+_laid_out: WeakKeyDictionary[nn.Module, tuple[int, _Constants]] = WeakKeyDictionary()
 
 
-def _constants(node: _Operations, folded: bool) -> _Constants:
-    """A node's convolutions; with its BN in them if `folded`, and then made only once."""
-    with torch.no_grad():
-        weight, norm = node.pointwise.weight.detach().flatten(1), node.norm
-        if not folded or norm is None and weight.is_inference():
-            return _Constants(_kernel(node), pack_pointwise(weight.contiguous()), None)
-        tensors = [*node.module.parameters(), *node.module.buffers()]
-        if any(tensor.is_inference() for tensor in tensors):  # they have no versions
-            return _folded(node, weight)
-        versions = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+def _constants(node: _Operations) -> _Constants:
+    """A node's convolutions."""
+    with torch.no_grad(), torch.inference_mode(False):
+        weight, bias = node.pointwise.weight.detach(), node.pointwise.bias
         known = _laid_out.get(node.module)
-        if known is None or known[0] != versions:
-            with torch.inference_mode(False):
-                known = _laid_out[node.module] = versions, _folded(node, weight.detach())
-        return known[1]
-
-
-def _folded(node: _Operations, weight: Tensor) -> _Constants:
-    if node.norm is None:
-        return _Constants(_kernel(node), pack_pointwise(weight.contiguous()), node.pointwise.bias.detach().float())
-    scale, shift, _, _ = _normalisation(node.norm, None)
-    return _Constants(
-        _kernel(node), pack_pointwise((weight.float() * scale[:, None]).to(weight.dtype).contiguous()), shift)
+        if node.norm is None and known is not None and known[0] == weight.data_ptr():
+            return known[1]
+        constants = _Constants(_kernel(node), pack_pointwise(weight.flatten(1).contiguous()),
+                               None if bias is None else bias.detach().float())
+        if node.norm is None:
+            _laid_out[node.module] = weight.data_ptr(), constants
+        return constants
 
 
 def _kernel(node: _Operations) -> Tensor:
     return node.depthwise.weight.detach().float().contiguous()
 
 
-def _normalisation(norm: nn.BatchNorm2d, out: Optional[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """BN as scale, shift, mean and 1/std: of the batch in `out`, as BN does it, otherwise of the running statistics."""
-    if out is not None and _of_the_batch(norm):
+def _steps(node: _Operations) -> tuple[int, int]:
+    """Stride and dilation."""
+    return node.depthwise.stride[0], node.depthwise.dilation[0]
+
+
+def _normalisation(norm: nn.BatchNorm2d, out: Tensor) -> _Normalisation:
+    """BN of what a 1×1 convolution put out, with the running statistics brought up to date as BN does it."""
+    if norm.training or norm.running_mean is None or norm.running_var is None:
         mean, variance = mean_and_variance(out)
         if norm.training and norm.running_mean is not None and norm.running_var is not None:
             assert norm.num_batches_tracked is not None
@@ -210,11 +209,10 @@ def _normalisation(norm: nn.BatchNorm2d, out: Optional[Tensor]) -> tuple[Tensor,
             norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
             norm.running_var.lerp_((variance * (count / (count - 1))).to(norm.running_var.dtype), momentum)
     else:
-        assert norm.running_mean is not None and norm.running_var is not None
         mean, variance = norm.running_mean.float(), norm.running_var.float()
     inv_std = torch.rsqrt(variance + norm.eps)
     scale = norm.weight.float() * inv_std
-    return scale, norm.bias.float() - mean * scale, mean, inv_std
+    return _Normalisation(scale, norm.bias.float() - mean * scale, mean, inv_std)
 
 
 def _of_the_batch(norm: nn.BatchNorm2d) -> bool:
@@ -226,11 +224,11 @@ class _LearningStage(torch.autograd.Function):
     """A stage and its backward pass; the parameters are given so that autograd knows of them."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
             ctx: Any, stage: Any, nodes: list[_Operations], kept_edges: Optional[Tensor], x: Tensor,
             *parameters: Tensor) -> Tensor:
         out, records = _forward(stage, nodes, x, kept_edges, keep=True)
-        tensors = [t for i in range(len(nodes)) for t in records[i][:5]]
+        tensors = [tensor for i in range(len(nodes)) for tensor in (records[i].out, *(records[i].norm or ()))]
         ctx.save_for_backward(x, *tensors, *parameters)
         ctx.stage, ctx.nodes, ctx.kept_edges = stage, nodes, kept_edges
         ctx.edge_weights = [records[i].edge_weights for i in range(len(nodes))]
@@ -242,8 +240,10 @@ class _LearningStage(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
         stage, nodes = ctx.stage, ctx.nodes
         x, *tensors = ctx.saved_tensors
-        records = [_Record(*tensors[5 * i:5 * i + 5], weights) for i, weights in enumerate(ctx.edge_weights)]
-        needed = dict(zip([p for node in stage.nodes for p in node.parameters()], ctx.needs_input_grad[4:], strict=True))
+        records = [_Record(tensors[5 * i], _Normalisation(*tensors[5 * i + 1:5 * i + 5]), weights)
+                   for i, weights in enumerate(ctx.edge_weights)]
+        parameters = [p for node in stage.nodes for p in node.parameters()]
+        needed = dict(zip(parameters, ctx.needs_input_grad[4:], strict=True))
         grad = grad.contiguous(memory_format=torch.channels_last)
         parameter_grads: dict[Tensor, Tensor] = {}
         collected = [_Collected() for _ in range(len(nodes) + 1)]  # the last one, index -1, is the stage's input
@@ -253,15 +253,14 @@ class _LearningStage(torch.autograd.Function):
             if stage.is_output[i]:
                 total, dot = channel_dots(grad, record.out)
                 received = _Collected(grad, total * share, dot * share)
-            parameter_grads[node.norm.weight] = (received.dot - record.mean * received.total) * record.inv_std
+            inner, parameter_grads[node.norm.weight] = _through_norm(
+                record, received, ctx.batch_statistics[i], share if stage.is_output[i] else None)
             parameter_grads[node.norm.bias] = received.total
-            inner = _through_norm(record, received, parameter_grads[node.norm.weight], ctx.batch_statistics[i],
-                                  share if stage.is_output[i] else None)
             collected[i] = _Collected()
             targets = stage.sources[i]
             sources = [Source(x, weight) if source < 0 else records[source].source(weight)
                        for source, weight in zip(targets, record.edge_weights, strict=True)]
-            kernel, stride, dilation = _kernel(node), node.depthwise.stride[0], node.depthwise.dilation[0]
+            kernel, (stride, dilation) = _kernel(node), _steps(node)
             hidden = sum_relu_depthwise(sources, kernel, stride, dilation)
             hidden_grad, pointwise_grad, _ = torch.ops.aten.convolution_backward(
                 inner, hidden, node.pointwise.weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1,
@@ -295,26 +294,30 @@ class _Collected:
 
 
 def _through_norm(
-        record: _Record, received: _Collected, weight_grad: Tensor, batch_statistics: bool, share: Optional[float],
-) -> Tensor:
-    """The gradient before the BN, in the place of that after it unless that is `share` of somebody else's."""
-    scale = record.scale
-    assert scale is not None and received.grad is not None
+        record: _Record, received: _Collected, batch_statistics: bool, share: Optional[float],
+) -> tuple[Tensor, Tensor]:
+    """The gradient before the BN, in the place of that after it unless that is `share` of somebody else's; and its
+    weight's."""
+    assert record.norm is not None and received.grad is not None
+    scale, _, mean, inv_std = record.norm
+    weight_grad = (received.dot - mean * received.total) * inv_std
     slope, shift = torch.zeros_like(scale), torch.zeros_like(scale)
     if batch_statistics:
         count = record.out.numel() // record.out.shape[1]
-        slope = scale * record.inv_std * weight_grad / -count
-        shift = scale * received.total / -count - slope * record.mean
+        slope = scale * inv_std * weight_grad / -count
+        shift = scale * received.total / -count - slope * mean
     if share is None:
-        return affine(received.grad, record.out, scale, slope, shift, out=received.grad)
-    return affine(received.grad, record.out, scale * share, slope, shift)
+        grad = affine(received.grad, record.out, scale, slope, shift, out=received.grad)
+    else:
+        grad = affine(received.grad, record.out, scale * share, slope, shift)
+    return grad, weight_grad
 
 
 def _edge_weight_grad(
         node: _Operations, sources: list[Source], sums: SumGradients, kept_edges: Optional[Tensor]) -> Tensor:
     """Of the parameter before its sigmoid."""
     of_sum = torch.stack([
-        dots.sum() if source.scale is None else source.scale @ dots + source.shift @ sums.total
+        dots.sum() if source.scale is None or source.shift is None else source.scale @ dots + source.shift @ sums.total
         for source, dots in zip(sources, sums.dots, strict=True)])
     sigmoid = torch.sigmoid(node.module.edge_weight.detach())
     grad = of_sum * sigmoid * (1 - sigmoid)
