@@ -86,7 +86,7 @@ def _serves(nodes: list[_Operations], x: Tensor) -> bool:
     if (type(x) is not Tensor or x.device.type != 'cpu' or x.dim() != 4 or x.numel() == 0
             or x.dtype not in (torch.float32, torch.bfloat16) or torch.is_autocast_enabled('cpu')
             or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
-            or torch._C._functorch.maybe_current_level() is not None or _has_hooks(torch_module, '_global')):
+            or torch._C._functorch.maybe_current_level() is not None or _has_hooks(vars(torch_module), '_global')):
         return False
     for node in nodes:
         depthwise, norm = node.depthwise, node.norm
@@ -95,7 +95,7 @@ def _serves(nodes: list[_Operations], x: Tensor) -> bool:
             return False
         if depthwise.weight.dtype != x.dtype or node.pointwise.weight.dtype != x.dtype:
             return False
-        if any(_has_hooks(module, '') for module in node if module is not None):
+        if any(_has_hooks(module.__dict__) for module in node if module is not None):
             return False
         if norm is not None:
             stride = depthwise.stride[0]
@@ -105,9 +105,10 @@ def _serves(nodes: list[_Operations], x: Tensor) -> bool:
     return True
 
 
-def _has_hooks(holder: Any, prefix: str) -> bool:
-    return any(getattr(holder, f'{prefix}{kind}_hooks', None) for kind in (
-        '_forward', '_forward_pre', '_backward', '_backward_pre'))
+def _has_hooks(attributes: dict[str, Any], prefix: str = '') -> bool:
+    """Of a module, or of all modules with the prefix `_global`."""
+    return bool(attributes[f'{prefix}_forward_hooks'] or attributes[f'{prefix}_forward_pre_hooks']
+                or attributes[f'{prefix}_backward_hooks'] or attributes[f'{prefix}_backward_pre_hooks'])
 
 
 class _Record(NamedTuple):
@@ -176,16 +177,17 @@ _laid_out: WeakKeyDictionary[nn.Module, tuple[int, _Constants]] = WeakKeyDiction
 
 def _constants(node: _Operations) -> _Constants:
     """A node's convolutions."""
+    known = _laid_out.get(node.module) if node.norm is None else None
+    address = node.pointwise.weight.data_ptr()
+    if known is not None and known[0] == address:
+        return known[1]
     with torch.no_grad(), torch.inference_mode(False):
         weight, bias = node.pointwise.weight.detach(), node.pointwise.bias
-        known = _laid_out.get(node.module)
-        if node.norm is None and known is not None and known[0] == weight.data_ptr():
-            return known[1]
         constants = _Constants(_kernel(node), pack_pointwise(weight.flatten(1).contiguous()),
                                None if bias is None else bias.detach().float())
-        if node.norm is None:
-            _laid_out[node.module] = weight.data_ptr(), constants
-        return constants
+    if node.norm is None:
+        _laid_out[node.module] = address, constants
+    return constants
 
 
 def _kernel(node: _Operations) -> Tensor:

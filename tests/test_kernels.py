@@ -188,7 +188,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 NETWORKS = [
     {'graph': 'ws(4,0.75)'}, {'graph': 'er(0.3)', 'seed': 3}, {'graph': 'ba(3)', 'regime': 'regular'},
-    {'graph': 'ws(2,0)', 'num_nodes': 5}, {'output_stride': 8}, {'channels': 34, 'stem_stride': 1},
+    {'graph': 'ws(2,0)', 'num_nodes': 5}, {'output_stride': 8}, {'channels': 34, 'num_nodes': 6, 'stem_stride': 2},
     {'drop_path_rate': 1.0, 'num_nodes': 12, 'regime': 'regular'}]
 
 
