@@ -3,7 +3,7 @@
     python benchmarks/scaling.py --plot docs/images/scaling.png [--rounds 5]
 
 Evaluation of deployed small-regime networks of WS(4, 0.75) on the native kernels (on a GPU, eager), batch 8. All runs
-of one axis take turns. Beside the time stand the multiply-adds, in the plot as a line through the largest point, and for
+of one axis take turns. Beside the time stand the multiply-adds, drawn as a line through the largest point, and for
 the number of nodes the peak of activations beside the widest cut.
 """
 from __future__ import annotations
