@@ -62,6 +62,12 @@ examples:
   randwire-zoo hub verify owner/randwire_ws_c109.in1k@REVISION
 exit codes: 0 done, 1 a check failed, 2 usage, 3 network or permission
 """),
+    'study': ('studies.cli', "populations of networks: the paper's experiments, and your own", """\
+examples:
+  randwire-zoo study show figure3_small
+  randwire-zoo study run figure3_small --data-dir data --workers 2
+  randwire-zoo study report output/study/figure3_small --html report.html
+"""),
     'convert': ('detection.convert', 'backbone weights for detectron2, and its detectors for torchvision', """\
 examples:
   randwire-zoo convert model_best.pth.tar randwire_ws_c109.pth

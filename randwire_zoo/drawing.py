@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = ['FORMATS', 'check_format', 'draw_curves', 'draw_detection_curves', 'draw_graphs', 'draw_predictions',
-           'layered_layout']
+           'layered_layout', 'style']
 
 FORMATS = ('.png', '.svg')
 
@@ -355,7 +355,7 @@ def draw_curves(summary_csv: str | os.PathLike[str], path: str | os.PathLike[str
                 if name == 'eval_top1':
                     best = max(range(len(values)), key=values.__getitem__)
                     axes.set_title(f'best top-1 {values[best]:.2f} %, epoch {epochs[best]:g}', fontsize=10, color=INK)
-        _style(axes, 'epoch', label)
+        style(axes, 'epoch', label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         if label == 'learning rate':
             axes.ticklabel_format(axis='y', scilimits=(-3, 3))
@@ -397,7 +397,7 @@ def draw_detection_curves(runs: Mapping[str, str | os.PathLike[str]], path: str 
                     values, marker = tuple(fmean(values[max(0, i - 4):i + 5]) for i in range(len(values))), ''
                 axes.plot(iterations, values, color=colour, label=name, linewidth=1.8, marker=marker, markersize=3.5,
                           gid=f'{key} of {name}')
-        _style(axes, 'iteration', label)
+        style(axes, 'iteration', label)
         axes.set_ylim(bottom=0)
     if len(runs) > 1:
         lines, names = figure.axes[0].get_legend_handles_labels()
@@ -405,7 +405,8 @@ def draw_detection_curves(runs: Mapping[str, str | os.PathLike[str]], path: str 
     _save(figure, path)
 
 
-def _style(axes: Axes, x_label: str, y_label: str) -> None:
+def style(axes: Axes, x_label: str, y_label: str) -> None:
+    """Labels, a light grid, and no frame on the right and above: as all plots here."""
     axes.set_xlabel(x_label, fontsize=11)
     axes.set_ylabel(y_label, fontsize=11)
     axes.grid(color=NODE, linewidth=0.8)

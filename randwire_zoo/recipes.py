@@ -253,8 +253,9 @@ def _folder() -> Path:
 
 
 def _is_recipe(path: Path) -> bool:
-    """Recipes stand one folder deep (`imagenet/…`); detectron2's files have upper-case sections."""
-    return any(line.startswith('model:') for line in path.read_text(encoding='utf-8').splitlines())
+    """Recipes stand one folder deep (`imagenet/…`); detectron2's files have upper-case sections, studies a folder."""
+    return path.parent.name != 'studies' and any(
+        line.startswith('model:') for line in path.read_text(encoding='utf-8').splitlines())
 
 
 def _convert(key: Key, value: Any) -> Any:

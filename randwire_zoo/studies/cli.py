@@ -1,0 +1,78 @@
+"""`randwire-zoo study`: list, show, run, report."""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tabulate import tabulate
+
+from .engines import ENGINES, create_engine
+from .report import report_table, write_html
+from .results import Results
+from .running import run_study
+from .study import Network, Study, load_study, study_names
+
+__all__ = ['add_arguments', 'main']
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `randwire-zoo study`."""
+    commands = parser.add_subparsers(dest='study_command', metavar='COMMAND', required=True)
+    commands.add_parser('list', help='the studies that come with the package')
+    sub = commands.add_parser('show', help='what a study would train, with C tuned; trains nothing')
+    sub.add_argument('study', metavar='STUDY', help='a yaml file, or a name of `study list`')
+    sub = commands.add_parser('run', help='train and evaluate every network of a study, or go on with it')
+    sub.add_argument('study', metavar='STUDY', help='a yaml file, or a name of `study list`')
+    sub.add_argument('-o', '--output', metavar='FOLDER', help='default: output/study/NAME')
+    sub.add_argument('--data-dir', metavar='DIR',
+                     help='folder of the data set or of all data sets (default: $RANDWIRE_ZOO_DATA)')
+    sub.add_argument('--workers', type=int, metavar='N',
+                     help='networks at a time (default: one per GPU or two cores; on a cluster 64)')
+    sub.add_argument('--engine', choices=ENGINES, default='local', help='default: %(default)s')
+    sub.add_argument('--engine-options', nargs='+', metavar='KEY=VALUE', default=[],
+                     help="submitit's, such as partition=gpu gpus_per_node=1 cpus_per_task=8")
+    sub.add_argument('--retry-failed', action='store_true', help='train networks again whose rows say that they failed')
+    sub.add_argument('--no-progress', action='store_true', help='no progress bar')
+    sub = commands.add_parser('report', help='the table, and with --html a page with every picture')
+    sub.add_argument('folder', metavar='FOLDER', help='output of `study run`')
+    sub.add_argument('--html', metavar='FILE', help='page to write')
+    sub.add_argument('--markdown', action='store_true', help='the table in Markdown')
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run `randwire-zoo study`; 1 where a network failed."""
+    if args.study_command == 'list':
+        print(tabulate([(name, load_study(name).title) for name in study_names()], tablefmt='plain'))
+        return 0
+    if args.study_command == 'report':
+        print(report_table(args.folder, 'github' if args.markdown else 'simple'))
+        if args.html:
+            write_html(args.folder, args.html)
+            print(args.html)
+        return 0
+    study = load_study(args.study)
+    if args.study_command == 'show':
+        print(_describe(study, study.networks()))
+        return 0
+    if args.workers is not None and args.workers < 1:
+        raise ValueError(f'--workers must be at least 1, got {args.workers}')
+    odd = [option for option in args.engine_options if '=' not in option]
+    if odd:
+        raise ValueError(f'--engine-options must be KEY=VALUE, got {odd[0]!r}')
+    folder = Path(args.output or Path('output') / 'study' / Path(args.study).stem)
+    Results(folder, study)  # whose results they are is asked before C is tuned
+    options = dict(option.split('=', 1) for option in args.engine_options)
+    engine = create_engine(args.engine, args.workers, folder, options)
+    results = run_study(study, study.networks(), folder, engine, args.data_dir, args.retry_failed,
+                        progress=not args.no_progress)
+    print(report_table(folder))
+    print(results.path)
+    return 1 if any(row['status'] != 'done' for row in results.rows.values()) else 0
+
+
+def _describe(study: Study, networks: list[Network]) -> str:
+    rows = [(network.id, network.kwargs.get('channels', '–'), f'{network.params / 1e6:.3f}',
+             f'{network.macs / 1e6:.2f}') for network in networks]
+    table = tabulate(rows, ('network', 'C', 'params, M', 'multiply-adds, M'), disable_numparse=True,
+                     colalign=('left', 'right', 'right', 'right'))
+    return '\n'.join([study.title, *([study.notes] if study.notes else []), '', table])

@@ -1,0 +1,230 @@
+"""The pictures of a study's report, each an SVG drawn from rows of results."""
+from __future__ import annotations
+
+import io
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..drawing import EDGE, INPUT, OUTPUT, PAPER, RUNS, draw_graphs, style
+from .study import Network, graphs_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ['draw_pictures', 'pearson']
+
+Row = dict[str, Any]
+Groups = Mapping[str, Sequence[Row]]
+WIDTH = 9.0  # inches
+MEASURES = ('degree', 'path length', 'clustering')
+
+
+def draw_pictures(groups: Groups, paper: Mapping[str, Any]) -> dict[str, str]:
+    """Every picture that the rows have data for, as SVG text by its title.
+
+    Args:
+        groups: Rows that are done, by series.
+        paper: The paper's mean accuracy by series, where there is one.
+    """
+    rows = [row for group in groups.values() for row in group]
+    pictures: dict[str, str] = {}
+
+    def add(title: str, draw: Callable[[], Figure]) -> None:
+        pictures[title] = _svg(draw())
+
+    metric = 'AP' if any('detection' in row for row in rows) else 'top-1 (%)'
+    add(f'{metric} by series: mean and standard deviation over all seeds', lambda: _bars(groups, paper, metric))
+    if metric != 'AP':
+        add('Error distribution of each series', lambda: _distributions(groups))
+    measured = [row for row in rows if row.get('measures')]
+    if measured:
+        add('Accuracy against graph measures', lambda: _against_measures(groups))
+    if any(len(row.get('history', ())) > 1 for row in rows):
+        add('Training curves', lambda: _curves(groups, metric))
+    if any('damage' in row for row in rows):
+        add('Graph damage (Figure 5): loss in top-1 when a node or an edge is removed', lambda: _damage(groups))
+    if len({row['node_op'] for row in rows if row['node_op']}) > 1:
+        add('Node operations (Figure 6)', lambda: _operations(rows))
+    for series, group in groups.items():
+        network = next((row for row in group if row['graph'] and row['node_op'] in ('sep_conv', None)), None)
+        if network is not None:
+            pictures[f'Graphs of {series}, seed {network["seed"]}'] = _wiring(network)
+    return pictures
+
+
+def accuracy(row: Row) -> float:
+    """Top-1, or AP of a detector."""
+    return float(row['detection']['AP'] if 'detection' in row else row['top1'])
+
+
+def pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Pearson's correlation; None where it has no meaning."""
+    if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
+        return None
+    return statistics.correlation(x, y)
+
+
+def _figure(panels: int, height: float = 3.6, columns: int | None = None) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+    columns = columns or panels
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(WIDTH, height * rows), facecolor=PAPER, layout='constrained')
+    axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for unused in axes[panels:]:
+        unused.set_visible(False)
+    return figure, axes[:panels]
+
+
+def _colours(groups: Groups) -> dict[str, str]:
+    return {series: RUNS[i % len(RUNS)] for i, series in enumerate(groups)}
+
+
+def _bars(groups: Groups, paper: Mapping[str, Any], metric: str) -> Figure:
+    figure, (axes,) = _figure(1, 4.0)
+    lowest = min(accuracy(row) for group in groups.values() for row in group)
+    highest = max(accuracy(row) for group in groups.values() for row in group)
+    room = max((highest - lowest) * 0.4, 0.5)
+    for i, (series, group) in enumerate(groups.items()):
+        values = [accuracy(row) for row in group]
+        mean, deviation = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+        axes.bar(i, mean, yerr=deviation or None, color=_colours(groups)[series], alpha=0.75, width=0.7, capsize=4)
+        beside = [i + 0.12 * (j - (len(values) - 1) / 2) / max(len(values) / 3, 1) for j in range(len(values))]
+        axes.plot(beside, values, 'o', color='black', markersize=2.5, alpha=0.7)
+        axes.annotate(f'{mean:.2f}', (i, mean + deviation), ha='center', va='bottom', fontsize=8,
+                      xytext=(0, 4), textcoords='offset points')
+    axes.set_xticks(range(len(groups)), list(groups), rotation=0 if len(groups) < 9 else 60,
+                    ha='center' if len(groups) < 9 else 'right', fontsize=9)
+    axes.set_ylim(max(lowest - room, 0), highest + room)
+    style(axes, '', metric)
+    return figure
+
+
+def _distributions(groups: Groups) -> Figure:
+    figure, (axes,) = _figure(1)
+    for series, group in groups.items():
+        errors = sorted(100 - accuracy(row) for row in group)
+        steps = [i / len(errors) for i in range(1, len(errors) + 1)]
+        axes.step([errors[0], *errors], [0, *steps], where='post', label=series, color=_colours(groups)[series])
+    style(axes, 'top-1 error (%)', 'networks with no larger error')
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _against_measures(groups: Groups) -> Figure:
+    figure, panels = _figure(len(MEASURES))
+    for axes, measure in zip(panels, MEASURES, strict=True):
+        x, y = [], []
+        for series, group in groups.items():
+            measured = [row for row in group if row.get('measures')]
+            if measured:
+                at, top1 = [row['measures'][measure] for row in measured], [accuracy(row) for row in measured]
+                axes.plot(at, top1, 'o', markersize=5, alpha=0.8, color=_colours(groups)[series], label=series)
+                x += at
+                y += top1
+        correlation = pearson(x, y)
+        if correlation is not None:
+            axes.set_title(f'r = {correlation:.2f}', fontsize=10)
+        style(axes, measure, 'top-1 (%)')
+    lines, names = panels[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc='outside lower center', ncols=min(len(names), 6), frameon=False, fontsize=9)
+    return figure
+
+
+def _curves(groups: Groups, metric: str) -> Figure:
+    figure, (loss, top1) = _figure(2)
+    for series, group in groups.items():
+        for j, row in enumerate(group):
+            steps = [point[0] for point in row['history']]
+            options: dict[str, Any] = {'color': _colours(groups)[series], 'alpha': 0.6, 'linewidth': 1.1,
+                                       'label': None if j else series}
+            loss.plot(steps, [point[1] for point in row['history']], **options)
+            top1.plot(steps, [point[2] for point in row['history']], **options)
+    style(loss, 'epoch' if metric != 'AP' else 'iteration', 'training loss')
+    style(top1, 'epoch' if metric != 'AP' else 'iteration', metric)
+    lines, names = loss.get_legend_handles_labels()
+    figure.legend(lines, names, loc='outside lower center', ncols=min(len(names), 6), frameon=False, fontsize=9)
+    return figure
+
+
+def _damage(groups: Groups) -> Figure:
+    damaged = {series: [row['damage'] for row in group if 'damage' in row] for series, group in groups.items()}
+    damaged = {series: found for series, found in damaged.items() if found}
+    figure, panels = _figure(2 * len(damaged), 2.9, columns=len(damaged))
+    for i, (series, found) in enumerate(damaged.items()):
+        for axes, kind, label in ((panels[i], 'nodes', "node's out-degree"),
+                                  (panels[len(damaged) + i], 'edges', "in-degree of edge's target")):
+            losses: dict[int, list[float]] = {}
+            for one in found:
+                for *_, degree, loss in one[kind]:
+                    losses.setdefault(degree, []).append(loss)
+            degrees = sorted(losses)
+            if degrees:
+                box = axes.boxplot([losses[degree] for degree in degrees], positions=degrees, widths=0.6,
+                                   showfliers=False, patch_artist=True, manage_ticks=False)
+                for patch in box['boxes']:
+                    patch.set(facecolor='#f4c58a', edgecolor=EDGE)
+                for degree in degrees:
+                    axes.plot([degree] * len(losses[degree]), losses[degree], '.', color=INPUT, markersize=2,
+                              alpha=0.35)
+                axes.plot(degrees, [statistics.mean(losses[degree]) for degree in degrees], 'o', color=OUTPUT,
+                          markersize=4)
+            style(axes, label, 'loss in top-1 (points)' if i == 0 else '')
+            if kind == 'nodes':
+                axes.set_title(series, fontsize=10)
+    return figure
+
+
+def _operations(rows: Sequence[Row]) -> Figure:
+    figure, (axes,) = _figure(1)
+    operations = list(dict.fromkeys(row['node_op'] for row in rows if row['node_op']))
+    means = {operation: {} for operation in operations}  # type: dict[str, dict[str, float]]
+    for operation in operations:
+        for graph in dict.fromkeys(row['graph'] for row in rows if row['graph']):
+            values = [accuracy(row) for row in rows if row['graph'] == graph and row['node_op'] == operation]
+            if values:
+                means[operation][graph] = statistics.mean(values)
+    first = means[operations[0]]
+    order = sorted(first, key=lambda graph: -first[graph])
+    for i, operation in enumerate(operations):
+        line = [means[operation].get(graph, float('nan')) for graph in order]
+        correlation = pearson(list(first.values()), [means[operation].get(graph, float('nan')) for graph in first])
+        label = operation if i == 0 or correlation is None else f'{operation} (r = {correlation:.2f})'
+        axes.plot(range(len(order)), line, 'o-', color=RUNS[i % len(RUNS)], label=label)
+    axes.set_xticks(range(len(order)), order, fontsize=9)
+    style(axes, f'generators, by accuracy with {operations[0]}', 'mean top-1 (%)')
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _wiring(row: Row) -> str:
+    network = Network(row['id'], row['series'], row['model'], row['kwargs'], row['graph'], row['seed'], row['node_op'],
+                      row['macs'], row['params'])
+    graphs = graphs_of(network)
+    names = [f'conv{6 - len(graphs) + i}' for i in range(len(graphs))]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'graphs.svg'
+        draw_graphs(graphs, path, names=names)
+        return _inline(path.read_text(encoding='utf-8'), row['id'])
+
+
+def _svg(figure: Figure) -> str:
+    import matplotlib
+    text = io.StringIO()
+    with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'randwire-zoo'}):
+        figure.savefig(text, format='svg', facecolor=PAPER, metadata={'Date': None})
+    _svg.count = getattr(_svg, 'count', 0) + 1  # type: ignore[attr-defined]
+    return _inline(text.getvalue(), f'p{_svg.count}')  # type: ignore[attr-defined]
+
+
+def _inline(svg: str, prefix: str) -> str:
+    """An SVG file as a part of a page, where the ids of several pictures must not meet."""
+    svg = svg[svg.index('<svg'):]
+    for mark in ('id="', 'href="#', 'url(#'):
+        svg = svg.replace(mark, f'{mark}{prefix}-')
+    return svg
+
+

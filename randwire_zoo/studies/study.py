@@ -1,0 +1,356 @@
+"""What a study is: generators × seeds × node operations under one recipe, read from one yaml file and checked.
+
+    title: Random graph generators on CIFAR-10
+    graphs: [er(0.2), ba(5), "ws(4,0.75)"]      # random graph models, see `generators`
+    seeds: [1, 2, 3, 4, 5]
+    macs: 12.e+6                                # multiply-adds per image that C is tuned for, or `channels: 78`
+    model: {num_nodes: 32, stem_stride: 2}      # other arguments of `randwire`
+    recipe: cifar10/study                       # as for `randwire-zoo train`
+    data: cifar10                               # a folder below --data-dir
+"""
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import statistics
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import timm
+import yaml
+
+from ..complexity import count_complexity
+from ..graphs import Graph, GraphModel, graphs_sha256, parse_graph_model
+from ..models import network_arguments
+from ..network import NODE_OPS
+from ..recipes import DEFAULTS, KEYS, check_settings, load_recipe
+from ..weights_io import one_line
+from . import baselines  # noqa: F401 - registers them with timm
+
+__all__ = ['Network', 'Study', 'data_folder', 'load_study', 'study_names']
+
+DATA_VARIABLE = 'RANDWIRE_ZOO_DATA'
+# The nearest C may miss the target of a small network by this much.
+TOLERANCE = 0.15
+LARGEST_WIDTH = 4096
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of a study: a name of timm's and its arguments.
+
+    Args:
+        id: Unique within the study, and its folder's name.
+        series: What it is an instance of, such as `ws(4,0.75)`: rows of one series make one mean.
+        model: Name for timm.
+        kwargs: Arguments of the model.
+        graph: The random graph model; None for a model that is no random one.
+        seed: Seed of the graphs; of the training where there are none.
+        node_op: Node operation; None likewise.
+        macs: Multiply-adds per image.
+        params: Learnable parameters.
+    """
+
+    id: str
+    series: str
+    model: str
+    kwargs: dict[str, Any]
+    graph: str | None
+    seed: int
+    node_op: str | None
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as its file says, checked as far as that needs no data.
+
+    Args:
+        title: One line.
+        recipe: A recipe of `randwire-zoo train`; empty for a study of detectors.
+        data: Folder of the data set below the folder of all data.
+        graphs: Random graph models.
+        seeds: Seeds of the generator, and of the training of what has no generator.
+        node_ops: Node operations.
+        models: Other models of timm's, trained in the same way.
+        model: Further arguments of `randwire`, the same for all.
+        channels: C; or
+        macs: the multiply-adds that C is tuned for, separately for each random graph model and node operation.
+        settings: Overrides of the recipe.
+        eval_sizes: Further image sizes at which the trained networks are evaluated.
+        damage: Remove every node and every edge in turn from each trained network; the number of test images that the
+            loss in accuracy is measured on.
+        detection: A detectron2 config (and `overrides`) that fine-tunes `models` instead of the recipe.
+        generators: The user's own Python file with further random graph models, beside the study's file.
+        paper: Figures of the paper by series, to stand beside the measured ones.
+        notes: What a reader has to know: cost, limits.
+    """
+
+    title: str
+    recipe: str = ''
+    data: str = ''
+    graphs: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])
+    node_ops: list[str] = field(default_factory=lambda: ['sep_conv'])
+    models: list[str] = field(default_factory=list)
+    model: dict[str, Any] = field(default_factory=dict)
+    channels: int | None = None
+    macs: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    eval_sizes: list[int] = field(default_factory=list)
+    damage: int = 0
+    detection: dict[str, Any] = field(default_factory=dict)
+    generators: str = ''
+    paper: dict[str, Any] = field(default_factory=dict)
+    notes: str = ''
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.title, str) or not self.title.strip():
+            raise ValueError('title must be a line of text')
+        for name, kind in (('graphs', str), ('seeds', int), ('node_ops', str), ('models', str), ('eval_sizes', int)):
+            values = getattr(self, name)
+            if not isinstance(values, list) or any(
+                    not isinstance(value, kind) or isinstance(value, bool) for value in values):
+                raise ValueError(f'{name} must be a list of {"text" if kind is str else "integers"}, got {values!r}')
+            if len(set(values)) < len(values):
+                raise ValueError(f'{name} names something twice: {values!r}')
+        for name in ('model', 'settings', 'detection', 'paper'):
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(f'{name} must hold `key: value`, got {getattr(self, name)!r}')
+        if not self.graphs and not self.models:
+            raise ValueError('a study needs graphs or models')
+        if not self.seeds or any(seed < 0 for seed in self.seeds):
+            raise ValueError(f'seeds must be one or more integers of at least 0, got {self.seeds!r}')
+        for size in self.eval_sizes:
+            if size < 1:
+                raise ValueError(f'eval_sizes must be at least 1, got {size}')
+        for operation in self.node_ops:
+            if operation not in NODE_OPS:
+                raise ValueError(f'node_ops must be among {", ".join(NODE_OPS)}, got {operation!r}')
+        if not isinstance(self.damage, int) or isinstance(self.damage, bool) or self.damage < 0:
+            raise ValueError(f'damage must be a number of images, got {self.damage!r}')
+        if self.graphs and (self.macs is None) == (self.channels is None):
+            raise ValueError('a study with graphs needs either macs or channels')
+        if self.macs is not None and (not isinstance(self.macs, (int, float)) or not self.macs > 0):
+            raise ValueError(f'macs must be a positive number (in yaml: 12.e+6), got {self.macs!r}')
+        own = {'graph', 'seed', 'node_op', 'channels'} & set(self.model)
+        if own:
+            raise ValueError(f'model must not set {", ".join(sorted(own))}: that is what a study does itself')
+        if self.detection:
+            if self.graphs or not isinstance(self.detection.get('config'), str):
+                raise ValueError('detection needs config, a detectron2 yaml file, and models instead of graphs')
+            unknown = set(self.detection) - {'config', 'overrides'}
+            if unknown:
+                raise ValueError(f'detection takes config and overrides, got {", ".join(sorted(unknown))}')
+        elif not self.recipe:
+            raise ValueError('a study needs a recipe')
+        reserved = {'data_dir', 'model', 'model_kwargs', 'output', 'experiment', 'resume', 'seed'} & set(self.settings)
+        if reserved:
+            raise ValueError(f'settings must not have {", ".join(sorted(reserved))}: that is what a study does itself')
+        check_settings(self.settings)
+
+    @property
+    def recipe_settings(self) -> dict[str, Any]:
+        """The recipe with the study's overrides and the defaults of everything else."""
+        return {**DEFAULTS, **load_recipe(self.recipe), **check_settings(self.settings)}
+
+    @property
+    def sha256(self) -> str:
+        """Of all that decides on the results: two files with the same wording in other words are the same study."""
+        decisive = {name: value for name, value in asdict(self).items() if name not in ('title', 'paper', 'notes')}
+        if self.recipe:
+            decisive['recipe'] = {name: value for name, value in self.recipe_settings.items() if name in KEYS}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images that networks are trained on."""
+        settings = self.recipe_settings
+        if settings['input_size']:
+            channels, height, width = settings['input_size']
+            return channels, height, width
+        size = settings['img_size'] or 224
+        return settings['in_chans'] or 3, size, size
+
+    def networks(self) -> list[Network]:
+        """Every network that the study asks for, with C tuned: series by series, seed by seed.
+
+        Raises:
+            ValueError: if a random graph model is unknown or does not allow N, or the multiply-adds cannot be met.
+        """
+        found = []
+        for operation in self.node_ops if self.graphs else []:
+            for graph in self.graphs:
+                kwargs = {**self.model, 'graph': str(parse_graph_model(graph)), 'node_op': operation}
+                channels = self.channels if self.macs is None else self._tuned_channels(kwargs)
+                series = graph if self.node_ops == ['sep_conv'] else f'{graph} {operation}'
+                for seed in self.seeds:
+                    arguments = {**kwargs, 'seed': seed, 'channels': channels}
+                    macs, params = self._count('randwire', arguments)
+                    found.append(Network(_slug(f'{series} s{seed}'), series, 'randwire', arguments, graph, seed,
+                                         operation, macs, params))
+        for name in self.models:
+            if name not in timm.list_models():
+                raise ValueError(f'timm has no model {name!r}')
+            for seed in self.seeds:
+                macs, params = (0, 0) if self.detection else self._count(name, {})
+                found.append(Network(_slug(f'{name} s{seed}'), name, name, {}, None, seed, None, macs, params))
+        return found
+
+    def _tuned_channels(self, kwargs: dict[str, Any]) -> int:
+        """C for which the mean over the seeds is nearest to the target."""
+        assert self.macs is not None
+
+        def mean(channels: int, seeds: list[int]) -> float:
+            return statistics.mean(self._count('randwire', {**kwargs, 'seed': seed, 'channels': channels})[0]
+                                   for seed in seeds)
+
+        # Nearly quadratic in C: three guesses from the first seed, then the neighbourhood of the last for all seeds.
+        target, guess = self.macs, 64
+        for _ in range(3):
+            guess = round(guess * (target / mean(guess, self.seeds[:1])) ** 0.5)
+            guess = min(max(guess, 2), LARGEST_WIDTH)
+        near = range(max(guess - 1, 2), guess + 2)
+        best = min(near, key=lambda channels: abs(mean(channels, self.seeds) - target))
+        found = mean(best, self.seeds)
+        if abs(found / self.macs - 1) > TOLERANCE:
+            raise ValueError(f'macs of {self.macs:.4g} cannot be met by {kwargs["graph"]} with {kwargs["node_op"]}: '
+                             f'the nearest is C={best} with {found:.4g}')
+        return best
+
+    def _count(self, name: str, kwargs: dict[str, Any]) -> tuple[int, int]:
+        size = self.input_size
+        classes = self.recipe_settings['num_classes']
+        return _count(name, json.dumps(kwargs, sort_keys=True), size, classes)
+
+
+@cache
+def _count(name: str, kwargs: str, input_size: tuple[int, int, int], classes: int | None) -> tuple[int, int]:
+    """Multiply-adds and parameters."""
+    arguments = json.loads(kwargs)
+    if classes:
+        arguments['num_classes'] = classes
+    try:
+        model = timm.create_model(name, in_chans=input_size[0], device='meta', **arguments)
+        figures = count_complexity(model, input_size)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f'cannot make {name} with {arguments}: {one_line(error)}') from error
+    return figures.macs, figures.params
+
+
+def graphs_of(network: Network) -> tuple[Graph, ...]:
+    """The graphs of a network's stages; none for a model that is no RandWire network."""
+    if not network.model.startswith('randwire'):
+        return ()
+    return tuple(network_arguments(network.model, **network.kwargs)['graphs'])
+
+
+def wiring_of(network: Network) -> str | None:
+    """The sha256 of a network's graphs."""
+    graphs = graphs_of(network)
+    return graphs_sha256(graphs) if graphs else None
+
+
+def study_names() -> list[str]:
+    """The studies that come with the package, sorted."""
+    return sorted(path.stem for path in _folder().glob('*.yaml'))
+
+
+def load_study(path_or_name: str | Path) -> Study:
+    """Read a study from a file, or one that comes with the package by its name.
+
+    Raises:
+        FileNotFoundError: if there is neither; also if its generators' file is missing.
+        ValueError: naming the file and what is wrong in it.
+    """
+    path = Path(path_or_name)
+    if not path.is_file():
+        path = _folder() / f'{path_or_name}.yaml'
+        if str(path_or_name) not in study_names():
+            raise FileNotFoundError(f'no study {str(path_or_name)!r}: neither a file nor one of '
+                                    f'{", ".join(study_names())}')
+    try:
+        data = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f'{path} is not a yaml file: {" ".join(str(error).split())}') from None
+    known = [entry.name for entry in fields(Study)]
+    if not isinstance(data, dict):
+        raise ValueError(f'{path} must hold lines of `key: value`, got {type(data).__name__}')
+    unknown = [str(key) for key in data if key not in known]
+    if unknown:
+        raise ValueError(f'{path}: unknown key {", ".join(map(repr, unknown))}; a study has {", ".join(known)}')
+    if data.get('generators'):
+        data['generators'] = str((path.parent / str(data['generators'])).resolve())
+        load_generators(data['generators'])
+    try:
+        study = Study(**data)
+        for graph in study.graphs:
+            parse_graph_model(graph)
+        _ = study.sha256  # reads the recipe
+    except TypeError as error:
+        raise ValueError(f'{path}: {one_line(error)}') from None
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f'{path}: {error}') from None
+    return study
+
+
+def load_generators(path: str) -> None:
+    """Run the user's file, whose subclasses of `GraphModel` register themselves.
+
+    Raises:
+        FileNotFoundError: if it is missing.
+        ValueError: if it fails, or has no random graph model in it.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'no file {path}, which should hold random graph models')
+    spec = importlib.util.spec_from_file_location(f'randwire_zoo_generators_{_slug(Path(path).stem)}', path)
+    assert spec is not None and spec.loader is not None
+    before = set(GraphModel.registry.values())
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f'{path}: {type(error).__name__}: {one_line(error)}') from error
+    if set(GraphModel.registry.values()) == before:
+        raise ValueError(f'{path} defines no subclass of randwire_zoo.GraphModel')
+
+
+def data_folder(study: Study, data_dir: str | None) -> Path:
+    """Where the data of a study lies.
+
+    Args:
+        study: The study.
+        data_dir: The folder of the data set, or of all data sets; by default $RANDWIRE_ZOO_DATA, and then
+            ~/.cache/randwire_zoo/data.
+
+    Raises:
+        FileNotFoundError: if it, or one of its splits, is missing.
+    """
+    cache = Path(os.environ.get('RANDWIRE_ZOO_CACHE') or Path.home() / '.cache' / 'randwire_zoo')
+    root = Path(data_dir or os.environ.get(DATA_VARIABLE) or cache / 'data')
+    folder = root / study.data if (root / study.data).is_dir() else root
+    if study.detection:
+        needed = []
+    else:
+        settings = study.recipe_settings
+        needed = [] if settings['dataset'] else [settings['train_split'], settings['val_split']]
+    missing = [split for split in needed if not (folder / split).is_dir()]
+    if not folder.is_dir() or missing:
+        what = f'{folder} has no {" and no ".join(missing)}' if folder.is_dir() else f'no folder {folder}'
+        raise FileNotFoundError(f'the study needs the data set {study.data!r}: {what}; name its folder with --data-dir')
+    return folder
+
+
+def _folder() -> Path:
+    return Path(import_module('randwire_zoo.configs').__path__[0]) / 'studies'
+
+
+def _slug(text: str) -> str:
+    return re.sub(r'[^A-Za-z0-9.]+', '-', text).strip('-')

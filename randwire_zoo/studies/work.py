@@ -1,0 +1,212 @@
+"""One network of a study, from its graph to its row of results, in a process of its own.
+
+    python -m randwire_zoo.studies.work TASK.json
+
+The row is written beside the task when the work is done, or has failed with a reason; a process that is killed leaves
+no row, and a second one continues from the last epoch.
+"""
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ..files import write_atomically
+from ..weights_io import one_line
+from .study import Network, Study, data_folder, graphs_of, load_generators, wiring_of
+
+__all__ = ['row_path', 'run_network', 'run_task', 'write_task']
+
+
+def write_task(folder: Path, study: Study, network: Network, data_dir: str | None) -> Path:
+    """Write down what a process has to do; returns the file."""
+    path = folder / 'tasks' / f'{network.id}.json'
+    write_atomically(path, json.dumps(
+        {'study': vars(study), 'network': vars(network), 'folder': str(folder), 'data_dir': data_dir}))
+    return path
+
+
+def row_path(task: Path) -> Path:
+    """Where the row of a task will lie."""
+    return task.with_suffix('.row')
+
+
+def run_task(path: str) -> str:
+    """Do a task and write its row, whose reason says what went wrong if something did; returns the row's path."""
+    task = json.loads(Path(path).read_text(encoding='utf-8'))
+    study, network = Study(**task['study']), Network(**task['network'])
+    start = time.time()
+    row: dict[str, Any] = {
+        'id': network.id, 'series': network.series, 'graph': network.graph, 'seed': network.seed,
+        'node_op': network.node_op, 'channels': network.kwargs.get('channels'), 'macs': network.macs,
+        'params': network.params}
+    try:
+        row.update(run_network(study, network, Path(task['folder']), task['data_dir']), status='done')
+    except Exception as error:  # whatever it is, the other networks go on
+        row.update(status='failed', reason=f'{type(error).__name__}: {one_line(error)}')
+        import traceback
+        traceback.print_exc()
+    row.update(seconds=round(time.time() - start, 1), host=platform.node())
+    write_atomically(row_path(Path(path)), json.dumps(row))
+    return str(row_path(Path(path)))
+
+
+def run_network(study: Study, network: Network, folder: Path, data_dir: str | None) -> dict[str, Any]:
+    """Train and evaluate one network; returns what its row holds beyond the network itself.
+
+    Args:
+        study: The study.
+        network: One of its networks.
+        folder: The study's output; the training goes to `runs/` in it, and goes on there if it was interrupted.
+        data_dir: See `study.data_folder`.
+    """
+    if study.generators:
+        load_generators(study.generators)
+    data = data_folder(study, data_dir)
+    if study.detection:
+        return _fine_tune_detector(study, network, folder, data)
+    from ..training import LAST, train
+    run = folder / 'runs' / network.id
+    settings = dict(study.recipe_settings)
+    settings.update(study.settings, data_dir=str(data), model=network.model, model_kwargs=network.kwargs,
+                    output=str(run.parent), experiment=network.id, seed=network.seed, checkpoint_hist=1)
+    if (run / LAST).is_file():
+        settings['resume'] = str(run / LAST)
+    elif run.exists():
+        shutil.rmtree(run)  # killed before its first epoch was over
+    result = train(progress=False, **settings)
+    last = result.last
+    row: dict[str, Any] = {
+        'top1': last['eval_top1'], 'top5': last['eval_top5'], 'loss': last['eval_loss'],
+        'epochs': len(result.history), 'wiring': wiring_of(network), 'measures': _measures(network),
+        'history': [[r['epoch'] + 1, r['train_loss'], r['eval_top1']] for r in result.history]}
+    if study.eval_sizes or (study.damage and network.graph is not None):
+        row.update(_evaluate_again(study, network, data, run / LAST, settings))
+    return row
+
+
+def _measures(network: Network) -> dict[str, float]:
+    """Graph measures: means over the stages."""
+    graphs = graphs_of(network)
+    if not graphs:
+        return {}
+    import networkx
+    collected: dict[str, list[float]] = {}
+    for graph in graphs:
+        directed = graph.to_networkx()
+        undirected = directed.to_undirected()
+        largest = undirected.subgraph(max(networkx.connected_components(undirected), key=len))
+        for name, value in (
+                ('edges', len(graph.edges)), ('degree', 2 * len(graph.edges) / graph.num_nodes),
+                ('path length', networkx.average_shortest_path_length(largest) if len(largest) > 1 else 0.0),
+                ('clustering', networkx.average_clustering(undirected)),
+                ('depth', networkx.dag_longest_path_length(directed) + 1),
+                ('inputs', len(graph.inputs)), ('sinks', len(graph.outputs))):
+            collected.setdefault(name, []).append(float(value))
+    return {name: sum(values) / len(values) for name, values in collected.items()}
+
+
+def _evaluate_again(
+        study: Study, network: Network, data: Path, checkpoint: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Other image sizes, and damage, with the weights that the row's accuracy is of."""
+    import torch
+    from timm.data import create_loader, resolve_data_config
+    from timm.models import load_checkpoint
+
+    from ..evaluation import build_model, default_device, evaluate, open_images
+    from .damage import measure_damage
+    device = torch.device(default_device(settings['device']))
+    model = build_model(network.model, num_classes=settings['num_classes'], in_chans=study.input_size[0],
+                        **network.kwargs)
+    load_checkpoint(model, str(checkpoint), use_ema=settings['model_ema'])
+    model = model.to(device).eval()
+    if settings['channels_last']:
+        model = model.to(memory_format=torch.channels_last)
+
+    def loader(size: int | None) -> Any:
+        asked = {**settings, 'model': network.model}
+        if size is not None:
+            asked.update(input_size=[study.input_size[0], size, size], img_size=None)
+        config = resolve_data_config(asked, model=model)
+        images = open_images(data, settings['val_split'], dataset=settings['dataset'], input_size=config['input_size'],
+                             input_img_mode=settings['input_img_mode'], num_classes=settings['num_classes'])
+        return create_loader(
+            images, input_size=config['input_size'], batch_size=settings['validation_batch_size'] or 256,
+            interpolation=config['interpolation'], mean=config['mean'], std=config['std'], crop_pct=config['crop_pct'],
+            num_workers=settings['workers'], device=device, persistent_workers=False)
+
+    found: dict[str, Any] = {}
+    if study.eval_sizes:
+        found['eval_sizes'] = {
+            str(size): evaluate(model, loader(size), device, channels_last=settings['channels_last'], progress=False)
+            for size in study.eval_sizes}
+    if study.damage and network.graph is not None:
+        # Every so many images of the whole split: folders hold one class after another.
+        batches = _spread(loader(None), study.damage)
+        found['damage'] = measure_damage(model, batches, device, study.damage)
+    return found
+
+
+def _spread(loader: Any, count: int) -> Any:
+    """The same loader over `count` images that lie evenly in its data set."""
+    from torch.utils.data import Subset
+    total = len(loader.dataset)
+    chosen = Subset(loader.dataset, [i * total // min(count, total) for i in range(min(count, total))])
+    base = getattr(loader, 'loader', loader)
+    import torch
+    plain = torch.utils.data.DataLoader(
+        chosen, batch_size=base.batch_size, num_workers=0, collate_fn=base.collate_fn)
+    if base is loader:
+        return plain
+    prefetched = loader
+    prefetched.loader = plain
+    return prefetched
+
+
+def _fine_tune_detector(study: Study, network: Network, folder: Path, data: Path) -> dict[str, Any]:
+    """detectron2's own train_net.py, and the box AP that it writes last."""
+    script = train_net()
+    run = folder / 'runs' / network.id
+    run.mkdir(parents=True, exist_ok=True)
+    overrides = [str(item).replace('{model}', network.model) for item in study.detection.get('overrides', [])]
+    config = study.detection['config'].replace('{model}', network.model)
+    command = [sys.executable, str(script), '--config-file', config]
+    if (run / 'last_checkpoint').is_file():
+        command.append('--resume')
+    command += ['OUTPUT_DIR', str(run), 'SEED', str(network.seed), *overrides]
+    with open(run / 'stdout.txt', 'a', encoding='utf-8') as log:
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT,
+                              env={**os.environ, 'DETECTRON2_DATASETS': str(data)})
+    if done.returncode:
+        tail = (run / 'stdout.txt').read_text(encoding='utf-8').strip().splitlines()[-1:]
+        raise RuntimeError(f'train_net.py ended with {done.returncode}: {"".join(tail)}')
+    lines = [json.loads(line) for line in (run / 'metrics.json').read_text(encoding='utf-8').splitlines()]
+    measured = [line for line in lines if 'bbox/AP' in line]
+    if not measured:
+        raise RuntimeError(f'train_net.py measured no box AP; see {run / "stdout.txt"}')
+    return {'detection': {name: measured[-1][f'bbox/{name}'] for name in ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')},
+            'history': [[line['iteration'] + 1, line.get('total_loss'), line['bbox/AP']] for line in measured]}
+
+
+def train_net() -> Path:
+    """detectron2's script: $DETECTRON2_TRAIN_NET, or where `make upstream` puts it.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+    """
+    cache = Path(os.environ.get('RANDWIRE_ZOO_CACHE') or Path.home() / '.cache' / 'randwire_zoo')
+    path = Path(os.environ.get('DETECTRON2_TRAIN_NET') or cache / 'upstream' / 'detectron2' / 'tools' / 'train_net.py')
+    if not path.is_file():
+        raise FileNotFoundError(f'this study needs detectron2 and its train_net.py, and there is no {path}; run make '
+                                'upstream, or name the script in DETECTRON2_TRAIN_NET')
+    return path
+
+
+if __name__ == '__main__':
+    run_task(sys.argv[1])
