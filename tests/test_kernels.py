@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import platform
 import shutil
 import subprocess
 import sys
@@ -127,6 +128,18 @@ def test_values_that_are_no_numbers_stay_so() -> None:
     x = torch.zeros(1, 3, 4, 4).contiguous(memory_format=CHANNELS_LAST).bfloat16()
     x[0, 1, 2, 2] = float('nan')
     assert kernels.weighted_sum([Source(x)]).isnan().sum() == 1
+
+
+@pytest.mark.skipif(platform.machine() not in ('x86_64', 'AMD64'), reason='AVX-512 is a matter of x86 processors')
+def test_the_same_on_a_processor_without_avx_512() -> None:
+    done = run_tests('test_kernels.py', '-k', 'one_pass or backward_pass', CXX=f'{COMPILER} -mno-avx512f')
+    assert done.returncode == 0, done.stdout
+
+
+def run_tests(file: str, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', str(Path(__file__).with_name(file)), *options],
+        env={**os.environ, **variables}, capture_output=True, text=True)
 
 
 # Whole networks
@@ -276,6 +289,11 @@ def test_checkpointing_changes_nothing() -> None:
     images = torch.randn(2, 3, 64, 64)
     for ours, theirs in zip(learn(again, images), learn(model, images), strict=True):
         assert error(ours, theirs.double()) < 1e-5
+
+
+def test_everything_that_holds_of_the_modules_holds_of_the_kernels() -> None:
+    done = run_tests('test_network.py', RANDWIRE_ZOO_KERNELS='native')
+    assert done.returncode == 0, done.stdout
 
 
 # Where the modules have to run themselves

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, Protocol
 
-from .work import run_task
+from .work import WATCH, run_task
 
 __all__ = ['ENGINES', 'Engine', 'Job', 'LocalEngine', 'SubmititEngine', 'create_engine']
 
@@ -60,8 +60,8 @@ class LocalEngine:
             environment['CUDA_VISIBLE_DEVICES'] = visible[own] if visible != [''] else str(own)
         with open(task.with_suffix('.log'), 'a', encoding='utf-8') as log:
             return _Process(subprocess.Popen(
-                [sys.executable, '-m', 'randwire_zoo.studies.work', str(task)], env=environment,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True))
+                [sys.executable, '-m', 'randwire_zoo.studies.work', str(task), WATCH], env=environment,
+                stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True))
 
 
 class _Process:

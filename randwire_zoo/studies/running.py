@@ -3,9 +3,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 from tqdm import tqdm
 
@@ -39,14 +46,36 @@ def run_study(
         progress: Show a bar over all epochs of all networks.
 
     Raises:
-        ValueError: if the folder holds the results of another study.
+        ValueError: if the folder holds the results of another study, or another run is at work in it.
         FileNotFoundError: if data, or detectron2, is missing.
     """
     data_folder(study, data_dir)
     if study.detection:
         train_net()
-    results = Results(folder, study)
     folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder):
+        return _run(study, networks, folder, engine, data_dir, retry_failed, progress)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Keep a second run out of the folder for as long as this process lives."""
+    if fcntl is None:
+        yield
+        return
+    with open(folder / '.lock', 'w', encoding='utf-8') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f'another run is at work in {folder}') from None
+        yield
+
+
+def _run(
+        study: Study, networks: list[Network], folder: Path, engine: Engine, data_dir: str | None, retry_failed: bool,
+        progress: bool,
+) -> Results:
+    results = Results(folder, study)
     results.create()
     if retry_failed:
         for name in results.forget_failed():

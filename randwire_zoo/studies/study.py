@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -81,13 +82,14 @@ class Study:
         node_ops: Node operations.
         models: Other models of timm's, trained in the same way.
         model: Further arguments of `randwire`, the same for all.
-        channels: C; or
+        channels: C, or several, which makes one series of each; or
         macs: the multiply-adds that C is tuned for, separately for each random graph model and node operation.
         settings: Overrides of the recipe.
         eval_sizes: Further image sizes at which the trained networks are evaluated.
         damage: Remove every node and every edge in turn from each trained network; the number of test images that the
             loss in accuracy is measured on.
-        detection: A detectron2 config (and `overrides`) that fine-tunes `models` instead of the recipe.
+        detection: A detectron2 `config`, a file or one of the package's configs, and `overrides` of it, that fine-tune
+            `models` instead of the recipe; in both `{model}` stands for the model's name.
         generators: The user's own Python file with further random graph models, beside the study's file.
         paper: Figures of the paper by series, to stand beside the measured ones.
         notes: What a reader has to know: cost, limits.
@@ -101,7 +103,7 @@ class Study:
     node_ops: list[str] = field(default_factory=lambda: ['sep_conv'])
     models: list[str] = field(default_factory=list)
     model: dict[str, Any] = field(default_factory=dict)
-    channels: int | None = None
+    channels: int | list[int] | None = None
     macs: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     eval_sizes: list[int] = field(default_factory=list)
@@ -138,6 +140,9 @@ class Study:
             raise ValueError(f'damage must be a number of images, got {self.damage!r}')
         if self.graphs and (self.macs is None) == (self.channels is None):
             raise ValueError('a study with graphs needs either macs or channels')
+        for width in self.widths:
+            if not isinstance(width, int) or isinstance(width, bool) or width < 2:
+                raise ValueError(f'channels must be an integer of at least 2, or a list of such, got {self.channels!r}')
         if self.macs is not None and (not isinstance(self.macs, (int, float)) or not self.macs > 0):
             raise ValueError(f'macs must be a positive number (in yaml: 12.e+6), got {self.macs!r}')
         own = {'graph', 'seed', 'node_op', 'channels'} & set(self.model)
@@ -157,6 +162,11 @@ class Study:
         check_settings(self.settings)
 
     @property
+    def widths(self) -> list[int]:
+        """The given C, if any."""
+        return [] if self.channels is None else self.channels if isinstance(self.channels, list) else [self.channels]
+
+    @property
     def recipe_settings(self) -> dict[str, Any]:
         """The recipe with the study's overrides and the defaults of everything else."""
         return {**DEFAULTS, **load_recipe(self.recipe), **check_settings(self.settings)}
@@ -165,6 +175,8 @@ class Study:
     def sha256(self) -> str:
         """Of all that decides on the results: two files with the same wording in other words are the same study."""
         decisive = {name: value for name, value in asdict(self).items() if name not in ('title', 'paper', 'notes')}
+        if self.generators:  # what the file says, wherever it lies
+            decisive['generators'] = hashlib.sha256(Path(self.generators).read_bytes()).hexdigest()
         if self.recipe:
             decisive['recipe'] = {name: value for name, value in self.recipe_settings.items() if name in KEYS}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
@@ -189,9 +201,11 @@ class Study:
         for operation in self.node_ops if self.graphs else []:
             for graph in self.graphs:
                 kwargs = {**self.model, 'graph': str(parse_graph_model(graph)), 'node_op': operation}
-                channels = self.channels if self.macs is None else self._tuned_channels(kwargs)
-                series = graph if self.node_ops == ['sep_conv'] else f'{graph} {operation}'
-                for seed in self.seeds:
+                widths = self.widths or [self._tuned_channels(kwargs)]
+                for channels, seed in itertools.product(widths, self.seeds):
+                    series = graph if self.node_ops == ['sep_conv'] else f'{graph} {operation}'
+                    if len(widths) > 1:
+                        series += f' C={channels}'
                     arguments = {**kwargs, 'seed': seed, 'channels': channels}
                     macs, params = self._count('randwire', arguments)
                     found.append(Network(_slug(f'{series} s{seed}'), series, 'randwire', arguments, graph, seed,
@@ -327,23 +341,23 @@ def data_folder(study: Study, data_dir: str | None) -> Path:
 
     Args:
         study: The study.
-        data_dir: The folder of the data set, or of all data sets; by default $RANDWIRE_ZOO_DATA, and then
-            ~/.cache/randwire_zoo/data.
+        data_dir: The folder of the data set, or of all data sets (for detectors always of all); by default
+            $RANDWIRE_ZOO_DATA, and then ~/.cache/randwire_zoo/data.
 
     Raises:
         FileNotFoundError: if it, or one of its splits, is missing.
     """
     cache = Path(os.environ.get('RANDWIRE_ZOO_CACHE') or Path.home() / '.cache' / 'randwire_zoo')
     root = Path(data_dir or os.environ.get(DATA_VARIABLE) or cache / 'data')
-    folder = root / study.data if (root / study.data).is_dir() else root
-    if study.detection:
-        needed = []
+    if study.detection:  # detectron2 wants the folder above it, and looks for the rest itself
+        folder, needed = root, [study.data]
     else:
+        folder = root / study.data if (root / study.data).is_dir() else root
         settings = study.recipe_settings
         needed = [] if settings['dataset'] else [settings['train_split'], settings['val_split']]
     missing = [split for split in needed if not (folder / split).is_dir()]
     if not folder.is_dir() or missing:
-        what = f'{folder} has no {" and no ".join(missing)}' if folder.is_dir() else f'no folder {folder}'
+        what = f'{folder} has no folder {" and no ".join(missing)}' if folder.is_dir() else f'no folder {folder}'
         raise FileNotFoundError(f'the study needs the data set {study.data!r}: {what}; name its folder with --data-dir')
     return folder
 

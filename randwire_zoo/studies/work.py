@@ -13,7 +13,10 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 import time
+import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,9 @@ from ..files import write_atomically
 from ..weights_io import one_line
 from .study import Network, Study, data_folder, graphs_of, load_generators, wiring_of
 
-__all__ = ['row_path', 'run_network', 'run_task', 'write_task']
+__all__ = ['WATCH', 'row_path', 'run_network', 'run_task', 'train_net', 'write_task']
+
+WATCH = '--end-with-parent'
 
 
 def write_task(folder: Path, study: Study, network: Network, data_dir: str | None) -> Path:
@@ -50,7 +55,6 @@ def run_task(path: str) -> str:
         row.update(run_network(study, network, Path(task['folder']), task['data_dir']), status='done')
     except Exception as error:  # whatever it is, the other networks go on
         row.update(status='failed', reason=f'{type(error).__name__}: {one_line(error)}')
-        import traceback
         traceback.print_exc()
     row.update(seconds=round(time.time() - start, 1), host=platform.node())
     write_atomically(row_path(Path(path)), json.dumps(row))
@@ -175,8 +179,10 @@ def _fine_tune_detector(study: Study, network: Network, folder: Path, data: Path
     run = folder / 'runs' / network.id
     run.mkdir(parents=True, exist_ok=True)
     overrides = [str(item).replace('{model}', network.model) for item in study.detection.get('overrides', [])]
-    config = study.detection['config'].replace('{model}', network.model)
-    command = [sys.executable, str(script), '--config-file', config]
+    config = Path(study.detection['config'].replace('{model}', network.model))
+    if not config.is_file():
+        config = Path(import_module('randwire_zoo.configs').__path__[0]) / config
+    command = [sys.executable, str(script), '--config-file', str(config)]
     if (run / 'last_checkpoint').is_file():
         command.append('--resume')
     command += ['OUTPUT_DIR', str(run), 'SEED', str(network.seed), *overrides]
@@ -208,5 +214,19 @@ def train_net() -> Path:
     return path
 
 
+def _end_with_parent() -> None:
+    """End this process when whoever started it is gone: its end of the pipe closes then, however it died.
+
+    Otherwise the study that is started next would train a network that is still being trained.
+    """
+    def watch() -> None:
+        while sys.stdin.buffer.read(1):
+            pass
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+
 if __name__ == '__main__':
+    if WATCH in sys.argv[2:]:
+        _end_with_parent()
     run_task(sys.argv[1])
