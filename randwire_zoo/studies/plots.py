@@ -5,6 +5,7 @@ import io
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +24,13 @@ WIDTH = 9.0  # inches
 MEASURES = ('degree', 'path length', 'clustering')
 
 
-def draw_pictures(groups: Groups, paper: Mapping[str, Any]) -> dict[str, str]:
+def draw_pictures(groups: Groups, paper: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, str]:
     """Every picture that the rows have data for, as SVG text by its title.
 
     Args:
         groups: Rows that are done, by series.
         paper: The paper's mean accuracy by series, where there is one.
+        model: What all networks share of the arguments of `randwire`.
     """
     rows = [row for group in groups.values() for row in group]
     pictures: dict[str, str] = {}
@@ -52,7 +54,7 @@ def draw_pictures(groups: Groups, paper: Mapping[str, Any]) -> dict[str, str]:
     for series, group in groups.items():
         network = next((row for row in group if row['graph'] and row['node_op'] in ('sep_conv', None)), None)
         if network is not None:
-            pictures[f'Graphs of {series}, seed {network["seed"]}'] = _wiring(network)
+            pictures[f'Graphs of {series}, seed {network["seed"]}'] = _wiring(network, model)
     return pictures
 
 
@@ -201,8 +203,7 @@ def _operations(rows: Sequence[Row]) -> Figure:
 
 
 def _wiring(row: Row) -> str:
-    network = Network(row['id'], row['series'], row['model'], row['kwargs'], row['graph'], row['seed'], row['node_op'],
-                      row['macs'], row['params'])
+    network = Network(**{field.name: row[field.name] for field in fields(Network)})
     graphs = graphs_of(network)
     names = [f'conv{6 - len(graphs) + i}' for i in range(len(graphs))]
     with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from .engines import Engine, Job
 from .results import Results
 from .study import Network, Study, data_folder
-from .work import row_path, train_net, write_task
+from .work import row_of, row_path, train_net, write_task
 
 __all__ = ['run_study']
 
@@ -142,10 +142,7 @@ def _collect(results: Results, task: Path) -> bool:
 
 def _lost(task: _Task, ended: str) -> dict[str, Any]:
     """The row of a network whose process left none."""
-    network = task.network
-    return {'id': network.id, 'series': network.series, 'graph': network.graph, 'seed': network.seed,
-            'node_op': network.node_op, 'channels': network.kwargs.get('channels'), 'macs': network.macs,
-            'params': network.params, 'status': 'failed',
+    return {**row_of(task.network), 'status': 'failed',
             'reason': f'its process ended {ATTEMPTS} times without a result, last with {ended}; see '
                       f'{task.path.with_suffix(".log").name}'}
 

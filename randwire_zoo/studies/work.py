@@ -24,7 +24,7 @@ from ..files import write_atomically
 from ..weights_io import one_line
 from .study import Network, Study, data_folder, graphs_of, load_generators, wiring_of
 
-__all__ = ['WATCH', 'row_path', 'run_network', 'run_task', 'train_net', 'write_task']
+__all__ = ['WATCH', 'row_of', 'row_path', 'run_network', 'run_task', 'train_net', 'write_task']
 
 WATCH = '--end-with-parent'
 
@@ -37,6 +37,11 @@ def write_task(folder: Path, study: Study, network: Network, data_dir: str | Non
     return path
 
 
+def row_of(network: Network) -> dict[str, Any]:
+    """The beginning of a network's row: what it is."""
+    return {**vars(network), 'channels': network.kwargs.get('channels')}
+
+
 def row_path(task: Path) -> Path:
     """Where the row of a task will lie."""
     return task.with_suffix('.row')
@@ -47,10 +52,7 @@ def run_task(path: str) -> str:
     task = json.loads(Path(path).read_text(encoding='utf-8'))
     study, network = Study(**task['study']), Network(**task['network'])
     start = time.time()
-    row: dict[str, Any] = {
-        'id': network.id, 'series': network.series, 'graph': network.graph, 'seed': network.seed,
-        'node_op': network.node_op, 'channels': network.kwargs.get('channels'), 'macs': network.macs,
-        'params': network.params}
+    row = row_of(network)
     try:
         row.update(run_network(study, network, Path(task['folder']), task['data_dir']), status='done')
     except Exception as error:  # whatever it is, the other networks go on

@@ -1,0 +1,534 @@
+"""Studies: their yaml files, C, real runs of tiny networks, and every way in which a run can be interrupted."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+from torch import nn
+
+from randwire_zoo import cli
+from randwire_zoo.complexity import count_complexity
+from randwire_zoo.evaluation import build_model
+from randwire_zoo.graphs import GraphModel
+from randwire_zoo.recipes import load_recipe
+from randwire_zoo.studies import study as studies
+from randwire_zoo.studies.results import Results, read_results
+from randwire_zoo.studies.study import load_study, study_names
+
+# Two seeds of a generator and two of a hand-made network: five epochs of 24 images, 9 held out.
+SPEC: dict[str, Any] = {
+    'title': 'A tiny study', 'graphs': ['ws(2,0.5)'], 'models': ['mnist_tiny_cnn'], 'seeds': [1, 2], 'channels': 3,
+    'model': {'num_nodes': 5, 'stem_stride': 2}, 'recipe': 'cifar10/study', 'data': 'colours',
+    'settings': {'epochs': 5, 'batch_size': 8, 'num_classes': 3, 'img_size': 32, 'val_split': 'validation', 'lr': 0.05},
+    'eval_sizes': [32, 24], 'damage': 9, 'paper': {'ws(2,0.5)': 73.8}}
+IDS = ['ws-2-0.5-s1', 'ws-2-0.5-s2', 'mnist-tiny-cnn-s1', 'mnist-tiny-cnn-s2']
+GENERATORS = '''
+    import random
+    import sys
+    from dataclasses import dataclass
+    from pathlib import Path
+    from typing import ClassVar
+
+    import networkx
+    from randwire_zoo import GraphModel
+
+    @dataclass(frozen=True)
+    class RandomRegular(GraphModel):
+        """Every node has the same degree."""
+
+        degree: int
+        name: ClassVar[str] = 'regular'
+
+        def undirected(self, num_nodes: int, rng: random.Random) -> networkx.Graph:
+            training = Path(sys.argv[0]).stem == 'work'
+            if training and Path(__file__).with_name('broken').exists() and rng.random() == random.Random(2).random():
+                raise ArithmeticError('no graph today')
+            return networkx.random_regular_graph(self.degree, num_nodes, seed=rng)
+'''
+DEADLINE = 120
+
+
+@pytest.fixture(autouse=True)
+def registry() -> Iterator[None]:
+    """What a study's own generators registered is forgotten after each test."""
+    before = dict(GraphModel.registry)
+    yield
+    GraphModel.registry.clear()
+    GraphModel.registry.update(before)
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of data sets with one in it: three noisy colours, 8 pictures each to train on, 3 held out."""
+    root, rng = tmp_path_factory.mktemp('data'), np.random.default_rng(0)
+    for split, count in (('train', 8), ('validation', 3)):
+        for label, colour in enumerate(((200, 90, 90), (90, 200, 90), (90, 90, 200))):
+            folder = root / 'colours' / split / str(label)
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = np.clip(rng.normal(colour, 90, (32, 32, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f'{index}.png')
+    return root
+
+
+def write(folder: Path, spec: dict[str, Any] | None = None, **changes: Any) -> Path:
+    """A study's file; what is None in it is left out."""
+    path = folder / 'study.yaml'
+    path.write_text(yaml.safe_dump({
+        name: value for name, value in {**(spec or SPEC), **changes}.items() if value is not None}))
+    return path
+
+
+def arguments(study: Path, data: Path, folder: Path, *more: str) -> list[str]:
+    return ['study', 'run', str(study), '--data-dir', str(data), '--output', str(folder), '--no-progress',
+            '--workers', '2', *more]
+
+
+def start(*args: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, '-m', 'randwire_zoo', *map(str, args)], stdout=subprocess.DEVNULL,
+                            stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def processes(*words: object) -> dict[int, str]:
+    """The command lines that have all the words in them, by process."""
+    listed = subprocess.run(['ps', '-eo', 'pid=,stat=,args='], capture_output=True, text=True, check=True).stdout
+    split = [line.split(None, 2) for line in listed.splitlines()]
+    return {int(pid): args for pid, stat, args in (line for line in split if len(line) == 3)
+            if not stat.startswith('Z') and all(str(word) in args for word in words)}
+
+
+def wait_for(what: Callable[[], Any], process: subprocess.Popen[bytes] | None = None) -> Any:
+    """Poll until there is something; a process that ends before is a failure."""
+    deadline = time.monotonic() + DEADLINE
+    while time.monotonic() < deadline:
+        if found := what():
+            return found
+        assert process is None or process.poll() is None, 'the run ended before it could be disturbed'
+        time.sleep(0.01)
+    raise AssertionError('waited in vain')
+
+
+def in_training(folder: Path) -> list[str]:
+    """Networks with a checkpoint and without a row."""
+    done = [path.stem for path in (folder / 'tasks').glob('*.row')] + [row['id'] for row in rows_of(folder)]
+    return [path.parent.name for path in (folder / 'runs').glob('*/last.pth.tar') if path.parent.name not in done]
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return read_results(folder)[1] if (folder / 'results.jsonl').exists() else []
+
+
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    """Rows by network, of which each must have one, without what no two runs share."""
+    rows = rows_of(folder)
+    assert len({row['id'] for row in rows}) == len(rows), 'a network has two rows'
+    return {row['id']: {name: value for name, value in row.items() if name not in ('seconds', 'host')} for row in rows}
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {path.relative_to(folder).as_posix(): (path.stat().st_mtime_ns, path.read_bytes())
+            for path in folder.rglob('*') if path.is_file()}
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    error = capsys.readouterr().err
+    assert error.startswith('randwire-zoo: error: ') and error.count('\n') == 1, error
+    return error
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of the whole study, which no test may change."""
+    folder = tmp_path_factory.mktemp('uninterrupted')
+    assert cli.main(arguments(write(folder), data, folder / 'output')) == 0
+    return folder / 'output'
+
+
+# The file
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'grpahs': []}, "unknown key 'grpahs'"),
+    ({'graphs': ['xy(3)']}, r"unknown random graph model 'xy\(3\)'"),
+    ({'graphs': ['ws(3,0.5)']}, 'got 3'),
+    ({'graphs': 'ws(2,0.5)'}, r"graphs must be a list of text, got 'ws\(2,0.5\)'"),
+    ({'graphs': [7]}, r'graphs must be a list of text, got \[7\]'),
+    ({'graphs': ['ba(1)', 'ba(1)']}, 'graphs names something twice'),
+    ({'graphs': None, 'models': None}, 'needs graphs or models'),
+    ({'seeds': []}, r'seeds must be one or more integers of at least 0, got \[\]'),
+    ({'seeds': [-1]}, r'at least 0, got \[-1\]'),
+    ({'seeds': ['1']}, 'seeds must be a list of integers'),
+    ({'seeds': [True]}, 'seeds must be a list of integers'),
+    ({'node_ops': ['dense']}, "got 'dense'"),
+    ({'channels': None}, 'either macs or channels'),
+    ({'macs': 1.e6}, 'either macs or channels'),
+    ({'channels': 1}, 'got 1'),
+    ({'channels': 3.5}, 'got 3.5'),
+    ({'channels': None, 'macs': '12e6'}, "got '12e6'"),
+    ({'channels': None, 'macs': -1}, 'got -1'),
+    ({'channels': None, 'macs': True}, 'got True'),
+    ({'eval_sizes': [0]}, 'eval_sizes must be at least 1, got 0'),
+    ({'damage': -5}, 'damage must be a number of images, got -5'),
+    ({'damage': 'all'}, "got 'all'"),
+    ({'title': 5}, 'title must be a line of text'),
+    ({'title': None}, 'title'),
+    ({'model': [1]}, r'model must hold `key: value`, got \[1\]'),
+    ({'model': {'seed': 4, 'channels': 8}}, 'model must not set channels, seed'),
+    ({'settings': {'learning_rate': 1}}, "unknown key 'learning_rate'"),
+    ({'settings': {'epochs': 'two'}}, "got 'two'"),
+    ({'settings': {'output': 'here', 'seed': 3}}, 'settings must not have output, seed'),
+    ({'recipe': None}, 'needs a recipe'),
+    ({'recipe': 5}, '5'),
+    ({'data': 5}, 'data.*5'),
+    ({'detection': {'config': 'x.yaml'}}, 'models instead of graphs'),
+    ({'detection': {'config': 'x.yaml', 'lr': 1}, 'graphs': None, 'channels': None}, 'got lr'),
+    ({'paper': 73.8}, 'got 73.8'),
+], ids=str)
+def test_a_mistake_in_the_file_is_named_in_one_line(
+        changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        load_study(write(tmp_path, **changes))
+    assert '\n' not in str(raised.value) and str(tmp_path / 'study.yaml') in str(raised.value)
+
+
+def test_a_file_that_is_no_study_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / 'study.yaml'
+    for text in ('- a list', '{unclosed', 'graphs: [ws(2,0.5)'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r'study\.yaml'):
+            load_study(path)
+    with pytest.raises(FileNotFoundError, match=r"no study 'figure33'.*figure3_small"):
+        load_study('figure33')
+    with pytest.raises(FileNotFoundError, match=r"study\.yaml.*no recipe 'cifar10/nothing'"):
+        load_study(write(tmp_path, recipe='cifar10/nothing'))
+
+
+def test_what_no_network_can_be_made_of_is_named_in_one_line(tmp_path: Path) -> None:
+    for changes, message in (
+            ({'channels': None, 'macs': 1000}, r'macs of 1000 cannot be met by ws\(2,0.5\) with sep_conv.*C=2 with'),
+            ({'model': {'num_nodes': 2}}, r'ws\(2,0.5\)|WS\(K, P\)|num_nodes|K'),
+            ({'model': {'num_nodes': 5, 'stem_stride': 3}}, 'stem_stride.*3'),
+            ({'model': {'num_nodes': 5, 'depth': 3}}, 'depth'),
+            ({'models': ['resnet7']}, "no model 'resnet7'")):
+        study = load_study(write(tmp_path, **{'models': None, **changes}))
+        with pytest.raises(ValueError, match=message) as raised:
+            study.networks()
+        assert '\n' not in str(raised.value)
+
+
+def test_two_networks_never_share_a_name(tmp_path: Path) -> None:
+    study = load_study(write(tmp_path, graphs=['ws(2,0.5)', 'ws(2, 0.5)'], models=None))
+    with pytest.raises(ValueError, match='twice'):
+        study.networks()
+
+
+@pytest.mark.parametrize('text, error, message', [
+    (None, FileNotFoundError, 'no file .*own.py'),
+    ('x = 1', ValueError, 'own.py defines no subclass'),
+    ('import no_such_module', ValueError, "own.py: ModuleNotFoundError: No module named 'no_such_module'"),
+    ('raise ArithmeticError("first\\nsecond")', ValueError, 'own.py: ArithmeticError: first'),
+    ('def f(:', ValueError, 'own.py: SyntaxError'),
+], ids=['missing', 'empty', 'import', 'raises', 'syntax'])
+def test_a_file_of_generators_that_has_none_is_named_in_one_line(
+        text: str | None, error: type[Exception], message: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / 'own.py').write_text(text)
+    with pytest.raises(error, match=message) as raised:
+        load_study(write(tmp_path, generators='own.py'))
+    assert '\n' not in str(raised.value)
+
+
+def test_a_generator_may_postpone_its_annotations(tmp_path: Path) -> None:
+    (tmp_path / 'own.py').write_text('from __future__ import annotations\n' + textwrap.dedent(GENERATORS))
+    assert load_study(write(tmp_path, graphs=['regular(2)'], generators='own.py')).graphs == ['regular(2)']
+
+
+def test_a_generator_that_allows_no_such_graph_is_named_in_one_line(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / 'own.py').write_text(textwrap.dedent(GENERATORS))
+    study = write(tmp_path, graphs=['regular(3)'], generators='own.py')
+    assert cli.main(['study', 'show', str(study)]) == 2
+    error = one_line(capsys)
+    assert 'regular(3)' in error and 'n * d must be even' in error
+
+
+def test_every_packaged_study_loads_and_the_small_ones_have_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = study_names()
+    assert {'figure3', 'figure5', 'figure6', 'table2', 'table3', 'table4', 'table5', 'mnist2021'} <= set(names)
+    for name in names:
+        study = load_study(name)
+        assert study.title and study.sha256 == load_study(name).sha256
+        if not study.detection:
+            assert load_recipe(study.recipe)
+    # What C is tuned to is another test's.
+    monkeypatch.setattr(studies, '_count', lambda name, kwargs, size, classes: (int(load.macs or 1), 5))
+    for load in (load_study(name) for name in names if name.endswith('_small')):
+        networks = load.networks()
+        per_graph = len(load.seeds) * max(len(load.widths), 1)
+        assert len(networks) == len(load.graphs) * per_graph * len(load.node_ops) + len(load.models) * len(load.seeds)
+        assert len({network.id for network in networks}) == len(networks)
+
+
+@pytest.mark.parametrize('name', ['figure3_small', 'figure6_small'])
+def test_a_small_study_makes_the_networks_that_it_describes(name: str) -> None:
+    study = load_study(name)
+    narrowed = studies.Study(**{**vars(study), 'graphs': study.graphs[:1], 'seeds': [1], 'node_ops': ['max_pool']})
+    network, = narrowed.networks()
+    assert study.macs is not None and abs(network.macs / study.macs - 1) < 0.15
+    assert network.series == f'{study.graphs[0]} max_pool' and network.seed == 1
+    model = build_model(network.model, num_classes=10, in_chans=3, **network.kwargs)
+    assert sum(parameter.numel() for parameter in model.parameters()) == network.params
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+def test_everything_but_the_words_decides_on_whose_results_they_are(tmp_path: Path) -> None:
+    def sha256(**changes: Any) -> str:
+        return load_study(write(tmp_path, **changes)).sha256
+
+    assert sha256(title='Other', notes='words', paper={}) == sha256()
+    for changes in ({'seeds': [1]}, {'channels': 4}, {'damage': 0}, {'eval_sizes': []}, {'settings': {'epochs': 2}},
+                    {'model': {'num_nodes': 6}}, {'recipe': 'mnist/study'}, {'data': 'other'}):
+        assert sha256(**changes) != sha256(), changes
+    (tmp_path / 'own.py').write_text(textwrap.dedent(GENERATORS))
+    before = sha256(generators='own.py')
+    (tmp_path / 'own.py').write_text(textwrap.dedent(GENERATORS) + '\n# changed\n')
+    assert before != sha256(generators='own.py') != sha256()
+
+
+@pytest.mark.parametrize('graph, macs', [('ws(2,0.5)', 3.e5), ('er(0.3)', 6.e6), ('er(0.5)', 4.e7)])
+def test_the_tuned_width_is_the_nearest_to_the_target(graph: str, macs: float) -> None:
+    model = {'num_nodes': 4, 'stem_stride': 2}
+    study = studies.Study(title='C', graphs=[graph], seeds=[1, 3], macs=macs, model=model, recipe='mnist/study')
+    networks = study.networks()
+    tuned = {network.kwargs['channels'] for network in networks}
+    assert len(tuned) == 1  # one C for all seeds
+
+    def macs_of(channels: int) -> list[int]:
+        return [count_complexity(
+            timm.create_model('randwire', graph=graph, seed=seed, channels=channels, in_chans=1, num_classes=10,
+                              device='meta', **model), (1, 28, 28)).macs for seed in study.seeds]
+
+    best = tuned.pop()
+    assert [network.macs for network in networks] == macs_of(best)
+    away = {channels: abs(statistics.mean(macs_of(channels)) - macs)
+            for channels in range(max(best - 2, 2), best + 3)}
+    assert min(away, key=lambda channels: away[channels]) == best, away
+
+
+# Runs
+
+
+def test_a_study_trains_and_evaluates_every_network(uninterrupted: Path, data: Path) -> None:
+    rows = results(uninterrupted)
+    assert sorted(rows) == sorted(IDS)
+    header, _ = read_results(uninterrupted)
+    assert header['study'] == 'A tiny study' and header['spec']['channels'] == 3
+    for name, row in rows.items():
+        assert row['status'] == 'done' and row['epochs'] == 5 and row['params'] > 0 and row['macs'] > 0
+        assert [point[0] for point in row['history']] == [1, 2, 3, 4, 5] and row['history'][-1][2] == row['top1']
+        summary = (uninterrupted / 'runs' / name / 'summary.csv').read_text().splitlines()
+        assert len(summary) == 6 and float(summary[-1].split(',')[3]) == row['top1']
+        # The same pictures at the same size again.
+        assert row['eval_sizes']['32']['top1'] == pytest.approx(row['top1'])
+        assert set(row['eval_sizes']) == {'32', '24'}
+    for seed in (1, 2):
+        row = rows[f'ws-2-0.5-s{seed}']
+        assert (row['series'], row['graph'], row['seed'], row['channels']) == ('ws(2,0.5)', 'ws(2,0.5)', seed, 3)
+        assert row['damage']['images'] == 9 and row['damage']['top1'] == pytest.approx(row['top1'])
+        assert len(row['damage']['nodes']) == 15 and len(row['damage']['edges']) == 3 * row['measures']['edges']
+        assert row['measures']['degree'] == 2 and row['measures']['edges'] == 5
+        hand_made = rows[f'mnist-tiny-cnn-s{seed}']
+        assert hand_made['graph'] is None and 'damage' not in hand_made and hand_made['measures'] == {}
+    assert rows[IDS[0]]['wiring'] != rows[IDS[1]]['wiring'] and rows[IDS[2]]['wiring'] is None
+    assert rows[IDS[2]]['history'] != rows[IDS[3]]['history']  # the seed is that of the training
+
+
+def test_a_finished_study_is_not_touched_again(
+        uninterrupted: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / 'output'
+    shutil.copytree(uninterrupted, folder)
+    before = contents(folder / 'runs')
+    lines = (folder / 'results.jsonl').read_text()
+    assert cli.main(arguments(write(tmp_path), data, folder)) == 0
+    assert contents(folder / 'runs') == before and (folder / 'results.jsonl').read_text() == lines
+    assert '4 of 4 networks' in capsys.readouterr().out
+
+    # Another study's results are refused before anything starts, and so is a folder without the data.
+    everything = contents(folder)
+    assert cli.main(arguments(write(tmp_path, channels=4), data, folder)) == 2
+    assert "belongs to another study, 'A tiny study'; choose another --output" in one_line(capsys)
+    assert contents(folder) == everything
+    assert cli.main(arguments(write(tmp_path), tmp_path / 'nowhere', tmp_path / 'new')) == 2
+    assert "needs the data set 'colours'" in one_line(capsys)
+    (tmp_path / 'half' / 'colours' / 'train').mkdir(parents=True)
+    assert cli.main(arguments(write(tmp_path), tmp_path / 'half', tmp_path / 'new')) == 2
+    assert 'has no folder validation' in one_line(capsys)
+    assert not (tmp_path / 'new').exists()
+    for options, message in ((['--workers', '0'], '--workers must be at least 1, got 0'),
+                             (['--engine-options', 'gpus'], "must be KEY=VALUE, got 'gpus'"),
+                             (['--engine-options', 'a=b'], 'takes no options, got a')):
+        assert cli.main(arguments(write(tmp_path), data, tmp_path / 'new', *options)) == 2
+        assert message in one_line(capsys)
+    assert not (tmp_path / 'new').exists()
+
+
+def test_a_second_run_in_the_same_folder_changes_nothing_there(
+        uninterrupted: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fcntl = pytest.importorskip('fcntl')
+    folder = tmp_path / 'output'
+    shutil.copytree(uninterrupted, folder)
+    path = folder / 'results.jsonl'
+    with (folder / '.lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = path.stat()
+        assert cli.main(arguments(write(tmp_path), data, folder)) == 2
+        assert 'another run is at work' in one_line(capsys)
+        # A row that the first run adds while the second one rewrites the file would be lost.
+        assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_the_users_own_generator_is_trained_and_one_failure_ends_nothing(
+        data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / 'own.py').write_text(textwrap.dedent(GENERATORS))
+    (tmp_path / 'broken').touch()
+    study = write(tmp_path, graphs=['regular(2)'], models=['mnist_tiny_cnn'], seeds=[1, 2], generators='own.py',
+                  eval_sizes=[], damage=0, settings={**SPEC['settings'], 'epochs': 1})
+    folder = tmp_path / 'output'
+    assert cli.main(arguments(study, data, folder)) == 1
+    rows = results(folder)
+    assert {name: row['status'] for name, row in rows.items()} == {
+        'regular-2-s1': 'done', 'regular-2-s2': 'failed', 'mnist-tiny-cnn-s1': 'done', 'mnist-tiny-cnn-s2': 'done'}
+    assert rows['regular-2-s2']['reason'] == 'ArithmeticError: no graph today'
+    assert rows['regular-2-s1']['measures']['degree'] == 2
+    out = capsys.readouterr().out
+    assert 'regular-2-s2 failed: ArithmeticError: no graph today' in out and '3 of 4 networks' in out
+
+    (tmp_path / 'broken').unlink()
+    before = contents(folder / 'runs')
+    assert cli.main(arguments(study, data, folder)) == 1  # a failure is a result until it is asked for again
+    assert contents(folder / 'runs') == before
+    assert cli.main(arguments(study, data, folder, '--retry-failed')) == 0
+    again = results(folder)
+    assert sorted(again) == sorted(rows) and all(row['status'] == 'done' for row in again.values())
+    after = contents(folder / 'runs')
+    assert {name: after[name] for name in before} == before
+    for log in (folder / 'tasks').glob('*.log'):
+        assert 'Fatal Python error' not in log.read_text(), log
+
+
+def test_a_run_that_was_killed_goes_on_to_the_results_of_an_uninterrupted_one(
+        uninterrupted: Path, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / 'output'
+    study = write(tmp_path)
+    process = start(*arguments(study, data, folder))
+    wait_for(lambda: rows_of(folder) and in_training(folder), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    # The workers have sessions of their own, but do not outlive the run.
+    try:
+        wait_for(lambda: not processes('randwire_zoo.studies.work', tmp_path))
+    finally:
+        for pid in processes('randwire_zoo.studies.work', tmp_path):
+            os.kill(pid, signal.SIGKILL)
+    assert 0 < len(rows_of(folder)) < 4
+    begun = {name: (folder / 'runs' / name / 'summary.csv').read_text() for name in in_training(folder)}
+
+    # And the line that was being written is cut in half.
+    path = folder / 'results.jsonl'
+    path.write_text(path.read_text()[:-40])
+    assert cli.main(arguments(study, data, folder)) == 0
+    assert results(folder) == results(uninterrupted)
+    for name, summary in begun.items():
+        whole = (folder / 'runs' / name / 'summary.csv').read_text()
+        assert whole.startswith(summary.splitlines()[0]) and len(whole.splitlines()) == 6
+
+
+@pytest.mark.parametrize('engine', ['local', 'submitit'])
+def test_a_worker_that_is_killed_costs_no_network(
+        engine: str, uninterrupted: Path, data: Path, tmp_path: Path) -> None:
+    if engine == 'submitit':
+        pytest.importorskip('submitit')
+    more = [] if engine == 'local' else ['--engine', 'submitit', '--engine-options', 'cluster=local']
+    folder = tmp_path / 'output'
+    process = start(*arguments(write(tmp_path), data, folder, *more))
+    try:
+        if engine == 'local':
+            name = wait_for(lambda: in_training(folder), process)[0]
+            found = processes('randwire_zoo.studies.work', folder / 'tasks' / f'{name}.json')
+        else:  # a controller for each job, and what it starts
+            wait_for(lambda: in_training(folder), process)
+            found = processes('submitit.core._submit', folder / 'jobs')
+        assert found, 'there is no such process'
+        os.kill(min(found), signal.SIGKILL)
+        assert process.wait(DEADLINE) == 0
+    finally:
+        process.kill()
+        process.wait()
+        for pid in processes(tmp_path):
+            os.kill(pid, signal.SIGKILL)
+    assert results(folder) == results(uninterrupted)
+
+
+def test_a_network_whose_process_dies_twice_has_a_row_that_says_so(data: Path, tmp_path: Path) -> None:
+    (tmp_path / 'own.py').write_text(textwrap.dedent(GENERATORS).replace(
+        "raise ArithmeticError('no graph today')", 'import os; os.kill(os.getpid(), 9)'))
+    (tmp_path / 'broken').touch()
+    study = write(tmp_path, graphs=['regular(2)'], models=None, seeds=[2], generators='own.py')
+    assert cli.main(arguments(study, data, tmp_path / 'output')) == 1
+    row = results(tmp_path / 'output')['regular-2-s2']
+    assert row['status'] == 'failed'
+    assert row['reason'] == ('its process ended 2 times without a result, last with signal 9 (SIGKILL); see '
+                             'regular-2-s2.log')
+
+
+def test_a_line_that_was_cut_in_half_counts_as_not_written(uninterrupted: Path, tmp_path: Path) -> None:
+    study = load_study(write(tmp_path))
+    path = tmp_path / 'results.jsonl'
+    whole = (uninterrupted / 'results.jsonl').read_text()
+    path.write_text(whole[:-40])
+    kept = Results(tmp_path, study)
+    kept.create()
+    assert len(kept.rows) == 3 and len(read_results(path)[1]) == 3
+    last = json.loads(whole.splitlines()[-1])
+    kept.add(last)
+    assert sorted(row['id'] for row in read_results(path)[1]) == sorted(IDS)
+    with pytest.raises(AssertionError):
+        kept.add(last)
+    for text in ('', 'no json\n', '{"id": 1}\n', whole.replace('"id"', '"name"', 1)):
+        path.write_text(text)
+        with pytest.raises(ValueError, match='is no file of results of a study'):
+            read_results(path)
+
+
+# The hand-made networks
+
+
+@pytest.mark.parametrize('name', ['mnist_tiny_cnn', 'mnist_handmade_cnn', 'mnist_alexnet'])
+def test_the_hand_made_networks_classify_digits(name: str) -> None:
+    model = timm.create_model(name, num_classes=7, in_chans=1).eval()
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 7)
+    assert timm.create_model(name, in_chans=3)(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_the_tiny_network_has_the_widths_that_the_study_gives() -> None:
+    model = timm.create_model('mnist_tiny_cnn')
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert [(conv.out_channels, conv.kernel_size) for conv in convolutions] == [
+        (32, (3, 3)), (64, (3, 3)), (64, (3, 3))]
+    assert [module.out_features for module in model.modules() if isinstance(module, nn.Linear)] == [70, 30, 10]
