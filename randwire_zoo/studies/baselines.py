@@ -69,7 +69,7 @@ class _Handmade(SmallCNN):
 class _AlexNet(SmallCNN):
     def __init__(self, num_classes: int = 10, in_chans: int = 1, drop_rate: float = 0.0, **_: Any) -> None:
         features = nn.Sequential(
-            nn.Conv2d(in_chans, 64, 5, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+            nn.Conv2d(in_chans, 64, 5, stride=2, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(2),
             nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(2),
             nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(inplace=True),
             nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(inplace=True),

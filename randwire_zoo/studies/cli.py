@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from pathlib import Path
 
 from tabulate import tabulate
@@ -61,6 +62,8 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f'--engine-options must be KEY=VALUE, got {odd[0]!r}')
     folder = Path(args.output or Path('output') / 'study' / Path(args.study).stem)
     Results(folder, study)  # whose results they are is asked before C is tuned
+    # A scheduler's way to end a process; the jobs of the study are to end with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = dict(option.split('=', 1) for option in args.engine_options)
     engine = create_engine(args.engine, args.workers, folder, options)
     results = run_study(study, study.networks(), folder, engine, args.data_dir, args.retry_failed,

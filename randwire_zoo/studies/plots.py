@@ -9,7 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..drawing import EDGE, INPUT, OUTPUT, PAPER, RUNS, draw_graphs, style
+from ..drawing import EDGE, INK, INPUT, OUTPUT, PAPER, RUNS, draw_graphs, style
+from ..graphs import parse_graph_model
 from .study import Network, graphs_of
 
 if TYPE_CHECKING:
@@ -24,13 +25,12 @@ WIDTH = 9.0  # inches
 MEASURES = ('degree', 'path length', 'clustering')
 
 
-def draw_pictures(groups: Groups, paper: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, str]:
+def draw_pictures(groups: Groups, paper: Mapping[str, Any]) -> dict[str, str]:
     """Every picture that the rows have data for, as SVG text by its title.
 
     Args:
         groups: Rows that are done, by series.
         paper: The paper's mean accuracy by series, where there is one.
-        model: What all networks share of the arguments of `randwire`.
     """
     rows = [row for group in groups.values() for row in group]
     pictures: dict[str, str] = {}
@@ -52,9 +52,9 @@ def draw_pictures(groups: Groups, paper: Mapping[str, Any], model: Mapping[str, 
     if len({row['node_op'] for row in rows if row['node_op']}) > 1:
         add('Node operations (Figure 6)', lambda: _operations(rows))
     for series, group in groups.items():
-        network = next((row for row in group if row['graph'] and row['node_op'] in ('sep_conv', None)), None)
+        network = next((row for row in group if row['node_op'] == 'sep_conv' and _is_known(row['graph'])), None)
         if network is not None:
-            pictures[f'Graphs of {series}, seed {network["seed"]}'] = _wiring(network, model)
+            pictures[f'Graphs of {series}, seed {network["seed"]}'] = _wiring(network)
     return pictures
 
 
@@ -82,7 +82,20 @@ def _figure(panels: int, height: float = 3.6, columns: int | None = None) -> tup
 
 
 def _colours(groups: Groups) -> dict[str, str]:
-    return {series: RUNS[i % len(RUNS)] for i, series in enumerate(groups)}
+    if len(groups) <= len(RUNS):
+        return dict(zip(groups, RUNS, strict=False))
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+    return {series: to_hex(colormaps['turbo'](0.04 + 0.92 * i / (len(groups) - 1))) for i, series in enumerate(groups)}
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """The legend of all panels below them, in as many columns as its names leave room for."""
+    lines, names = axes.get_legend_handles_labels()
+    size = 9 if len(names) <= 40 else 6
+    inches = 0.6 + max(map(len, names)) * size / 110
+    figure.legend(lines, names, loc='outside lower center', ncols=max(min(len(names), int((WIDTH - 0.2) / inches)), 1),
+                  frameon=False, fontsize=size)
 
 
 def _bars(groups: Groups, paper: Mapping[str, Any], metric: str) -> Figure:
@@ -96,13 +109,30 @@ def _bars(groups: Groups, paper: Mapping[str, Any], metric: str) -> Figure:
         axes.bar(i, mean, yerr=deviation or None, color=_colours(groups)[series], alpha=0.75, width=0.7, capsize=4)
         beside = [i + 0.12 * (j - (len(values) - 1) / 2) / max(len(values) / 3, 1) for j in range(len(values))]
         axes.plot(beside, values, 'o', color='black', markersize=2.5, alpha=0.7)
-        axes.annotate(f'{mean:.2f}', (i, mean + deviation), ha='center', va='bottom', fontsize=8,
-                      xytext=(0, 4), textcoords='offset points')
-    axes.set_xticks(range(len(groups)), list(groups), rotation=0 if len(groups) < 9 else 60,
-                    ha='center' if len(groups) < 9 else 'right', fontsize=9)
+        axes.annotate(f'{mean:.2f}', (i, max(mean + deviation, *values)), ha='center', va='bottom',
+                      fontsize=min(8.0, 180 / len(groups)), xytext=(0, 4), textcoords='offset points')
+    beside_each_other = sum(map(len, groups)) + 3 * len(groups) < 100
+    axes.set_xticks(range(len(groups)), list(groups), rotation=0 if beside_each_other else 60,
+                    ha='center' if beside_each_other else 'right', rotation_mode='anchor',
+                    fontsize=min(9.0, 300 / len(groups)))
     axes.set_ylim(max(lowest - room, 0), highest + room)
+    axes.margins(x=0.02)
+    # What was measured on other data may lie far outside; the table has it all.
+    given = {i: number for i, series in enumerate(groups) if (number := _number(paper.get(series))) is not None
+             and axes.get_ylim()[0] < number < axes.get_ylim()[1]}
+    if given:
+        axes.plot(list(given), list(given.values()), 'D', color='none', markeredgecolor=INK, label='paper')
+        axes.legend(frameon=False, fontsize=9, loc='upper right')
     style(axes, '', metric)
     return figure
+
+
+def _number(text: Any) -> float | None:
+    """The number that a figure of the paper's begins with, such as `74.7 ± 0.25`."""
+    try:
+        return float(str(text).split()[0])
+    except (ValueError, IndexError):
+        return None
 
 
 def _distributions(groups: Groups) -> Figure:
@@ -111,8 +141,8 @@ def _distributions(groups: Groups) -> Figure:
         errors = sorted(100 - accuracy(row) for row in group)
         steps = [i / len(errors) for i in range(1, len(errors) + 1)]
         axes.step([errors[0], *errors], [0, *steps], where='post', label=series, color=_colours(groups)[series])
-    style(axes, 'top-1 error (%)', 'networks with no larger error')
-    axes.legend(frameon=False, fontsize=9)
+    style(axes, 'top-1 error (%)', 'share of networks')
+    _legend(figure, axes)
     return figure
 
 
@@ -131,8 +161,7 @@ def _against_measures(groups: Groups) -> Figure:
         if correlation is not None:
             axes.set_title(f'r = {correlation:.2f}', fontsize=10)
         style(axes, measure, 'top-1 (%)')
-    lines, names = panels[0].get_legend_handles_labels()
-    figure.legend(lines, names, loc='outside lower center', ncols=min(len(names), 6), frameon=False, fontsize=9)
+    _legend(figure, panels[0])
     return figure
 
 
@@ -147,18 +176,20 @@ def _curves(groups: Groups, metric: str) -> Figure:
             top1.plot(steps, [point[2] for point in row['history']], **options)
     style(loss, 'epoch' if metric != 'AP' else 'iteration', 'training loss')
     style(top1, 'epoch' if metric != 'AP' else 'iteration', metric)
-    lines, names = loss.get_legend_handles_labels()
-    figure.legend(lines, names, loc='outside lower center', ncols=min(len(names), 6), frameon=False, fontsize=9)
+    _legend(figure, loss)
     return figure
 
 
 def _damage(groups: Groups) -> Figure:
+    from matplotlib.ticker import FixedLocator, MaxNLocator
     damaged = {series: [row['damage'] for row in group if 'damage' in row] for series, group in groups.items()}
     damaged = {series: found for series, found in damaged.items() if found}
     figure, panels = _figure(2 * len(damaged), 2.9, columns=len(damaged))
     for i, (series, found) in enumerate(damaged.items()):
         for axes, kind, label in ((panels[i], 'nodes', "node's out-degree"),
-                                  (panels[len(damaged) + i], 'edges', "in-degree of edge's target")):
+                                  (panels[len(damaged) + i], 'edges', "target's in-degree")):
+            if i:  # so that series can be compared
+                axes.sharey(panels[0] if kind == 'nodes' else panels[len(damaged)])
             losses: dict[int, list[float]] = {}
             for one in found:
                 for *_, degree, loss in one[kind]:
@@ -170,13 +201,18 @@ def _damage(groups: Groups) -> Figure:
                 for patch in box['boxes']:
                     patch.set(facecolor='#f4c58a', edgecolor=EDGE)
                 for degree in degrees:
-                    axes.plot([degree] * len(losses[degree]), losses[degree], '.', color=INPUT, markersize=2,
-                              alpha=0.35)
+                    axes.plot([degree] * len(losses[degree]), losses[degree], '.', color=INPUT, markersize=4,
+                              alpha=0.5, label='one removal' if degree == degrees[0] else None)
                 axes.plot(degrees, [statistics.mean(losses[degree]) for degree in degrees], 'o', color=OUTPUT,
-                          markersize=4)
+                          markersize=4, label='mean')
+                box['boxes'][0].set_label('median and quartiles')
+                axes.set_xlim(degrees[0] - 0.7, degrees[-1] + 0.7)
+                axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True) if len(degrees) > 2 else
+                                             FixedLocator(degrees))
             style(axes, label, 'loss in top-1 (points)' if i == 0 else '')
             if kind == 'nodes':
                 axes.set_title(series, fontsize=10)
+    _legend(figure, panels[0])
     return figure
 
 
@@ -190,16 +226,29 @@ def _operations(rows: Sequence[Row]) -> Figure:
             if values:
                 means[operation][graph] = statistics.mean(values)
     first = means[operations[0]]
-    order = sorted(first, key=lambda graph: -first[graph])
+    graphs = dict.fromkeys(graph for found in means.values() for graph in found)
+    order = sorted(graphs, key=lambda graph: -first.get(graph, 0.0))
     for i, operation in enumerate(operations):
         line = [means[operation].get(graph, float('nan')) for graph in order]
-        correlation = pearson(list(first.values()), [means[operation].get(graph, float('nan')) for graph in first])
+        both = [graph for graph in first if graph in means[operation]]
+        correlation = pearson([first[graph] for graph in both], [means[operation][graph] for graph in both])
         label = operation if i == 0 or correlation is None else f'{operation} (r = {correlation:.2f})'
         axes.plot(range(len(order)), line, 'o-', color=RUNS[i % len(RUNS)], label=label)
-    axes.set_xticks(range(len(order)), order, fontsize=9)
+    flat = sum(map(len, order)) + 3 * len(order) < 100
+    axes.set_xticks(range(len(order)), order, rotation=0 if flat else 60, ha='center' if flat else 'right',
+                    rotation_mode='anchor', fontsize=9)
     style(axes, f'generators, by accuracy with {operations[0]}', 'mean top-1 (%)')
     axes.legend(frameon=False, fontsize=9)
     return figure
+
+
+def _is_known(graph: str) -> bool:
+    """Whether graphs of that model can be sampled here: the user's own file may be on another machine."""
+    try:
+        parse_graph_model(graph)
+    except ValueError:
+        return False
+    return True
 
 
 def _wiring(row: Row) -> str:

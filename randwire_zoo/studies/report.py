@@ -43,7 +43,7 @@ def write_html(path: str | Path, output: str | Path) -> None:
     """
     header, rows = read_results(path)
     spec = header['spec']
-    if spec['generators']:
+    if spec['generators'] and Path(spec['generators']).is_file():  # not where the results were copied to
         load_generators(spec['generators'])
     done = [row for row in rows if row['status'] == 'done']
     if not done:
@@ -53,7 +53,7 @@ def write_html(path: str | Path, output: str | Path) -> None:
         Path(__file__).with_name('report.html').read_text(encoding='utf-8'))
     write_atomically(output, template.render(
         title=header['study'], summary=_summary(rows), notes=spec['notes'], heads=heads, lines=lines,
-        pictures=draw_pictures(_by_series(done), spec['paper'], spec['model']), failed=[r for r in rows if r['status'] != 'done'],
+        pictures=draw_pictures(_by_series(done), spec['paper']), failed=[r for r in rows if r['status'] != 'done'],
         metric='AP' if spec['detection'] else 'top-1 (%)',
         rows=[{'epochs': None, **row, 'value': accuracy(row)} for row in done],
         spec=yaml.safe_dump({name: value for name, value in spec.items() if value}, sort_keys=False)))

@@ -38,12 +38,10 @@ class Results:
             if header['sha256'] != study.sha256:
                 raise ValueError(f'{self.path} belongs to another study, {header["study"]!r}; choose another --output')
             self.rows = {row['id']: row for row in rows}
-            self._write()  # a line that was cut off when the writer was killed is gone now
 
     def create(self) -> None:
-        """Begin the file, if there is none."""
-        if not self.path.exists():
-            self._write()
+        """Begin the file, or make it whole: a line that was cut off when its writer was killed goes."""
+        self._write()
 
     def add(self, row: Row) -> None:
         """Append a row. A network that has one already is an error of the caller's."""

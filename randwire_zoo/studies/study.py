@@ -17,6 +17,7 @@ import json
 import os
 import re
 import statistics
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib import import_module
@@ -114,7 +115,10 @@ class Study:
     notes: str = ''
 
     def __post_init__(self) -> None:
-        if not isinstance(self.title, str) or not self.title.strip():
+        for name in ('title', 'recipe', 'data', 'generators', 'notes'):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f'{name} must be text, got {getattr(self, name)!r}')
+        if not self.title.strip():
             raise ValueError('title must be a line of text')
         for name, kind in (('graphs', str), ('seeds', int), ('node_ops', str), ('models', str), ('eval_sizes', int)):
             values = getattr(self, name)
@@ -143,7 +147,8 @@ class Study:
         for width in self.widths:
             if not isinstance(width, int) or isinstance(width, bool) or width < 2:
                 raise ValueError(f'channels must be an integer of at least 2, or a list of such, got {self.channels!r}')
-        if self.macs is not None and (not isinstance(self.macs, (int, float)) or not self.macs > 0):
+        if self.macs is not None and (
+                isinstance(self.macs, bool) or not isinstance(self.macs, (int, float)) or not self.macs > 0):
             raise ValueError(f'macs must be a positive number (in yaml: 12.e+6), got {self.macs!r}')
         own = {'graph', 'seed', 'node_op', 'channels'} & set(self.model)
         if own:
@@ -216,6 +221,10 @@ class Study:
             for seed in self.seeds:
                 macs, params = (0, 0) if self.detection else self._count(name, {})
                 found.append(Network(_slug(f'{name} s{seed}'), name, name, {}, None, seed, None, macs, params))
+        names = [network.id for network in found]
+        for network in found:
+            if names.count(network.id) > 1:
+                raise ValueError(f'the study names the same network twice: {network.series!r}')
         return found
 
     def _tuned_channels(self, kwargs: dict[str, Any]) -> int:
@@ -226,14 +235,15 @@ class Study:
             return statistics.mean(self._count('randwire', {**kwargs, 'seed': seed, 'channels': channels})[0]
                                    for seed in seeds)
 
-        # Nearly quadratic in C: three guesses from the first seed, then the neighbourhood of the last for all seeds.
-        target, guess = self.macs, 64
-        for _ in range(3):
-            guess = round(guess * (target / mean(guess, self.seeds[:1])) ** 0.5)
-            guess = min(max(guess, 2), LARGEST_WIDTH)
-        near = range(max(guess - 1, 2), guess + 2)
-        best = min(near, key=lambda channels: abs(mean(channels, self.seeds) - target))
+        # Nearly quadratic in C: two guesses from the first seed and one from all, then on to where no step is nearer.
+        target, best = self.macs, 64
+        for seeds in (self.seeds[:1], self.seeds[:1], self.seeds):
+            best = min(max(round(best * (target / mean(best, seeds)) ** 0.5), 2), LARGEST_WIDTH)
         found = mean(best, self.seeds)
+        step = 1 if found < target else -1
+        while best + step >= 2 and abs(mean(best + step, self.seeds) - target) < abs(found - target):
+            best += step
+            found = mean(best, self.seeds)
         if abs(found / self.macs - 1) > TOLERANCE:
             raise ValueError(f'macs of {self.macs:.4g} cannot be met by {kwargs["graph"]} with {kwargs["node_op"]}: '
                              f'the nearest is C={best} with {found:.4g}')
@@ -254,8 +264,10 @@ def _count(name: str, kwargs: str, input_size: tuple[int, int, int], classes: in
     try:
         model = timm.create_model(name, in_chans=input_size[0], device='meta', **arguments)
         figures = count_complexity(model, input_size)
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(f'cannot make {name} with {arguments}: {one_line(error)}') from error
+    except ValueError:
+        raise
+    except Exception as error:  # a generator of the user's own may raise anything
+        raise ValueError(f'cannot make {name} with {arguments}: {type(error).__name__}: {one_line(error)}') from error
     return figures.macs, figures.params
 
 
@@ -327,7 +339,7 @@ def load_generators(path: str) -> None:
     spec = importlib.util.spec_from_file_location(f'randwire_zoo_generators_{_slug(Path(path).stem)}', path)
     assert spec is not None and spec.loader is not None
     before = set(GraphModel.registry.values())
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look it up there
     try:
         spec.loader.exec_module(module)
     except Exception as error:

@@ -16,9 +16,16 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 from ..files import write_atomically
 from ..weights_io import one_line
@@ -49,7 +56,23 @@ def row_path(task: Path) -> Path:
 
 def run_task(path: str) -> str:
     """Do a task and write its row, whose reason says what went wrong if something did; returns the row's path."""
-    task = json.loads(Path(path).read_text(encoding='utf-8'))
+    with _alone(Path(path)):
+        if not row_path(Path(path)).is_file():  # a job that outlived its study may have done it meanwhile
+            _do(Path(path))
+    return str(row_path(Path(path)))
+
+
+@contextmanager
+def _alone(task: Path) -> Iterator[None]:
+    """Wait until no other process is at the task."""
+    with open(task.with_suffix('.lock'), 'w', encoding='utf-8') as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _do(path: Path) -> None:
+    task = json.loads(path.read_text(encoding='utf-8'))
     study, network = Study(**task['study']), Network(**task['network'])
     start = time.time()
     row = row_of(network)
@@ -59,8 +82,7 @@ def run_task(path: str) -> str:
         row.update(status='failed', reason=f'{type(error).__name__}: {one_line(error)}')
         traceback.print_exc()
     row.update(seconds=round(time.time() - start, 1), host=platform.node())
-    write_atomically(row_path(Path(path)), json.dumps(row))
-    return str(row_path(Path(path)))
+    write_atomically(row_path(path), json.dumps(row))
 
 
 def run_network(study: Study, network: Network, folder: Path, data_dir: str | None) -> dict[str, Any]:
@@ -222,7 +244,7 @@ def _end_with_parent() -> None:
     Otherwise the study that is started next would train a network that is still being trained.
     """
     def watch() -> None:
-        while sys.stdin.buffer.read(1):
+        while os.read(0, 1):  # not through sys.stdin, whose lock Python wants when it ends
             pass
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
