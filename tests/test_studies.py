@@ -187,7 +187,7 @@ def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ({'eval_sizes': [0]}, 'eval_sizes must be at least 1, got 0'),
     ({'damage': -5}, 'damage must be a number of images, got -5'),
     ({'damage': 'all'}, "got 'all'"),
-    ({'title': 5}, 'title must be a line of text'),
+    ({'title': 5}, 'title must be text'),
     ({'title': None}, 'title'),
     ({'model': [1]}, r'model must hold `key: value`, got \[1\]'),
     ({'model': {'seed': 4, 'channels': 8}}, 'model must not set channels, seed'),
