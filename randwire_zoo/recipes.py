@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 from timm.utils import ParseKwargs
 
-__all__ = ['DEFAULTS', 'KEYS', 'Key', 'add_recipe_arguments', 'check_settings', 'load_recipe', 'recipe_names']
+__all__ = ['DEFAULTS', 'KEYS', 'Key', 'add_recipe_arguments', 'check_settings', 'load_recipe', 'read_packaged',
+           'recipe_names']
 
 
 @dataclass(frozen=True)
@@ -192,22 +193,41 @@ def load_recipe(path_or_name: str | Path) -> dict[str, Any]:
         FileNotFoundError: if there is neither such a file nor such a packaged recipe.
         ValueError: if the file is not a flat yaml mapping, or naming the key that is unknown or has a bad value.
     """
+    path, data = read_packaged('recipe', path_or_name, _folder(), recipe_names())
+    try:
+        return check_settings(data)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from None
+
+
+def read_packaged(kind: str, path_or_name: str | Path, folder: Path, names: list[str]) -> tuple[Path, dict[str, Any]]:
+    """Read a yaml mapping from a file, or by its name from those that come with the package.
+
+    Args:
+        kind: What it is, for the errors.
+        path_or_name: A file, or one of the names.
+        folder: Where the packaged ones lie.
+        names: Those.
+
+    Returns:
+        The file, and what it holds.
+
+    Raises:
+        FileNotFoundError: if there is neither.
+        ValueError: if the file is not a yaml mapping.
+    """
     path = Path(path_or_name)
     if not path.is_file():
-        path = _folder() / f'{path_or_name}.yaml'
-        if str(path_or_name) not in recipe_names():
-            raise FileNotFoundError(f'no recipe {str(path_or_name)!r}: neither a file nor one of '
-                                    f'{", ".join(recipe_names())}')
+        path = folder / f'{path_or_name}.yaml'
+        if str(path_or_name) not in names:
+            raise FileNotFoundError(f'no {kind} {str(path_or_name)!r}: neither a file nor one of {", ".join(names)}')
     try:
         data = yaml.safe_load(path.read_text(encoding='utf-8'))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f'{path} is not a yaml file: {" ".join(str(error).split())}') from None
     if not isinstance(data, dict):
         raise ValueError(f'{path} must hold lines of `key: value`, got {type(data).__name__}')
-    try:
-        return check_settings(data)
-    except ValueError as error:
-        raise ValueError(f'{path}: {error}') from None
+    return path, data
 
 
 def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

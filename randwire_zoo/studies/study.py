@@ -25,13 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import yaml
 
 from ..complexity import count_complexity
 from ..graphs import Graph, GraphModel, graphs_sha256, parse_graph_model
 from ..models import network_arguments
 from ..network import NODE_OPS
-from ..recipes import DEFAULTS, KEYS, check_settings, load_recipe
+from ..recipes import DEFAULTS, KEYS, check_settings, load_recipe, read_packaged
 from ..weights_io import one_line
 from . import baselines  # noqa: F401 - registers them with timm
 
@@ -296,19 +295,8 @@ def load_study(path_or_name: str | Path) -> Study:
         FileNotFoundError: if there is neither; also if its generators' file is missing.
         ValueError: naming the file and what is wrong in it.
     """
-    path = Path(path_or_name)
-    if not path.is_file():
-        path = _folder() / f'{path_or_name}.yaml'
-        if str(path_or_name) not in study_names():
-            raise FileNotFoundError(f'no study {str(path_or_name)!r}: neither a file nor one of '
-                                    f'{", ".join(study_names())}')
-    try:
-        data = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path} is not a yaml file: {" ".join(str(error).split())}') from None
+    path, data = read_packaged('study', path_or_name, _folder(), study_names())
     known = [entry.name for entry in fields(Study)]
-    if not isinstance(data, dict):
-        raise ValueError(f'{path} must hold lines of `key: value`, got {type(data).__name__}')
     unknown = [str(key) for key in data if key not in known]
     if unknown:
         raise ValueError(f'{path}: unknown key {", ".join(map(repr, unknown))}; a study has {", ".join(known)}')
