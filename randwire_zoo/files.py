@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ['atomic_path', 'write_atomically']
+__all__ = ['atomic_path', 'cache_folder', 'write_atomically']
+
+
+def cache_folder() -> Path:
+    """Where things are kept that can be made or fetched again: $RANDWIRE_ZOO_CACHE, or ~/.cache/randwire_zoo."""
+    return Path(os.environ.get('RANDWIRE_ZOO_CACHE') or Path.home() / '.cache' / 'randwire_zoo')
 
 
 @contextmanager

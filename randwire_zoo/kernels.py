@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from .files import atomic_path
+from .files import atomic_path, cache_folder
 
 __all__ = [
     'KERNELS', 'KernelError', 'Source', 'SumGradients', 'affine', 'channel_dots', 'kernels_in_use', 'mean_and_variance',
@@ -95,8 +95,7 @@ def _library() -> ctypes.CDLL:
     source = Path(__file__).with_name('kernels.cpp').read_bytes()
     compiler = shlex.split(os.environ.get('CXX', '')) or ['c++']
     built_for = f'{compiler} {_FLAGS} {platform.machine()} {_processor()}'.encode()
-    root = Path(os.environ.get('RANDWIRE_ZOO_CACHE') or Path.home() / '.cache' / 'randwire_zoo')
-    path = root / 'kernels' / f'{hashlib.sha256(source + built_for).hexdigest()[:16]}.so'
+    path = cache_folder() / 'kernels' / f'{hashlib.sha256(source + built_for).hexdigest()[:16]}.so'
     if not path.is_file():
         with atomic_path(path) as temporary:
             _compile(compiler, Path(__file__).with_name('kernels.cpp'), temporary)

@@ -27,6 +27,7 @@ from typing import Any
 import timm
 
 from ..complexity import count_complexity
+from ..files import cache_folder
 from ..graphs import Graph, GraphModel, graphs_sha256, parse_graph_model
 from ..models import network_arguments
 from ..network import NODE_OPS
@@ -347,8 +348,7 @@ def data_folder(study: Study, data_dir: str | None) -> Path:
     Raises:
         FileNotFoundError: if it, or one of its splits, is missing.
     """
-    cache = Path(os.environ.get('RANDWIRE_ZOO_CACHE') or Path.home() / '.cache' / 'randwire_zoo')
-    root = Path(data_dir or os.environ.get(DATA_VARIABLE) or cache / 'data')
+    root = Path(data_dir or os.environ.get(DATA_VARIABLE) or cache_folder() / 'data')
     if study.detection:  # detectron2 wants the folder above it, and looks for the rest itself
         folder, needed = root, [study.data]
     else:

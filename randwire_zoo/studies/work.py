@@ -27,7 +27,7 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-from ..files import write_atomically
+from ..files import cache_folder, write_atomically
 from ..weights_io import one_line
 from .study import Network, Study, data_folder, graphs_of, load_generators, wiring_of
 
@@ -230,8 +230,8 @@ def train_net() -> Path:
     Raises:
         FileNotFoundError: if it is not there.
     """
-    cache = Path(os.environ.get('RANDWIRE_ZOO_CACHE') or Path.home() / '.cache' / 'randwire_zoo')
-    path = Path(os.environ.get('DETECTRON2_TRAIN_NET') or cache / 'upstream' / 'detectron2' / 'tools' / 'train_net.py')
+    built = cache_folder() / 'upstream' / 'detectron2' / 'tools' / 'train_net.py'
+    path = Path(os.environ.get('DETECTRON2_TRAIN_NET') or built)
     if not path.is_file():
         raise FileNotFoundError(f'this study needs detectron2 and its train_net.py, and there is no {path}; run make '
                                 'upstream, or name the script in DETECTRON2_TRAIN_NET')
