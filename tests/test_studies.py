@@ -469,25 +469,32 @@ def test_a_run_that_was_killed_goes_on_to_the_results_of_an_uninterrupted_one(
         assert whole.startswith(summary.splitlines()[0]) and len(whole.splitlines()) == 13
 
 
-@pytest.mark.parametrize('engine', ['local', 'submitit'])
-def test_a_worker_that_is_killed_costs_no_network(
-        engine: str, uninterrupted: Path, data: Path, tmp_path: Path) -> None:
-    if engine == 'submitit':
+# What each engine is asked for besides its name. SLURM itself is tested on a machine that is part of a cluster.
+ENGINE_OPTIONS = {'local': [], 'submitit': ['--engine', 'submitit', '--engine-options', 'cluster=local'],
+                  'slurm': ['--engine', 'submitit', '--engine-options', 'cluster=slurm']}
+
+
+@pytest.mark.parametrize(('engine', 'end'), [
+    ('local', signal.SIGKILL), ('submitit', signal.SIGKILL), ('submitit', signal.SIGUSR2), ('slurm', signal.SIGKILL)])
+def test_a_worker_that_is_killed_or_preempted_costs_no_network(
+        engine: str, end: signal.Signals, uninterrupted: Path, data: Path, tmp_path: Path) -> None:
+    if engine != 'local':
         pytest.importorskip('submitit')
-    more = [] if engine == 'local' else ['--engine', 'submitit', '--engine-options', 'cluster=local']
+    if engine == 'slurm' and (shutil.which('sinfo') is None or subprocess.run(['sinfo'], capture_output=True).returncode):
+        pytest.skip('no SLURM cluster')
     folder = tmp_path / 'output'
     names = IDS[:2] if engine == 'local' else IDS[:1]
     study = write(tmp_path, models=None, graphs=SPEC['graphs'][:len(names)])
-    process = start(*arguments(study, data, folder, *more))
+    process = start(*arguments(study, data, folder, *ENGINE_OPTIONS[engine]))
 
     def found() -> list[int]:
-        # Either the network's own process, or what a job's controller started.
+        # Either the network's own process, or what a job's controller started: the last of its descendants.
         words = ([('randwire_zoo.studies.work', folder / 'tasks' / f'{name}.json') for name in in_training(folder)]
                  if engine == 'local' else [('submitit.core._submit', folder / 'jobs')] * bool(in_training(folder)))
         return [pid for each in words for pid in processes(*each)]
 
     try:
-        os.kill(wait_for(found, process)[0], signal.SIGKILL)
+        os.kill(wait_for(found, process)[-1], end)
         assert len(rows_of(folder)) < len(names)
         assert process.wait(DEADLINE) == 0
     finally:
@@ -497,6 +504,9 @@ def test_a_worker_that_is_killed_costs_no_network(
             os.kill(pid, signal.SIGKILL)
     whole = results(uninterrupted)
     assert results(folder) == {name: whole[name] for name in names}
+    if engine != 'local':  # a killed job is submitted once more, one that has to make room goes back into the queue
+        jobs = list((folder / 'jobs').glob('*_submission.sh' if engine == 'slurm' else '*_log.err'))
+        assert len(jobs) == (1 if end == signal.SIGUSR2 else 2)
 
 
 def test_a_network_whose_process_dies_twice_has_a_row_that_says_so(data: Path, tmp_path: Path) -> None:

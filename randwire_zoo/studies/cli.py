@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                      help='networks at a time (default: one per GPU or two cores; on a cluster 64)')
     sub.add_argument('--engine', choices=ENGINES, default='local', help='default: %(default)s')
     sub.add_argument('--engine-options', nargs='+', metavar='KEY=VALUE', default=[],
-                     help="submitit's, such as partition=gpu gpus_per_node=1 cpus_per_task=8")
+                     help="submitit's, such as slurm_partition=gpu gpus_per_node=1 cpus_per_task=8")
     sub.add_argument('--retry-failed', action='store_true', help='train networks again whose rows say that they failed')
     sub.add_argument('--no-progress', action='store_true', help='no progress bar')
     sub = commands.add_parser('report', help='the table, and with --html a page with every picture')

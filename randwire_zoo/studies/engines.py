@@ -109,7 +109,19 @@ class SubmititEngine:
 
     def start(self, task: Path, place: int) -> Job:
         """Queue a job."""
-        return _SubmititJob(self.executor.submit(run_task, str(task)))
+        return _SubmititJob(self.executor.submit(_Requeued(), str(task)))
+
+
+class _Requeued:
+    """A task whose job goes back into the queue when its time is over or it has to make room, to go on from there."""
+
+    def __call__(self, task: str) -> str:
+        return run_task(task)
+
+    def checkpoint(self, task: str) -> Any:
+        """What submitit asks for then."""
+        from submitit.helpers import DelayedSubmission
+        return DelayedSubmission(self, task)
 
 
 class _SubmititJob:
