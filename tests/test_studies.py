@@ -469,9 +469,10 @@ def test_a_run_that_was_killed_goes_on_to_the_results_of_an_uninterrupted_one(
         assert whole.startswith(summary.splitlines()[0]) and len(whole.splitlines()) == 13
 
 
-# What each engine is asked for besides its name. SLURM itself is tested on a machine that is part of a cluster.
-ENGINE_OPTIONS = {'local': [], 'submitit': ['--engine', 'submitit', '--engine-options', 'cluster=local'],
-                  'slurm': ['--engine', 'submitit', '--engine-options', 'cluster=slurm']}
+# SLURM itself is tested on a machine that is part of a cluster.
+SUBMITIT = ('--engine', 'submitit', '--engine-options')
+ENGINE_OPTIONS: dict[str, tuple[str, ...]] = {
+    'local': (), 'submitit': (*SUBMITIT, 'cluster=local'), 'slurm': (*SUBMITIT, 'cluster=slurm')}
 
 
 @pytest.mark.parametrize(('engine', 'end'), [
@@ -480,7 +481,7 @@ def test_a_worker_that_is_killed_or_preempted_costs_no_network(
         engine: str, end: signal.Signals, uninterrupted: Path, data: Path, tmp_path: Path) -> None:
     if engine != 'local':
         pytest.importorskip('submitit')
-    if engine == 'slurm' and (shutil.which('sinfo') is None or subprocess.run(['sinfo'], capture_output=True).returncode):
+    if engine == 'slurm' and (not shutil.which('sinfo') or subprocess.run('sinfo', capture_output=True).returncode):
         pytest.skip('no SLURM cluster')
     folder = tmp_path / 'output'
     names = IDS[:2] if engine == 'local' else IDS[:1]
