@@ -9,13 +9,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from randwire_zoo import cli
 from randwire_zoo.graphs import parse_graph_model, sample_graphs
 from randwire_zoo.network import NODE_OPS
-from randwire_zoo.studies.plots import pearson
+from randwire_zoo.studies.analysis import pearson
 from randwire_zoo.studies.report import report_table, write_html
 
 SPEC: dict[str, Any] = {
@@ -111,6 +112,42 @@ def test_correlation_is_pearsons_and_none_where_it_has_no_meaning() -> None:
         sum((a - mx) ** 2 for a in x) * sum((b - my) ** 2 for b in y))
     assert pearson(x, y) == pytest.approx(expected)
     assert pearson([1.0, 2.0], [1.0, 2.0]) is None and pearson([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) is None
+
+
+def test_correlations_are_those_of_numpy(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    names = ('degree', 'path length', 'clustering', 'depth')
+    rows = [row(f'{graph} {operation}', seed, rng.uniform(30, 60), graph=graph, node_op=operation,
+                measures={name: rng.uniform(1, 4) for name in names})
+            for graph in ('er(0.2)', 'ba(2)', 'ws(4,0.75)') for operation in ('sep_conv', 'conv') for seed in (1, 2)]
+    text = report_table(write(tmp_path, [*rows, failed('er(0.2) conv', 3, 'ValueError: x')]), 'github')
+    found = cells(text[text.index("Pearson's r of the networks"):])
+    for operation in ('sep_conv', 'conv'):
+        same = [one for one in rows if one['node_op'] == operation]
+        expected = [np.corrcoef([one['measures'][name] for one in same], [one['top1'] for one in same])[0, 1]
+                    for name in names]
+        assert cells(text[:text.index('between node operations')])[operation] == [
+            '6', *(f'{r:.2f}' for r in expected)]
+    means = {operation: [np.mean([one['top1'] for one in rows if one['series'] == f'{graph} {operation}'])
+                         for graph in ('er(0.2)', 'ba(2)', 'ws(4,0.75)')] for operation in ('sep_conv', 'conv')}
+    between = f'{np.corrcoef(means["sep_conv"], means["conv"])[0, 1]:.2f}'
+    assert found['conv'] == [between, ''] and found['sep_conv'] == ['', between]
+
+
+def test_losses_are_averaged_by_degree_over_all_networks_of_a_series(tmp_path: Path) -> None:
+    def damage(*nodes: tuple[int, float]) -> dict[str, Any]:
+        return {'images': 300, 'top1': 50.0, 'edges': [],
+                'nodes': [['conv3', i, degree, loss] for i, (degree, loss) in enumerate(nodes)]}
+
+    rows = [row('ba(2)', 1, 50.0, damage=damage((0, 1.0), (0, 2.0), (5, 4.0), (12, 20.0))),
+            row('ba(2)', 2, 51.0, damage=damage((0, 6.0), (6, 5.0), (11, 10.0))), row('resnet18', 1, 60.0, graph=None)]
+    text = report_table(write(tmp_path, rows), 'github')
+    assert "a removed edge's target" not in text
+    found = cells(text[text.index("by a removed node's out-degree"):])
+    assert found['series'] == ['0', '5–6', '10+', 'r']
+    r = np.corrcoef([0, 0, 5, 12, 0, 6, 11], [1, 2, 4, 20, 6, 5, 10])[0, 1]
+    assert found['ba(2)'] == ['3.00 (3)', '4.50 (2)', '15.00 (2)', f'{r:.2f}']
+    assert 'resnet18' not in found
 
 
 def study_of_everything(folder: Path) -> Path:

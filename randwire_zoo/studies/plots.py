@@ -11,18 +11,25 @@ from typing import TYPE_CHECKING, Any
 
 from ..drawing import EDGE, INK, INPUT, OUTPUT, PAPER, RUNS, draw_graphs, style
 from ..graphs import parse_graph_model
+from .analysis import (
+    MEASURES,
+    Row,
+    accuracy,
+    losses_by_degree,
+    measure_correlation,
+    operation_correlation,
+    operation_means,
+)
 from .study import Network, graphs_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ['draw_pictures', 'pearson']
+__all__ = ['draw_pictures']
 
-Row = dict[str, Any]
 Groups = Mapping[str, Sequence[Row]]
 WIDTH = 9.0  # inches
-MEASURES = ('degree', 'path length', 'clustering')
 
 
 def draw_pictures(groups: Groups, paper: Mapping[str, Any]) -> dict[str, str]:
@@ -56,18 +63,6 @@ def draw_pictures(groups: Groups, paper: Mapping[str, Any]) -> dict[str, str]:
         if network is not None:
             pictures[f'Graphs of {series}, seed {network["seed"]}'] = _wiring(network)
     return pictures
-
-
-def accuracy(row: Row) -> float:
-    """Top-1, or AP of a detector."""
-    return float(row['detection']['AP'] if 'detection' in row else row['top1'])
-
-
-def pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Pearson's correlation; None where it has no meaning."""
-    if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
-        return None
-    return statistics.correlation(x, y)
 
 
 def _figure(panels: int, height: float = 3.6, columns: int | None = None) -> tuple[Figure, list[Axes]]:
@@ -147,18 +142,16 @@ def _distributions(groups: Groups) -> Figure:
 
 
 def _against_measures(groups: Groups) -> Figure:
-    figure, panels = _figure(len(MEASURES))
+    figure, panels = _figure(len(MEASURES), 3.2, columns=2)
     for axes, measure in zip(panels, MEASURES, strict=True):
-        x, y = [], []
         for series, group in groups.items():
-            measured = [row for row in group if row.get('measures')]
+            measured = [row for row in group if measure in (row.get('measures') or {})]
             if measured:
-                at, top1 = [row['measures'][measure] for row in measured], [accuracy(row) for row in measured]
-                axes.plot(at, top1, 'o', markersize=5, alpha=0.8, color=_colours(groups)[series], label=series)
-                x += at
-                y += top1
-        correlation = pearson(x, y)
-        if correlation is not None:
+                axes.plot([row['measures'][measure] for row in measured], [accuracy(row) for row in measured], 'o',
+                          markersize=5, alpha=0.8, color=_colours(groups)[series], label=series)
+        rows = [row for group in groups.values() for row in group]
+        correlation = measure_correlation(rows, measure)
+        if correlation is not None and len(operation_means(rows)) == 1:  # else one of the table's lines each
             axes.set_title(f'r = {correlation:.2f}', fontsize=10)
         style(axes, measure, 'top-1 (%)')
     _legend(figure, panels[0])
@@ -182,19 +175,15 @@ def _curves(groups: Groups, metric: str) -> Figure:
 
 def _damage(groups: Groups) -> Figure:
     from matplotlib.ticker import FixedLocator, MaxNLocator
-    damaged = {series: [row['damage'] for row in group if 'damage' in row] for series, group in groups.items()}
-    damaged = {series: found for series, found in damaged.items() if found}
+    damaged = {series: group for series, group in groups.items() if any('damage' in row for row in group)}
     figure, panels = _figure(2 * len(damaged), 2.9, columns=len(damaged))
-    for i, (series, found) in enumerate(damaged.items()):
+    for i, (series, group) in enumerate(damaged.items()):
         for axes, kind, label in ((panels[i], 'nodes', "node's out-degree"),
                                   (panels[len(damaged) + i], 'edges', "target's in-degree")):
             if i:  # so that series can be compared
                 axes.sharey(panels[0] if kind == 'nodes' else panels[len(damaged)])
-            losses: dict[int, list[float]] = {}
-            for one in found:
-                for *_, degree, loss in one[kind]:
-                    losses.setdefault(degree, []).append(loss)
-            degrees = sorted(losses)
+            losses = losses_by_degree(group, kind)
+            degrees = list(losses)
             if degrees:
                 box = axes.boxplot([losses[degree] for degree in degrees], positions=degrees, widths=0.6,
                                    showfliers=False, patch_artist=True, manage_ticks=False)
@@ -218,26 +207,19 @@ def _damage(groups: Groups) -> Figure:
 
 def _operations(rows: Sequence[Row]) -> Figure:
     figure, (axes,) = _figure(1)
-    operations = list(dict.fromkeys(row['node_op'] for row in rows if row['node_op']))
-    means = {operation: {} for operation in operations}  # type: dict[str, dict[str, float]]
-    for operation in operations:
-        for graph in dict.fromkeys(row['graph'] for row in rows if row['graph']):
-            values = [accuracy(row) for row in rows if row['graph'] == graph and row['node_op'] == operation]
-            if values:
-                means[operation][graph] = statistics.mean(values)
-    first = means[operations[0]]
+    means = operation_means(rows)
+    first_operation, first = next(iter(means.items()))
     graphs = dict.fromkeys(graph for found in means.values() for graph in found)
     order = sorted(graphs, key=lambda graph: -first.get(graph, 0.0))
-    for i, operation in enumerate(operations):
-        line = [means[operation].get(graph, float('nan')) for graph in order]
-        both = [graph for graph in first if graph in means[operation]]
-        correlation = pearson([first[graph] for graph in both], [means[operation][graph] for graph in both])
+    for i, (operation, found) in enumerate(means.items()):
+        line = [found.get(graph, float('nan')) for graph in order]
+        correlation = operation_correlation(first, found)
         label = operation if i == 0 or correlation is None else f'{operation} (r = {correlation:.2f})'
         axes.plot(range(len(order)), line, 'o-', color=RUNS[i % len(RUNS)], label=label)
     flat = sum(map(len, order)) + 3 * len(order) < 100
     axes.set_xticks(range(len(order)), order, rotation=0 if flat else 60, ha='center' if flat else 'right',
                     rotation_mode='anchor', fontsize=9)
-    style(axes, f'generators, by accuracy with {operations[0]}', 'mean top-1 (%)')
+    style(axes, f'generators, by accuracy with {first_operation}', 'mean top-1 (%)')
     axes.legend(frameon=False, fontsize=9)
     return figure
 
