@@ -31,6 +31,7 @@ __all__ = ['report_table', 'write_html']
 
 # Degrees that share a column of the tables of damage: each from its number up to the next one.
 DEGREES = (0, 1, 2, 3, 4, 5, 7, 10)
+ENOUGH = 5  # networks that a correlation is worth giving for
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,10 @@ def _measures_table(rows: Sequence[Row]) -> _Table | None:
     lines = []
     for operation in operation_means(rows):
         same = [row for row in rows if row['node_op'] == operation]
-        lines.append([operation, str(len(same)), *(_signed(measure_correlation(same, name)) for name in MEASURES)])
-    if all(cell == '–' for line in lines for cell in line[2:]):
+        correlations = [_signed(measure_correlation(same, name)) for name in MEASURES]
+        if len(same) >= ENOUGH and any(r != '–' for r in correlations):
+            lines.append([operation, str(len(same)), *correlations])
+    if not lines:
         return None
     return _Table("Pearson's r of the networks' accuracy and the means of their graphs' measures",
                   ['node operation', 'networks', *MEASURES], lines)
