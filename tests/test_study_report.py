@@ -68,7 +68,8 @@ def test_the_table_has_mean_and_sample_deviation_over_all_seeds(tmp_path: Path) 
     rows = [row('ws(4,0.75)', 1, 70.0), row('er(0.2)', 1, 60.0), row('ws(4,0.75)', 2, 71.0),
             row('ws(4,0.75)', 3, 75.0), failed('er(0.2)', 2, 'MemoryError: no more'),
             failed('ba(5)', 1, 'ValueError: x'), row('resnet18', 1, 80.0, graph=None)]
-    table = report_table(write(tmp_path, rows, paper={'ws(4,0.75)': '74.7 ± 0.25'}), 'github')
+    table = report_table(write(tmp_path, rows, graphs=['ws(4,0.75)', 'er(0.2)', 'ba(5)'], node_ops=['sep_conv'],
+                               models=['resnet18'], paper={'ws(4,0.75)': '74.7 ± 0.25'}), 'github')
     found = cells(table)
     assert found['series'] == ['networks', 'C', 'params, M', 'multiply-adds, M', 'top-1 (%)', 'top-5 (%)', 'paper']
     # (70 + 71 + 75) / 3, and sqrt((4 + 1 + 9) / 2)
@@ -117,6 +118,16 @@ def test_correlation_is_pearsons_and_none_where_it_has_no_meaning() -> None:
         sum((a - mx) ** 2 for a in x) * sum((b - my) ** 2 for b in y))
     assert pearson(x, y) == pytest.approx(expected)
     assert pearson([1.0, 2.0], [1.0, 2.0]) is None and pearson([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) is None
+
+
+def test_series_stand_in_the_order_of_the_study(tmp_path: Path) -> None:
+    rows = [row(f'{graph} {operation}', seed, 50.0 + seed, graph=graph, node_op=operation)
+            for graph in ('ba(2)', 'er(0.2)') for operation in ('sep_conv', 'conv') for seed in (3, 1)]
+    random.Random(0).shuffle(rows)
+    text = report_table(write(tmp_path, [row('resnet18', 1, 60.0, graph=None), *rows], models=['resnet18'],
+                              graphs=['er(0.2)', 'ba(2)'], node_ops=['conv', 'sep_conv']), 'github')
+    assert list(cells(text[:text.index("Pearson's r")]))[2:] == [
+        'er(0.2) conv', 'ba(2) conv', 'er(0.2) sep_conv', 'ba(2) sep_conv', 'resnet18']
 
 
 def test_correlations_are_those_of_numpy(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def report_table(path: str | Path, tablefmt: str = 'simple') -> str:
         path: Its folder, or the file of results.
         tablefmt: As `tabulate` names it; 'github' for Markdown.
     """
-    header, rows = read_results(path)
+    header, rows = _read(path)
     parts = [header['study'], _summary(rows)]
     for table in _tables(header['spec'], rows):
         parts += ['', *([table.title, ''] if table.title else []),
@@ -66,7 +66,7 @@ def write_html(path: str | Path, output: str | Path) -> None:
     Raises:
         ValueError: if no network is done yet.
     """
-    header, rows = read_results(path)
+    header, rows = _read(path)
     spec = header['spec']
     if spec['generators'] and Path(spec['generators']).is_file():  # not where the results were copied to
         load_generators(spec['generators'])
@@ -81,6 +81,19 @@ def write_html(path: str | Path, output: str | Path) -> None:
         metric='AP' if spec['detection'] else 'top-1 (%)',
         rows=[{'epochs': None, **row, 'value': accuracy(row)} for row in done],
         spec=yaml.safe_dump({name: value for name, value in spec.items() if value}, sort_keys=False)))
+
+
+def _read(path: str | Path) -> tuple[dict[str, Any], list[Row]]:
+    """Results with their rows as the study names them, since networks end in any order."""
+    header, rows = read_results(path)
+    spec = header['spec']
+
+    def place(names: list[str], name: str | None) -> int:
+        return names.index(name) if name in names else len(names)
+
+    return header, sorted(rows, key=lambda row: (
+        place(spec['node_ops'], row['node_op']), place(spec['graphs'], row['graph']),
+        place(spec['models'], row['model']), row['channels'] or 0, row['seed']))
 
 
 def _summary(rows: Sequence[Row]) -> str:
