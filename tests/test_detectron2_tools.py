@@ -17,11 +17,13 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import yaml
 from PIL import Image
 from shapes import write_shapes
 from upstream import DETECTRON2, HOW, checkout
 
 from randwire_zoo.cli import main
+from randwire_zoo.studies.results import read_results
 
 pytest.importorskip('detectron2', reason='detectron2 is not installed (`make upstream` builds a wheel)')
 SOURCE = checkout(DETECTRON2)
@@ -211,3 +213,31 @@ def test_every_packaged_config_is_understood(config: str, data: Path, tmp_path: 
     cfg.merge_from_file(str(CONFIGS / config))
     assert cfg.INPUT.FORMAT == 'RGB' and re.fullmatch(r'build_randwire_ws_c\d+_.*fpn_backbone', cfg.MODEL.BACKBONE.NAME)
     assert cfg.SOLVER.MAX_ITER == 90000 and cfg.SOLVER.IMS_PER_BATCH == 16
+
+
+def test_a_study_of_detectors_has_the_ap_that_train_net_measured(
+        data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert SOURCE is not None
+    monkeypatch.setenv('DETECTRON2_TRAIN_NET', str(SOURCE / 'tools' / 'train_net.py'))
+    (tmp_path / 'study.yaml').write_text(yaml.safe_dump({
+        'title': 'Shapes', 'models': ['randwire_ws_pico', 'randwire_ws_small_s1'], 'seeds': [1], 'data': 'shapes',
+        'detection': {'config': 'bccd/faster_rcnn_{model}.yaml', 'overrides': [
+            *OPTIONS, 'SOLVER.MAX_ITER', '8', 'SOLVER.STEPS', '(6,)', 'TEST.EVAL_PERIOD', '4',
+            # Weights that only one of them has.
+            'MODEL.WEIGHTS', 'randwire://{model}.digits']}}))
+    output = tmp_path / 'output'
+    assert main(['study', 'run', str(tmp_path / 'study.yaml'), '--data-dir', str(data), '--output', str(output),
+                 '--no-progress', '--workers', '1']) == 1
+    rows = {row['model']: row for row in read_results(output)[1]}
+    run = output / 'runs' / 'randwire-ws-pico-s1'
+    measured = [line for line in metrics(run) if 'bbox/AP' in line]
+    row = rows['randwire_ws_pico']
+    assert row['status'] == 'done' and [point[0] for point in row['history']] == [4, 8]
+    assert row['history'][-1][1] == [line['total_loss'] for line in metrics(run) if 'total_loss' in line][-1]
+    assert row['detection'] == pytest.approx(
+        {name: measured[-1][f'bbox/{name}'] for name in ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')}, nan_ok=True)
+    printed = printed_ap((run / 'stdout.txt').read_text())
+    assert row['detection'] == pytest.approx(printed, abs=1e-3, nan_ok=True)
+    failed = rows['randwire_ws_small_s1']
+    assert failed['status'] == 'failed' and 'train_net.py ended with 1' in failed['reason']
+    assert '1 of 2 networks' in capsys.readouterr().out

@@ -183,18 +183,15 @@ def _evaluate_again(
 
 def _spread(loader: Any, count: int) -> Any:
     """The same loader over `count` images that lie evenly in its data set."""
-    from torch.utils.data import Subset
+    from torch.utils.data import DataLoader, Subset
     total = len(loader.dataset)
     chosen = Subset(loader.dataset, [i * total // min(count, total) for i in range(min(count, total))])
     base = getattr(loader, 'loader', loader)
-    import torch
-    plain = torch.utils.data.DataLoader(
-        chosen, batch_size=base.batch_size, num_workers=0, collate_fn=base.collate_fn)
+    plain = DataLoader(chosen, batch_size=base.batch_size, num_workers=0, collate_fn=base.collate_fn)
     if base is loader:
         return plain
-    prefetched = loader
-    prefetched.loader = plain
-    return prefetched
+    loader.loader = plain  # timm's prefetcher stays around it
+    return loader
 
 
 def _fine_tune_detector(study: Study, network: Network, folder: Path, data: Path) -> dict[str, Any]:
@@ -220,8 +217,15 @@ def _fine_tune_detector(study: Study, network: Network, folder: Path, data: Path
     measured = [line for line in lines if 'bbox/AP' in line]
     if not measured:
         raise RuntimeError(f'train_net.py measured no box AP; see {run / "stdout.txt"}')
+    losses = {line['iteration']: line['total_loss'] for line in lines if 'total_loss' in line}
+    history = []
+    for line in measured:
+        # Iterations count from 0, and what is measured after the last one has the number that a next one would have.
+        before = [iteration for iteration in losses if iteration <= line['iteration']]
+        history.append([min(line['iteration'], max(losses, default=line['iteration'])) + 1,
+                        losses[max(before)] if before else None, line['bbox/AP']])
     return {'detection': {name: measured[-1][f'bbox/{name}'] for name in ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')},
-            'history': [[line['iteration'] + 1, line.get('total_loss'), line['bbox/AP']] for line in measured]}
+            'history': history}
 
 
 def train_net() -> Path:
