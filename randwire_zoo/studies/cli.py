@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> int:
         return 0
     study = load_study(args.study)
     if args.study_command == 'show':
-        print(_describe(study, study.networks()))
+        print(_describe(study, study.networks(progress=True)))
         return 0
     if args.workers is not None and args.workers < 1:
         raise ValueError(f'--workers must be at least 1, got {args.workers}')
@@ -66,8 +66,8 @@ def main(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = dict(option.split('=', 1) for option in args.engine_options)
     engine = create_engine(args.engine, args.workers, folder, options)
-    results = run_study(study, study.networks(), folder, engine, args.data_dir, args.retry_failed,
-                        progress=not args.no_progress)
+    progress = not args.no_progress
+    results = run_study(study, study.networks(progress), folder, engine, args.data_dir, args.retry_failed, progress)
     print(report_table(folder))
     print(results.path)
     return 1 if any(row['status'] != 'done' for row in results.rows.values()) else 0

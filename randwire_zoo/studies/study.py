@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from tqdm import tqdm
 
 from ..complexity import count_complexity
 from ..files import cache_folder
@@ -196,25 +197,23 @@ class Study:
         size = settings['img_size'] or 224
         return settings['in_chans'] or 3, size, size
 
-    def networks(self) -> list[Network]:
+    def networks(self, progress: bool = False) -> list[Network]:
         """Every network that the study asks for, with C tuned: series by series, seed by seed.
+
+        Args:
+            progress: Show a bar: counting the multiply-adds of a hundred networks takes a minute.
 
         Raises:
             ValueError: if a random graph model is unknown or does not allow N, or the multiply-adds cannot be met.
         """
-        found = []
-        for operation in self.node_ops if self.graphs else []:
-            for graph in self.graphs:
-                kwargs = {**self.model, 'graph': str(parse_graph_model(graph)), 'node_op': operation}
-                widths = self.widths or [self._tuned_channels(kwargs)]
-                for channels, seed in itertools.product(widths, self.seeds):
-                    series = graph if self.node_ops == ['sep_conv'] else f'{graph} {operation}'
-                    if len(widths) > 1:
-                        series += f' C={channels}'
-                    arguments = {**kwargs, 'seed': seed, 'channels': channels}
-                    macs, params = self._count('randwire', arguments)
-                    found.append(Network(_slug(f'{series} s{seed}'), series, 'randwire', arguments, graph, seed,
-                                         operation, macs, params))
+        found: list[Network] = []
+        series_of_graphs = list(itertools.product(self.node_ops, self.graphs))
+        # None: shown on a terminal. Closed in any case, so that an error has its line for itself.
+        with tqdm(total=len(series_of_graphs), desc='counting multiply-adds', unit='series', leave=False,
+                  disable=None if progress else True) as bar:
+            for operation, graph in series_of_graphs:
+                found += self._networks_of(graph, operation)
+                bar.update()
         for name in self.models:
             if name not in timm.list_models():
                 raise ValueError(f'timm has no model {name!r}')
@@ -225,6 +224,20 @@ class Study:
         for network in found:
             if names.count(network.id) > 1:
                 raise ValueError(f'the study names the same network twice: {network.series!r}')
+        return found
+
+    def _networks_of(self, graph: str, operation: str) -> list[Network]:
+        found = []
+        kwargs = {**self.model, 'graph': str(parse_graph_model(graph)), 'node_op': operation}
+        widths = self.widths or [self._tuned_channels(kwargs)]
+        for channels, seed in itertools.product(widths, self.seeds):
+            series = graph if self.node_ops == ['sep_conv'] else f'{graph} {operation}'
+            if len(widths) > 1:
+                series += f' C={channels}'
+            arguments = {**kwargs, 'seed': seed, 'channels': channels}
+            macs, params = self._count('randwire', arguments)
+            found.append(Network(
+                _slug(f'{series} s{seed}'), series, 'randwire', arguments, graph, seed, operation, macs, params))
         return found
 
     def _tuned_channels(self, kwargs: dict[str, Any]) -> int:
