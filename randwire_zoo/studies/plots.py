@@ -159,6 +159,7 @@ def _against_measures(groups: Groups) -> Figure:
 
 
 def _curves(groups: Groups, metric: str) -> Figure:
+    from matplotlib.ticker import MaxNLocator
     figure, (loss, top1) = _figure(2)
     for series, group in groups.items():
         for j, row in enumerate(group):
@@ -167,6 +168,8 @@ def _curves(groups: Groups, metric: str) -> Figure:
                                        'label': None if j else series}
             loss.plot(steps, [point[1] for point in row['history']], **options)
             top1.plot(steps, [point[2] for point in row['history']], **options)
+    for axes in (loss, top1):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     style(loss, 'epoch' if metric != 'AP' else 'iteration', 'training loss')
     style(top1, 'epoch' if metric != 'AP' else 'iteration', metric)
     _legend(figure, loss)
