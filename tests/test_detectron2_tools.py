@@ -215,6 +215,16 @@ def test_every_packaged_config_is_understood(config: str, data: Path, tmp_path: 
     assert cfg.SOLVER.MAX_ITER == 90000 and cfg.SOLVER.IMS_PER_BATCH == 16
 
 
+def test_the_blood_cells_configs_run_what_the_documents_say_without_any_override() -> None:
+    from detectron2.config import get_cfg
+
+    for path in (CONFIGS / 'bccd').glob('*.yaml'):
+        cfg = get_cfg()
+        cfg.merge_from_file(str(path))
+        assert cfg.SOLVER.MAX_ITER == 1200 and cfg.SOLVER.IMS_PER_BATCH == 2, path
+        assert max(cfg.SOLVER.STEPS) < 1200 and 1200 % cfg.TEST.EVAL_PERIOD == 0, path
+
+
 def test_a_study_of_detectors_has_the_ap_that_train_net_measured(
         data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert SOURCE is not None
