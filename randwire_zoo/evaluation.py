@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 from timm.data import create_dataset, create_loader, resolve_data_config
-from timm.models import create_model, load_checkpoint
+from timm.models import load_checkpoint
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
 from timm.utils import ParseKwargs
 from torch import nn
 from tqdm import tqdm
 
+from .description import build_model
 from .weights_io import loading, one_line
 
-__all__ = ['add_arguments', 'autocast', 'build_model', 'default_device', 'evaluate', 'evaluate_folder', 'main',
+__all__ = ['add_arguments', 'autocast', 'class_indices', 'default_device', 'evaluate', 'evaluate_folder', 'main',
            'open_images']
 
 
@@ -142,18 +143,6 @@ def default_device(device: str | None = None) -> str:
     return device
 
 
-def build_model(name: str, **kwargs: Any) -> Any:
-    """timm's `create_model`, with one-line errors; gives an nn.Module.
-
-    Raises:
-        ValueError: if the name is unknown, has no weights, or does not take an argument.
-    """
-    try:
-        return create_model(name, **kwargs)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        raise ValueError(f'cannot create the model {name!r}: {one_line(error)}') from error
-
-
 def open_images(
         data_dir: str | Path | None,
         split: str,
@@ -191,10 +180,16 @@ def open_images(
     root = getattr(reader, 'root', None)
     if is_folder and split and root is not None and Path(root) == Path(str(data_dir)):
         raise FileNotFoundError(f'no folder {split!r} in {data_dir}')  # timm would take the root for the split
-    classes = getattr(reader, 'class_to_idx', None) or {}
+    classes = class_indices(images)
     if num_classes is not None and len(classes) > num_classes:
         raise ValueError(f'{data_dir} has {len(classes)} classes, but the model has {num_classes} outputs')
     return images
+
+
+def class_indices(images: Any) -> dict[str, int]:
+    """The index of each class by its name, in the order of the indices; empty where a data set of timm names none."""
+    classes = getattr(getattr(images, 'reader', images), 'class_to_idx', None) or {}
+    return dict(sorted(classes.items(), key=lambda item: item[1]))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

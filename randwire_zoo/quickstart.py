@@ -13,8 +13,9 @@ from timm.data import create_transform, resolve_data_config
 from timm.models import load_checkpoint
 from torch import Tensor, nn
 
+from .description import build_model
 from .digits import write_digits
-from .evaluation import build_model, evaluate_folder, open_images
+from .evaluation import evaluate_folder, open_images
 from .recipes import load_recipe
 from .training import LAST, SUMMARY, train
 from .weights_io import check_weights, save_weights

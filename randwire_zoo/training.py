@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from timm.data import FastCollateMixup, create_loader, resolve_data_config
+from timm.data import FastCollateMixup, create_loader
 from timm.layers import convert_sync_batchnorm
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import safe_model_name
@@ -48,7 +48,8 @@ from timm.utils.summary import trim_summary
 from torch import nn
 from tqdm import tqdm
 
-from .evaluation import autocast, build_model, default_device, evaluate, open_images
+from .description import WEIGHT_SOURCES, Description
+from .evaluation import autocast, class_indices, default_device, evaluate, open_images
 from .files import atomic_path, write_atomically
 from .recipes import DEFAULTS, KEYS, add_recipe_arguments, check_settings, load_recipe
 from .weights_io import loading, one_line
@@ -195,14 +196,16 @@ class _Run:
 
         # The first process' seed for all: each starts from the same weights, and so does each moving average.
         _seed_everything(args.seed, 0, 0)
+        self.description = Description.from_settings(vars(args))
         model = self._build_model()
-        self.data_config = resolve_data_config(vars(args), model=model)
         self.mixup = args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
         if self.mixup and args.batch_size % 2:
             raise ValueError(f'mixup and cutmix need an even batch_size, got {args.batch_size}')
         if args.aug_repeats and not args.distributed:
             raise ValueError(f'aug_repeats needs several processes, got aug_repeats={args.aug_repeats:g} in one')
         self.loader_train, self.loader_eval = self._build_loaders()
+        # In the arguments that every checkpoint holds, but not in args.yaml, which is a recipe for other runs as well.
+        args.description = self.description.to_dict()
         self.updates_per_epoch = -(-len(self.loader_train) // args.grad_accum_steps)
 
         self.amp_autocast = autocast(device, args.amp_dtype if args.amp else None)
@@ -233,17 +236,15 @@ class _Run:
 
     def _build_model(self) -> nn.Module:
         args = self.args
-        kwargs: dict[str, Any] = {}
+        source = {name: args.model_kwargs[name] for name in WEIGHT_SOURCES if name in args.model_kwargs}
         if args.pretrained_path:
             # As train.py does it: -1 adapts the classifier, whatever number of classes the file has.
-            kwargs['pretrained_cfg_overlay'] = {'file': args.pretrained_path, 'num_classes': -1}
-        in_chans = args.in_chans or (args.input_size[0] if args.input_size else 3)
+            source['pretrained_cfg_overlay'] = {'file': args.pretrained_path, 'num_classes': -1}
         start = args.initial_checkpoint or args.pretrained_path
         with loading(start) if start else nullcontext():
-            model = build_model(
-                args.model, pretrained=args.pretrained or bool(args.pretrained_path), in_chans=in_chans,
-                num_classes=args.num_classes, drop_rate=args.drop, drop_path_rate=args.drop_path, global_pool=args.gp,
-                checkpoint_path=args.initial_checkpoint, **kwargs, **args.model_kwargs)
+            model = self.description.create_model(
+                args.model, pretrained=args.pretrained or bool(args.pretrained_path),
+                checkpoint_path=args.initial_checkpoint, **source)
         args.num_classes = model.num_classes
         if args.grad_checkpointing:
             model.set_grad_checkpointing(enable=True)
@@ -256,7 +257,7 @@ class _Run:
         return model
 
     def _build_loaders(self) -> tuple[Any, Any]:
-        args, config = self.args, self.data_config
+        args, config = self.args, self.description.data_config()
         shared: dict[str, Any] = {
             'dataset': args.dataset, 'input_size': config['input_size'], 'input_img_mode': args.input_img_mode,
             'num_classes': args.num_classes, 'class_map': args.class_map, 'download': args.dataset_download,
@@ -264,6 +265,9 @@ class _Run:
         images = open_images(args.data_dir, args.train_split, is_training=True, **shared)
         held_out = open_images(args.data_dir, args.val_split, **shared) if args.val_split else None
         _check_same_classes(images, held_out)
+        classes = class_indices(images)
+        if list(classes.values()) == list(range(len(classes))):
+            self.description = replace(self.description, label_names=tuple(classes))
         shared = {
             'input_size': config['input_size'], 'mean': config['mean'], 'std': config['std'],
             'num_workers': args.workers, 'pin_memory': args.pin_mem, 'distributed': args.distributed,
@@ -290,7 +294,7 @@ class _Run:
             return loader_train, None
         return loader_train, create_loader(
             held_out, batch_size=args.validation_batch_size or args.batch_size, crop_pct=config['crop_pct'],
-            interpolation=config['interpolation'], **shared)
+            crop_mode=config['crop_mode'], interpolation=config['interpolation'], **shared)
 
     def _criterion(self) -> nn.Module:
         if self.mixup:
@@ -351,7 +355,7 @@ class _Run:
         else:
             name = args.experiment or '-'.join([
                 datetime.now().strftime('%Y%m%d-%H%M%S'), safe_model_name(args.model),
-                str(self.data_config['input_size'][-1])])
+                str(self.description.input_size[-1])])
             folder = Path(args.output or 'output/train') / name
         continues = resumed is not None and folder.resolve() == resumed
         if not continues and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -491,7 +495,9 @@ class _Run:
 
 def _check_same_classes(images: Any, held_out: Any) -> None:
     """Class indices follow the folders' names, so splits with other folders would be measured against other classes."""
-    classes, others = (getattr(getattr(split, 'reader', None), 'class_to_idx', None) for split in (images, held_out))
-    if classes is not None and others is not None and classes != others:
+    if held_out is None:
+        return
+    classes, others = class_indices(images), class_indices(held_out)
+    if classes and others and classes != others:
         odd = sorted(set(classes) ^ set(others))
         raise ValueError(f'the training and the held-out images have different classes: {", ".join(odd[:5])}')

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from randwire_zoo.evaluation import add_arguments, build_model, evaluate_folder, main
+from randwire_zoo.description import build_model
+from randwire_zoo.evaluation import add_arguments, evaluate_folder, main
 from randwire_zoo.weights_io import save_weights
 
 NETWORK: dict[str, Any] = {'channels': 4, 'num_nodes': 6, 'num_classes': 10}

@@ -24,7 +24,7 @@ from torch import nn
 
 from randwire_zoo import cli
 from randwire_zoo.complexity import count_complexity
-from randwire_zoo.evaluation import build_model
+from randwire_zoo.description import build_model
 from randwire_zoo.graphs import GraphModel
 from randwire_zoo.recipes import load_recipe
 from randwire_zoo.studies import study as studies

@@ -19,7 +19,8 @@ import upstream
 import yaml
 from PIL import Image
 
-from randwire_zoo.evaluation import build_model, evaluate_folder
+from randwire_zoo.description import Description, build_model
+from randwire_zoo.evaluation import evaluate_folder
 from randwire_zoo.training import add_arguments, main, read_summary, train
 
 NETWORK = {'graph': 'ws(2,0.5)', 'seed': 1, 'channels': 4, 'num_nodes': 4}
@@ -111,6 +112,9 @@ def test_a_run_leaves_the_files_of_train_py(images: Path, tmp_path: Path) -> Non
     recorded = yaml.safe_load((folder / 'args.yaml').read_text())
     assert recorded['model_kwargs'] == NETWORK and recorded['img_size'] == 32 and recorded['lr'] == 0.05
     assert load(folder / 'last.pth.tar')['arch'] == 'randwire'
+    description = Description.from_checkpoint(folder / 'last.pth.tar')
+    assert (description.mean, description.crop_pct, description.input_size) == ((0.5,) * 3, 1.0, (3, 32, 32))
+    assert description.label_names == ('0', '1', '2') and description.arguments['drop_path_rate'] == 0.5
 
     scripts = upstream.timm_scripts()
     if scripts is None:

@@ -147,7 +147,8 @@ def _evaluate_again(
     from timm.data import create_loader, resolve_data_config
     from timm.models import load_checkpoint
 
-    from ..evaluation import build_model, default_device, evaluate, open_images
+    from ..description import build_model
+    from ..evaluation import default_device, evaluate, open_images
     from .damage import measure_damage
     device = torch.device(default_device(settings['device']))
     model = build_model(network.model, num_classes=settings['num_classes'], in_chans=study.input_size[0],

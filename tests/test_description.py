@@ -1,0 +1,151 @@
+"""The description of a trained network, against what timm itself makes of the same settings."""
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import yaml
+from timm.data import resolve_data_config
+from timm.utils import CheckpointSaver
+
+import randwire_zoo  # noqa: F401  (registers the names)
+from randwire_zoo.description import Description, build_model, read_settings
+from randwire_zoo.recipes import DEFAULTS, load_recipe, recipe_names
+
+NETWORK: dict[str, Any] = {'graph': 'ws(2,0.5)', 'channels': 4, 'num_nodes': 4}
+SETTINGS: dict[str, Any] = {'model': 'randwire', 'model_kwargs': NETWORK, 'num_classes': 3, 'img_size': 32}
+
+
+def as_train_py(settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model and the data configuration that train.py makes of its arguments, in its own words."""
+    args = argparse.Namespace(**{**DEFAULTS, **settings})
+    in_chans = 3
+    if args.in_chans is not None:
+        in_chans = args.in_chans
+    elif args.input_size is not None:
+        in_chans = args.input_size[0]
+    model = timm.create_model(
+        args.model, in_chans=in_chans, num_classes=args.num_classes, drop_rate=args.drop, drop_path_rate=args.drop_path,
+        global_pool=args.gp, **args.model_kwargs)
+    return model, resolve_data_config(vars(args), model=model)
+
+
+@pytest.mark.parametrize('change', [
+    {},
+    {'gp': 'max'},
+    {'gp': 'avgmax', 'drop': 0.2, 'drop_path': 0.1},
+    {'in_chans': 1, 'mean': [0.5], 'std': [0.25]},
+    {'img_size': None, 'input_size': [1, 34, 30], 'mean': [0.1307], 'std': [0.3081]},
+    {'mean': [0.4], 'std': [0.2], 'interpolation': 'bicubic', 'crop_pct': 0.9},
+    {'model_kwargs': {**NETWORK, 'stem_stride': 2, 'node_op': 'max_pool', 'seed': 2}},
+    {'num_classes': None},
+    {'model': 'randwire_ws_pico', 'model_kwargs': {}, 'num_classes': None, 'img_size': None},
+    {'model': 'randwire_ws_pico.digits', 'model_kwargs': {}, 'num_classes': 4},
+    {'model': 'resnet18', 'model_kwargs': {}, 'in_chans': 2},
+], ids=str)
+def test_settings_give_the_network_and_the_data_configuration_of_train_py(change: dict[str, Any]) -> None:
+    settings = {**SETTINGS, **change}
+    theirs, config = as_train_py(settings)
+    description = Description.from_settings({**DEFAULTS, **settings})
+    ours = description.create_model()
+    assert ours.load_state_dict(theirs.state_dict()).missing_keys == []
+    channels = description.input_size[0]
+    for key in ('mean', 'std'):
+        if len(config[key]) != channels:  # timm's loader averages them, here the description has done it
+            config[key] = pytest.approx((sum(config[key]) / len(config[key]),) * channels)
+    assert description.data_config() == config
+    images = torch.randn(2, *description.input_size)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours.eval()(images), theirs.eval()(images), rtol=0, atol=0)
+    assert resolve_data_config(model=ours) == description.data_config(), 'the model itself says how it is fed'
+
+
+@pytest.mark.parametrize('name', recipe_names())
+def test_every_shipped_recipe_has_a_description_that_json_keeps(name: str) -> None:
+    description = Description.from_settings({**DEFAULTS, **load_recipe(name)})
+    assert Description.from_dict(json.loads(json.dumps(description.to_dict()))) == description
+    assert description.arguments['num_classes'] and None not in description.arguments.values()
+
+
+def test_a_folder_of_timms_hub_format_is_described_by_what_lies_in_it(tmp_path: Path) -> None:
+    model = build_model('randwire', num_classes=3, in_chans=1, stem_stride=2, **NETWORK)
+    timm.models.save_for_hf(model, str(tmp_path), model_args={**NETWORK, 'stem_stride': 2, 'in_chans': 1},
+                            model_config={'pretrained_cfg': {'tag': 'x', 'mean': [0.1], 'std': [0.2],
+                                                             'input_size': [1, 32, 32], 'crop_pct': 1.0}})
+    description = Description.from_settings({'model': f'local-dir:{tmp_path}', 'in_chans': 1})
+    assert description.architecture == 'randwire' and description.arguments['stem_stride'] == 2
+    assert (description.input_size, description.mean, description.crop_pct) == ((1, 32, 32), (0.1,), 1.0)
+    again = description.create_model(f'local-dir:{tmp_path}', pretrained=True)
+    torch.testing.assert_close(again.state_dict()['fc.weight'], model.state_dict()['fc.weight'], rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_train_py_is_described_by_the_arguments_in_it_or_beside_it(tmp_path: Path) -> None:
+    settings = {**SETTINGS, 'gp': 'max', 'mean': [0.1, 0.2, 0.3]}
+    args = argparse.Namespace(**{**DEFAULTS, **settings})
+    model = Description.from_settings(settings).create_model()
+    saver = CheckpointSaver(model, torch.optim.SGD(model.parameters(), 0.1), args, checkpoint_dir=str(tmp_path))
+    saver.save_checkpoint(0, 1.0)
+    inside = Description.from_checkpoint(tmp_path / 'last.pth.tar')
+    assert inside == Description.from_settings({**DEFAULTS, **settings})
+
+    safetensors.torch.save_file(model.state_dict(), tmp_path / 'weights.safetensors')
+    with pytest.raises(ValueError, match=r'weights\.safetensors holds no settings .* no args\.yaml beside it'):
+        read_settings(tmp_path / 'weights.safetensors')
+    (tmp_path / 'args.yaml').write_text(yaml.safe_dump({**settings, 'gp': 'avgmax'}))
+    assert Description.from_checkpoint(tmp_path / 'weights.safetensors').arguments['global_pool'] == 'avgmax'
+    assert Description.from_checkpoint(tmp_path / 'last.pth.tar') == inside, 'what ran counts, not what lies beside it'
+    with pytest.raises(FileNotFoundError, match='nothing'):
+        Description.from_checkpoint(tmp_path / 'nothing.pth.tar')
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    ({'model': None}, 'name no model'),
+    ({'model': 'randwire_huge'}, 'Unknown model'),
+    ({'model': 'resnet18.no_such_tag'}, 'no_such_tag'),
+    ({'model_kwargs': ['seed=1']}, 'model_kwargs must be a mapping'),
+    ({'model_kwargs': {**NETWORK, 'num_classes': 4}}, 'num_classes is given twice, as num_classes: 3'),
+    ({'model_kwargs': {**NETWORK, 'global_pool': 'avg'}, 'gp': 'max'}, "as gp: 'max' and in model_kwargs: 'avg'"),
+    ({'model_kwargs': {**NETWORK, 'graph': object()}}, 'the argument graph must be text'),
+    ({'mean': [0.1, 0.2]}, 'mean must be one number or one for each of the 3 channels'),
+    ({'std': [0.0]}, 'std must be above 0'),
+    ({'in_chans': 1, 'input_size': [3, 32, 32]}, 'input_size has 3 channels, but in_chans is 1'),
+])
+def test_settings_that_contradict_themselves_are_one_line(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        Description.from_settings({**SETTINGS, **change})
+    assert message in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    ({'architecture': 3}, 'architecture must be text, got 3'),
+    ({'arguments': []}, 'arguments must be a mapping'),
+    ({'arguments': {'drop_rate': float('nan')}}, 'the argument drop_rate must be'),
+    ({'arguments': {'in_chans': 1}}, 'input_size has 3 channels, but in_chans is 1'),
+    ({'input_size': [3, 32]}, 'input_size must be three positive integers'),
+    ({'input_size': [3, 32, True]}, 'input_size must be three positive integers'),
+    ({'input_size': None}, 'input_size must be a list, got None'),
+    ({'mean': [0.5]}, 'mean must be a number for each of the 3 channels'),
+    ({'mean': ['0.5'] * 3}, 'mean must be a number for each'),
+    ({'std': [0.1, 0.1, -0.1]}, 'std must be above 0'),
+    ({'interpolation': ''}, "interpolation must be text, got ''"),
+    ({'crop_pct': '0.9'}, "crop_pct must be a number above 0, got '0.9'"),
+    ({'crop_mode': 'middle'}, "crop_mode must be one of 'center', 'squash', 'border', got 'middle'"),
+    ({'label_names': [1]}, 'label_names must be texts'),
+    ({'label_names': 'abc'}, "label_names must be a list, got 'abc'"),
+    ({'colour': 1}, 'a description has no colour'),
+])
+def test_a_description_is_checked_by_types(change: dict[str, Any], message: str) -> None:
+    good = Description.from_settings(SETTINGS).to_dict()
+    with pytest.raises(ValueError) as error:
+        Description.from_dict({**good, **change})
+    assert message in str(error.value) and '\n' not in str(error.value)
+    del good['mean']
+    with pytest.raises(ValueError, match='the description lacks mean'):
+        Description.from_dict(good)
