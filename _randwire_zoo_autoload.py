@@ -17,8 +17,6 @@ from typing import Any
 _FOLLOWERS = {
     'timm.models': 'randwire_zoo.models',
     'detectron2.modeling.backbone': 'randwire_zoo.detection.builders',
-    'detectron2.checkpoint': 'randwire_zoo.detection.checkpoints',
-    'detectron2.data.datasets': 'randwire_zoo.detection.datasets',
 }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from detectron2.config import LazyCall, LazyConfig
 
 from randwire_zoo.detection import RandWireBackbone
+from randwire_zoo.detection.datasets import load_dataset_dicts
 
 # detectron2.model_zoo has a function for this, but importing it takes pkg_resources, which setuptools has dropped.
 COMMON = Path(find_spec('detectron2').submodule_search_locations[0]) / 'model_zoo' / 'configs' / 'common'
@@ -30,6 +31,9 @@ model.backbone.bottom_up = LazyCall(RandWireBackbone)(
     name='randwire_ws_c109', out_features=['res2', 'res3', 'res4', 'res5'], norm='FrozenBN', freeze_at=2)
 for key in ('mask_in_features', 'mask_pooler', 'mask_head'):
     del model.roi_heads[key]
+
+# Names of data sets that nobody has registered may be folders in COCO's layout.
+dataloader.train.dataset._target_ = dataloader.test.dataset._target_ = load_dataset_dicts
 
 # Detectron's losses and RoIAlign.
 model.proposal_generator.smooth_l1_beta = 1 / 9

@@ -3,8 +3,8 @@
     backbone    the zoo's one network class as a native detectron2 `Backbone`
     builders    `build_<name>_backbone`, `…_fpn_backbone` and `…_retinanet_fpn_backbone` in detectron2's registry
     weights     backbone weights from wherever they lie, with names checked against the network
-    checkpoints detectron2's `MODEL.WEIGHTS` takes all of those
-    datasets    every folder of `DETECTRON2_DATASETS` in COCO's layout becomes a data set of detectron2
+    checkpoints detectron2's `MODEL.WEIGHTS` takes all of those, for models with such a backbone
+    datasets    folders of `DETECTRON2_DATASETS` in COCO's layout as data sets of detectron2, where a config names them
     detectors   torchvision's Faster R-CNN on a RandWire backbone, and how it takes over a detectron2 detector
     convert, detect   the commands
 
@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backbone import RandWireBackbone
+    from .datasets import register_coco_folders
     from .detectors import fasterrcnn_randwire_fpn, load_detector, save_detector
 
-__all__ = ['RandWireBackbone', 'fasterrcnn_randwire_fpn', 'load_detector', 'save_detector']
+__all__ = ['RandWireBackbone', 'fasterrcnn_randwire_fpn', 'load_detector', 'register_coco_folders', 'save_detector']
 
 DETECTRON2_MISSING = (
     'detectron2 is not installed and has no wheel on PyPI; after torch: pip install "setuptools<81" wheel ninja && '
@@ -28,5 +29,5 @@ DETECTRON2_MISSING = (
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    module = 'backbone' if name == 'RandWireBackbone' else 'detectors'
+    module = {'RandWireBackbone': 'backbone', 'register_coco_folders': 'datasets'}.get(name, 'detectors')
     return getattr(import_module(f'.{module}', __name__), name)

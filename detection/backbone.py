@@ -20,6 +20,8 @@ except ModuleNotFoundError as error:
         raise
     raise ModuleNotFoundError(DETECTRON2_MISSING, name='detectron2') from None
 
+from .checkpoints import extend_checkpointer
+
 __all__ = ['FEATURES', 'NORMS', 'RandWireBackbone']
 
 #: What detectron2 calls the outputs of conv1 … conv5. Reductions 2, 4, 8, 16, 32; detectron2's own stems have 4.
@@ -118,3 +120,6 @@ def _replace_batch_norm(module: nn.Module, norm: str) -> None:
             setattr(module, name, get_norm(norm, child.num_features))
         else:
             _replace_batch_norm(child, norm)
+
+
+extend_checkpointer()  # from here on there may be such backbones, made or unpickled

@@ -5,8 +5,9 @@
                          build_randwire_ws_c109_retinanet_fpn_backbone   FPN with P6 and P7, for RetinaNet
 
 They read the keys that detectron2's ResNet reads: MODEL.BACKBONE.FREEZE_AT, MODEL.RESNETS.NORM, OUT_FEATURES and
-RES5_DILATION, MODEL.FPN.*. timm and the network are imported when one of them is called: importing them here would
-make `import detectron2` seconds slower.
+RES5_DILATION, MODEL.FPN.*. What DATASETS.TRAIN and TEST name and nobody has registered, they register if it is a folder
+in COCO's layout. timm and the network are imported when one of them is called: importing them here would make `import
+detectron2` seconds slower.
 """
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def build_backbone(name: str, cfg: Any, input_shape: ShapeSpec) -> RandWireBackb
         ValueError: naming the key's value and what is allowed.
     """
     from .backbone import RandWireBackbone
+    from .datasets import register_coco_folders
 
+    register_coco_folders(names=[*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     keys = cfg.MODEL.RESNETS
     if keys.RES5_DILATION not in (1, 2):
         raise ValueError(f'MODEL.RESNETS.RES5_DILATION must be 1 or 2, got {keys.RES5_DILATION}')

@@ -1,29 +1,31 @@
-"""What `MODEL.WEIGHTS` may name once this module is imported, beyond what detectron2 reads itself.
+"""What `MODEL.WEIGHTS` may name for a model with a RandWire backbone, beyond what detectron2 reads itself.
 
 detectron2's checkpointer matches names and only warns where nothing matches, and its file readers know neither timm's
-checkpoints nor the Hub. For models with a RandWire backbone, and for no others, its two private methods for reading a
-file and for loading what was read are wrapped here: the first one finds the backbone's place in the detector, the
-second one makes sure that no tensor of the backbone was left as it was. This is the one place where a class of
-detectron2's is changed; it has no hook for it.
+checkpoints nor the Hub. Its two private methods for reading a file and for loading what was read are wrapped here: the
+first one finds the backbone's place in the detector, the second one makes sure that no tensor of the backbone was left
+as it was. This is the one place where a class of detectron2's is changed, as it has no hook for it; it happens when
+`backbone` is imported, so where no RandWire backbone is built, detectron2 is as it was, and models without one are
+loaded by the methods as they were.
 """
 from __future__ import annotations
 
+import argparse
 import functools
-import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from detectron2.checkpoint.detection_checkpoint import DetectionCheckpointer
+from detectron2.modeling.backbone.backbone import Backbone
 from detectron2.utils.file_io import PathHandler, PathManager
+from torch import nn
+
+from randwire_zoo.network import RandWire
 
 from .weights import SCHEMES, fit_weights, locate_weights, misfit, read_state
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from .backbone import RandWireBackbone
-
-__all__ = ['WeightsHandler']
+__all__ = ['WeightsHandler', 'extend_checkpointer']
 
 
 class WeightsHandler(PathHandler):
@@ -39,13 +41,10 @@ class WeightsHandler(PathHandler):
         return open(self._get_local_path(path), mode, buffering)
 
 
-def _backbones(model: nn.Module) -> dict[str, RandWireBackbone]:
+def _backbones(model: nn.Module) -> dict[str, Any]:
     """The RandWire backbones in a detector, by the prefix of their names."""
-    module = sys.modules.get('randwire_zoo.detection.backbone')
-    if module is None:  # then nobody can have made one, and timm need not be imported
-        return {}
     return {f'{name}.' if name else '': child for name, child in model.named_modules()
-            if isinstance(child, module.RandWireBackbone)}
+            if isinstance(child, RandWire) and isinstance(child, Backbone)}
 
 
 def _wrap_torch_load(original: Any) -> Any:
@@ -55,13 +54,26 @@ def _wrap_torch_load(original: Any) -> Any:
         if not backbones:
             return original(self, f)
         state = read_state(Path(f))
+        pickled = not str(f).endswith('.safetensors')
         if any(name.startswith(prefix) for prefix in backbones if prefix for name in state):
             # A whole detector, with what else its checkpoint holds.
-            return {'model': state} if str(f).endswith('.safetensors') else original(self, f)
-        return {'model': {prefix + name: tensor for prefix, backbone in backbones.items()
-                          for name, tensor in fit_weights(state, backbone, backbone.name, f).items()}}
+            return original(self, f) if pickled else {'model': state}
+        # With a backbone alone its own checkpoint looks as weights from elsewhere do, but has more in it.
+        rest = _other_entries(original, self, f) if pickled and '' in backbones else {}
+        return {**rest, 'model': {prefix + name: tensor for prefix, backbone in backbones.items()
+                                  for name, tensor in fit_weights(state, backbone, backbone.name, f).items()}}
 
     return _torch_load
+
+
+def _other_entries(original: Any, checkpointer: DetectionCheckpointer, f: str) -> dict[str, Any]:
+    """Optimizer, iteration and whatever else lies beside the model in a checkpoint that detectron2 has written."""
+    with torch.serialization.safe_globals([argparse.Namespace]):  # in timm's checkpoints, which hold nothing for us
+        loaded = original(checkpointer, f)
+    if not isinstance(loaded.get('model'), Mapping):
+        return {}
+    # Names are matched already.
+    return {name: entry for name, entry in loaded.items() if name not in ('model', 'matching_heuristics')}
 
 
 def _wrap_load_model(original: Any) -> Any:
@@ -79,12 +91,10 @@ def _wrap_load_model(original: Any) -> Any:
     return _load_model
 
 
-def _install() -> None:
+def extend_checkpointer() -> None:
+    """Teach detectron2's checkpointer and its path manager the weights of RandWire backbones, once."""
     PathManager.register_handler(WeightsHandler(), allow_override=True)
     for name, wrap in (('_torch_load', _wrap_torch_load), ('_load_model', _wrap_load_model)):
         method = getattr(DetectionCheckpointer, name)
         if not hasattr(method, '__wrapped__'):
             setattr(DetectionCheckpointer, name, wrap(method))
-
-
-_install()

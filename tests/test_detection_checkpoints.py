@@ -90,6 +90,28 @@ def test_a_whole_detectors_checkpoint_restores_all_of_it_and_what_else_it_holds(
     assert all(torch.equal(tensor, state[name]) for name, tensor in detector.state_dict().items())
 
 
+def test_a_backbone_alone_resumes_its_optimizer_and_iteration(tmp_path: Path) -> None:
+    backbone = RandWireBackbone(NAME, norm='BN')
+    optimizer = torch.optim.SGD(backbone.parameters(), lr=0.25, momentum=0.5)
+    sum(output.sum() for output in backbone(torch.randn(2, 3, 32, 32)).values()).backward()
+    optimizer.step()
+    DetectionCheckpointer(backbone, str(tmp_path), optimizer=optimizer).save('model_0000009', iteration=9)
+    restored = RandWireBackbone(NAME, norm='BN')
+    other = torch.optim.SGD(restored.parameters(), lr=0.1, momentum=0.5)
+    rest = DetectionCheckpointer(restored, str(tmp_path), optimizer=other).resume_or_load('', resume=True)
+    assert rest == {'iteration': 9} and other.param_groups[0]['lr'] == 0.25
+    momenta = [state['momentum_buffer'] for state in optimizer.state.values()]
+    assert len(momenta) == len(other.state) > 0
+    assert all(torch.equal(state['momentum_buffer'], momentum)
+               for state, momentum in zip(other.state.values(), momenta, strict=True))
+    assert all(torch.equal(tensor, restored.state_dict()[name]) for name, tensor in backbone.state_dict().items())
+    # timm's checkpoints have an optimizer too, of another training.
+    model = random_model()
+    rest = DetectionCheckpointer(restored, optimizer=other).load(str(timm_checkpoint(tmp_path, model)))
+    assert rest == {} and other.param_groups[0]['lr'] == 0.25
+    assert torch.equal(restored.conv1.conv.weight, model.conv1.conv.weight)
+
+
 def test_a_detector_trained_with_bn_loads_into_frozen_bn_and_back(tmp_path: Path) -> None:
     first = Detector()
     DetectionCheckpointer(first, str(tmp_path)).save('bn')

@@ -1,19 +1,108 @@
-"""Folders in COCO's layout become data sets of detectron2, and registering costs next to nothing."""
+"""detectron2 with this package installed is detectron2 as it was, until a config names a RandWire backbone; and folders
+in COCO's layout are data sets where such a config, or somebody's call, asks for them."""
 from __future__ import annotations
 
+import json
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from shapes import CLASSES, write_shapes
 
 pytest.importorskip('detectron2', reason='detectron2 is not installed (`make upstream` builds a wheel)')
 
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_backbone
 
-from randwire_zoo.detection.datasets import register_coco_folders
+from randwire_zoo.detection import register_coco_folders
+from randwire_zoo.detection.datasets import load_dataset_dicts
+from randwire_zoo.frozen import frozen_names
+
+# Everything that can be seen of a library that is loaded: what each module and class of it holds, functions by their
+# code, values by what they say, and what its registries, catalogs and path handlers list.
+PORTRAIT = '''
+import hashlib, json, sys, types
+import detectron2, detectron2.checkpoint, detectron2.data, detectron2.data.datasets, detectron2.engine
+import detectron2.evaluation, detectron2.modeling, detectron2.solver, detectron2.utils.file_io
+from detectron2.config import get_cfg
+from detectron2.utils.file_io import PathManager
+from fvcore.common.registry import Registry
+
+OURS = ('detectron2', 'fvcore', 'iopath')
+
+def look(value, depth=0):
+    if isinstance(value, (staticmethod, classmethod)):
+        return [type(value).__name__, look(value.__func__, depth)]
+    if isinstance(value, property):
+        return ['property', *(look(part, depth) for part in (value.fget, value.fset, value.fdel))]
+    if isinstance(value, types.FunctionType):
+        code = value.__code__
+        said = repr((code.co_filename, code.co_firstlineno, code.co_code, code.co_names, value.__defaults__ is None))
+        return [value.__module__, value.__qualname__, hashlib.sha256(said.encode()).hexdigest(), sorted(vars(value))]
+    if isinstance(value, type):
+        if depth or not value.__module__.startswith(OURS):
+            return [value.__module__, value.__qualname__]
+        return {name: look(part, 1) for name, part in sorted(vars(value).items())}
+    if isinstance(value, Registry):
+        return {name: look(entry, 1) for name, entry in value}
+    if isinstance(value, (bool, int, float, str, bytes, type(None))):
+        return repr(value)
+    if isinstance(value, (list, tuple)) and depth < 4:
+        return [type(value).__name__, *(look(part, depth + 1) for part in value)]
+    if isinstance(value, dict) and depth < 4:
+        return {repr(key): look(part, depth + 1) for key, part in value.items()}
+    return [type(value).__module__, type(value).__qualname__]
+
+seen = {}
+for name, module in sorted(sys.modules.items()):
+    if name.partition('.')[0] in OURS and module is not None:
+        for attribute, value in sorted(vars(module).items()):
+            if attribute not in ('__builtins__', '__cached__') and not isinstance(value, types.ModuleType):
+                seen[f'{name}.{attribute}'] = look(value)
+from detectron2.data import DatasetCatalog, MetadataCatalog
+seen['data sets'] = DatasetCatalog.list()
+seen['metadata'] = {name: sorted(vars(MetadataCatalog.get(name)).items()) for name in MetadataCatalog.list()}
+seen['paths'] = [(prefix, type(handler).__qualname__) for prefix, handler in PathManager._path_handlers.items()]
+seen['config'] = get_cfg().dump()
+seen['hooks'] = [type(finder).__qualname__ for finder in sys.meta_path]
+timm = 'timm' in sys.modules
+ours = sorted(name for name in sys.modules if name.startswith('randwire_zoo'))
+DatasetCatalog.register('balloon_train', lambda: [])  # a user's own, whatever folders there are
+print(json.dumps({'seen': seen, 'timm': timm, 'ours': ours}, default=str, sort_keys=True))
+'''
+
+
+def portrait(folder: Path, **variables: str) -> dict[str, Any]:
+    env = {name: value for name, value in os.environ.items() if name != 'TORCH_DEVICE_BACKEND_AUTOLOAD'}
+    done = subprocess.run(
+        [sys.executable, '-c', PORTRAIT], cwd=folder, env={**env, 'DETECTRON2_DATASETS': str(folder), **variables},
+        capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and 'randwire' not in done.stderr, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def test_detectron2_without_our_backbone_is_detectron2_as_it_was(tmp_path: Path) -> None:
+    write_shapes(tmp_path / 'balloon', 'train', 1)
+    plain, installed = portrait(tmp_path, TORCH_DEVICE_BACKEND_AUTOLOAD='0'), portrait(tmp_path)
+    assert plain['ours'] == [] and 'randwire_zoo.detection.builders' in installed['ours'] and not installed['timm']
+    before, after = plain['seen'], installed['seen']
+    assert len(before) > 2000 and '_torch_load' in before['detectron2.checkpoint.DetectionCheckpointer']
+    assert after.pop('hooks') == ['_Finder', *before.pop('hooks')]
+    # The names that a config can have as MODEL.BACKBONE.NAME, in detectron2's own registry; it is all there is.
+    builders = {f'build_{name}_{kind}backbone' for name in (*frozen_names(), 'randwire')
+                for kind in ('', 'fpn_', 'retinanet_fpn_')}
+    registries = [name for name in before if name.endswith('.BACKBONE_REGISTRY')]
+    assert registries
+    for name in registries:
+        assert after[name].keys() - before[name].keys() == builders
+        after[name] = {key: value for key, value in after[name].items() if key not in builders}
+    assert [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)] == []
 
 
 def test_every_coco_folder_with_its_images_is_registered_once(tmp_path: Path) -> None:
@@ -28,20 +117,36 @@ def test_every_coco_folder_with_its_images_is_registered_once(tmp_path: Path) ->
     assert MetadataCatalog.get('cells_train').thing_classes == list(CLASSES)
     assert MetadataCatalog.get('cells_val').evaluator_type == 'coco'
     assert register_coco_folders(tmp_path / 'nowhere') == []
+    write_shapes(tmp_path / 'a', 'b_c', 1)
+    write_shapes(tmp_path / 'a_b', 'c', 1)
+    with pytest.raises(ValueError, match=r'two folders are the data set a_b_c: \S+ and \S+'):
+        register_coco_folders(tmp_path)
+    assert 'a_b_c' not in DatasetCatalog
 
 
-def test_importing_detectron2_registers_everything_and_imports_neither_timm_nor_annotations(tmp_path: Path) -> None:
-    write_shapes(tmp_path / 'cells', 'train', 1)
-    (tmp_path / 'cells/annotations/instances_train.json').write_text('not read until it is used')
-    code = (
-        'import sys\n'
-        'import detectron2.checkpoint, detectron2.data, detectron2.modeling\n'
-        'assert "timm" not in sys.modules\n'
-        'assert "build_randwire_ws_c109_fpn_backbone" in detectron2.modeling.BACKBONE_REGISTRY\n'
-        'assert "cells_train" in detectron2.data.DatasetCatalog\n'
-        'assert hasattr(detectron2.checkpoint.DetectionCheckpointer._load_model, "__wrapped__")\n')
-    done = subprocess.run(
-        [sys.executable, '-c', code], cwd=tmp_path, env={**os.environ, 'DETECTRON2_DATASETS': str(tmp_path)},
-        capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert 'randwire' not in done.stderr
+def test_a_config_with_our_backbone_registers_what_it_names_and_nothing_else(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ('seeds', 'leaves', 'roots', 'stems'):
+        write_shapes(tmp_path / name, 'train', 1)
+    monkeypatch.setenv('DETECTRON2_DATASETS', str(tmp_path))
+    DatasetCatalog.register('roots_train', lambda: [{'mine': True}])
+    cfg = get_cfg()
+    cfg.merge_from_list([
+        'MODEL.DEVICE', 'cpu', 'DATASETS.TRAIN', ('seeds_train', 'roots_train', 'unheard_of'), 'DATASETS.TEST',
+        ('stems_train', 'coco_2017_val'), 'MODEL.RESNETS.DEPTH', 18, 'MODEL.RESNETS.RES2_OUT_CHANNELS', 64])
+    before = set(DatasetCatalog)
+    build_backbone(cfg)  # detectron2's ResNet
+    assert set(DatasetCatalog) == before
+    cfg.MODEL.BACKBONE.NAME = 'build_randwire_ws_pico_backbone'
+    with caplog.at_level(logging.INFO, 'randwire_zoo'):
+        build_backbone(cfg)
+        build_backbone(cfg)
+    assert set(DatasetCatalog) - before == {'seeds_train', 'stems_train'}
+    assert caplog.text.count('the data set seeds_train is ') == 1
+    assert len(DatasetCatalog.get('seeds_train')) == 1 and DatasetCatalog.get('roots_train') == [{'mine': True}]
+    DatasetCatalog.register('leaves_train', lambda: [])
+    # A LazyConfig names its data sets where no backbone sees them.
+    write_shapes(tmp_path / 'bark', 'train', 2)
+    assert len(load_dataset_dicts('bark_train')) == 2 and len(load_dataset_dicts(['bark_train', 'seeds_train'])) == 3
+    with pytest.raises(KeyError, match="'unheard_of' is not registered"):
+        load_dataset_dicts('unheard_of')

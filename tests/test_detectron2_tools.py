@@ -31,6 +31,8 @@ pytestmark = pytest.mark.skipif(SOURCE is None, reason=f"detectron2's tools are 
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
 CONFIG = CONFIGS / 'bccd' / 'faster_rcnn_randwire_ws_pico.yaml'
+# For tools that read data sets before they build a model, or build none.
+FOLDERS = {'DETECTRON2_ENV_MODULE': 'randwire_zoo.detection.datasets'}
 OPTIONS = [
     'MODEL.DEVICE', 'cpu', 'DATASETS.TRAIN', "('shapes_train',)", 'DATASETS.TEST', "('shapes_val',)",
     'MODEL.ROI_HEADS.NUM_CLASSES', '2', 'INPUT.MIN_SIZE_TRAIN', '(128,)', 'INPUT.MIN_SIZE_TEST', '128',
@@ -52,16 +54,16 @@ def command(tool: str, *arguments: str | Path) -> list[str]:
     return [sys.executable, str(SOURCE / 'tools' / tool), *map(str, arguments)]
 
 
-def environment(data: Path) -> dict[str, str]:
+def environment(data: Path, **variables: str) -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if name != 'TORCH_DEVICE_BACKEND_AUTOLOAD'}
-    return {**env, 'DETECTRON2_DATASETS': str(data), 'OMP_NUM_THREADS': '1'}
+    return {**env, 'DETECTRON2_DATASETS': str(data), 'OMP_NUM_THREADS': '1', **variables}
 
 
-def run_tool(tool: str, *arguments: str | Path, data: Path, cwd: Path) -> str:
+def run_tool(tool: str, *arguments: str | Path, data: Path, cwd: Path, **variables: str) -> str:
     """Run a tool as a user does; give its output."""
     done = subprocess.run(
-        command(tool, *arguments), cwd=cwd, env=environment(data), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, timeout=300)
+        command(tool, *arguments), cwd=cwd, env=environment(data, **variables), stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-5000:]
     return done.stdout
 
@@ -157,16 +159,16 @@ def test_lazyconfig_train_net_trains_and_evaluates_the_twin(data: Path, tmp_path
 
 def test_analyze_model_counts_all_of_the_backbone(trained: Path, data: Path, tmp_path: Path) -> None:
     output = run_tool('analyze_model.py', '--config', CONFIG, '--tasks', 'parameter', 'structure', 'flop', 'activation',
-                      '--num-inputs', '2', *with_weights(trained, tmp_path), data=data, cwd=tmp_path)
+                      '--num-inputs', '2', *with_weights(trained, tmp_path), data=data, cwd=tmp_path, **FOLDERS)
     assert 'RandWireBackbone(' in output and 'Total GFlops:' in output and 'Total (Million) Activations' in output
     assert re.search(r'backbone\.bottom_up\.conv5 ', output)
 
 
 def test_visualize_data_and_json_results_draw_every_image(trained: Path, data: Path, tmp_path: Path) -> None:
     run_tool('visualize_data.py', '--source', 'annotation', '--config-file', CONFIG, '--output-dir', tmp_path / 'truth',
-             *OPTIONS, 'DATASETS.TRAIN', "('shapes_val',)", data=data, cwd=tmp_path)
+             *OPTIONS, 'DATASETS.TRAIN', "('shapes_val',)", data=data, cwd=tmp_path, **FOLDERS)
     run_tool('visualize_json_results.py', '--input', trained / 'inference' / 'coco_instances_results.json', '--output',
-             tmp_path / 'found', '--dataset', 'shapes_val', data=data, cwd=tmp_path)
+             tmp_path / 'found', '--dataset', 'shapes_val', data=data, cwd=tmp_path, **FOLDERS)
     for folder in ('truth', 'found'):
         pictures = list((tmp_path / folder).iterdir())
         assert len(pictures) == 8
