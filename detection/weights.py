@@ -21,8 +21,9 @@ SCHEMES = ('randwire://', 'hf-hub:')
 #: Of a classifier, what a backbone has no place for.
 HEAD = ('conv_head.', 'bn_head.', 'fc.', 'global_pool.')
 STAGES = tuple(f'conv{i}.' for i in range(1, 6))
-#: A count of minibatches, which frozen BN and GN do not have and which no computation here reads.
-IGNORED = '.num_batches_tracked'
+#: A count of minibatches, which frozen BN and GN do not have and which no computation here reads; and the wiring mark,
+#: which weights from elsewhere lack: the network warns of that when it loads them.
+IGNORED = ('.num_batches_tracked', '._extra_state')
 
 
 def locate_weights(source: str) -> Path:

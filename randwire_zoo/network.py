@@ -4,6 +4,7 @@ One class serves classification, feature extraction, detection and export. It de
 names under which timm creates it stand in `models`.
 """
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, Optional, Union
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from .graphs import Graph
 from .plans import run_stage
+from .wiring import WiringMark
 
 __all__ = ['NODE_OPS', 'REGIMES', 'Node', 'RandWire', 'Stage', 'checkpoint_filter_fn', 'stage_node_counts']
 
@@ -23,6 +25,8 @@ NODE_OPS = ('sep_conv', 'conv', 'max_pool', 'avg_pool')
 REGIMES = ('small', 'regular')
 STEM_STRIDES = {4: (2, 2), 2: (1, 2), 1: (1, 1)}  # the strides of conv1 and conv2
 OUTPUT_STRIDES = (8, 16, 32)
+#: Entries of a state dict that may be missing in one from elsewhere: the wiring marks, and what no computation reads.
+OPTIONAL = ('._extra_state', '.num_batches_tracked')
 POOL_TYPES = ('', 'avg', 'max', 'avgmax', 'catavgmax', 'fast', 'fastavg', 'fastmax', 'fastavgmax', 'fastcatavgmax')
 
 
@@ -214,6 +218,7 @@ class Stage(nn.Module):
         edge_weight_init: Start of the edge weights, see `Node`.
         drop_path_rate: Probability, per minibatch, of removing one edge of this stage when it runs on its own.
         first_edge: Where this stage's removable edges start in the network's `kept_edges`.
+        architecture: What the wiring mark says of the network beside the graph, see `wiring.WiringMark`.
     """
 
     # Annotated here because TorchScript cannot infer the type of an empty list.
@@ -224,10 +229,12 @@ class Stage(nn.Module):
     def __init__(
             self, graph: Graph, in_chs: int, out_chs: int, stride: int = 2, dilation: int = 1,
             input_dilation: int = 1, node_op: str = 'sep_conv', edge_weight_init: float = 0.0,
-            drop_path_rate: float = 0.0, first_edge: int = 0, device: Any = None, dtype: Any = None,
+            drop_path_rate: float = 0.0, first_edge: int = 0, architecture: str = '',
+            device: Any = None, dtype: Any = None,
     ) -> None:
         super().__init__()
         self.graph = graph
+        self.architecture = architecture
         self.drop_path_rate = drop_path_rate
         self.first_edge = first_edge
         self.num_outputs = len(graph.outputs)
@@ -291,21 +298,16 @@ class Stage(nn.Module):
         return mean * (1.0 / self.num_outputs) if self.num_outputs > 1 else mean
 
     def get_extra_state(self) -> Tensor:
-        """The graph's sha256 as 32 bytes: every checkpoint of every tool says which wiring it was trained on."""
-        # Real data wherever the network lives: also on, or under a context of, the meta device.
-        return torch.tensor(list(bytes.fromhex(self.graph.sha256)), dtype=torch.uint8, device='cpu')
+        """The wiring mark: every checkpoint of every tool says which graph and architecture it was trained as."""
+        return WiringMark(self.graph.sha256, self.architecture).to_tensor()
 
     def set_extra_state(self, state: Any) -> None:
-        """Refuse weights that were trained on another graph: tensor shapes alone cannot tell.
+        """Refuse weights that were trained as something else: tensor shapes alone cannot tell.
 
         Raises:
-            ValueError: if the loaded weights carry another graph's sha256.
+            ValueError: if the loaded weights carry another mark.
         """
-        # Averaging tools turn every tensor into floats; the bytes survive that.
-        loaded = ''.join(f'{int(byte):02x}' for byte in torch.as_tensor(state).flatten().tolist())
-        if loaded != self.graph.sha256:
-            raise ValueError(f'these weights were trained on other wiring: graph sha256 {loaded}, '
-                             f'but this stage has {self.graph.sha256}')
+        WiringMark(self.graph.sha256, self.architecture).check(state)
 
 
 def draw_kept_edges(num_edges: int, rate: float, x: Tensor) -> Optional[Tensor]:
@@ -408,6 +410,8 @@ class RandWire(nn.Module):
         self.grad_checkpointing = False
         self.feature_info: list[dict[str, Any]] = []
 
+        # Never to be reordered or reworded: it is compared as it stands.
+        architecture = f'node_op={node_op} stem_stride={stem_stride} regime={regime} channels={channels}'
         num_edges = sum(len(sources) for graph in graphs for sources in graph.predecessors if len(sources) > 1)
         self.num_edges = num_edges  # removable ones, of all stages
         strides = STEM_STRIDES[stem_stride] + (2, 2, 2)
@@ -431,7 +435,7 @@ class RandWire(nn.Module):
                 graph = graphs[index - first_graph]
                 stage = Stage(
                     graph, in_chs, out_chs, stride, dilation=dilation, input_dilation=input_dilation, node_op=node_op,
-                    edge_weight_init=edge_weight_init, first_edge=first_edge, **dd)
+                    edge_weight_init=edge_weight_init, first_edge=first_edge, architecture=architecture, **dd)
                 # Its share of the rate, so that every edge of the network is removed equally often.
                 stage.drop_path_rate = drop_path_rate * stage.num_edges / max(num_edges, 1)
                 first_edge += stage.num_edges
@@ -445,6 +449,7 @@ class RandWire(nn.Module):
         self.num_features = self.head_width if head else in_chs
         self._set_classifier(global_pool, **dd)
         self.init_weights()
+        self.register_load_state_dict_post_hook(_accept_unmarked)
 
     def _set_classifier(self, global_pool: str, device: Any = None, dtype: Any = None) -> None:
         _check_choice('global_pool', global_pool, POOL_TYPES)
@@ -607,17 +612,38 @@ class RandWire(nn.Module):
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """The weights in what timm has read from a file: beside the network's class, where timm looks for it.
 
-    For another number of classes timm loads without complaint what there is; nothing but the classifier may be missing.
+    For another number of classes timm loads without complaint what there is; nothing but the classifier may be missing,
+    and what `RandWire.load_state_dict` does without.
 
     Raises:
         ValueError: if it is.
     """
     state_dict = state_dict.get('state_dict', state_dict)
-    missing = [name for name in model.state_dict() if name not in state_dict and not name.startswith('fc.')]
+    missing = [name for name in model.state_dict() if name not in state_dict and not name.startswith('fc.')
+               and not name.endswith(OPTIONAL)]
     if missing:
         more = f' and {len(missing) - 3} more' if len(missing) > 3 else ''
         raise ValueError(f'these weights lack {", ".join(missing[:3])}{more}')
     return state_dict
+
+
+def _accept_unmarked(network: nn.Module, incompatible_keys: Any) -> None:
+    """Of weights from elsewhere, do without the wiring mark, with a warning, and without BN's count of minibatches.
+
+    Registered with `register_load_state_dict_post_hook`: what is taken out of the missing keys is not missed.
+    """
+    missing: list[str] = incompatible_keys.missing_keys
+    # Of the network within whatever it is a part of, whose name for it stands before.
+    own = tuple(f'.{name}' for name in network.state_dict() if name.endswith(OPTIONAL))
+    optional = {key for key in missing if own and f'.{key}'.endswith(own)}
+    unmarked = [key.removesuffix('_extra_state') for key in optional if key.endswith('_extra_state')]
+    # A stage of which nothing at all was loaded has no weights whose wiring could be asked for.
+    absent = [stage for stage in unmarked if all(
+        f'{stage}{name}' in missing for name, _ in network.get_submodule(stage.split('.')[-2]).named_parameters())]
+    missing[:] = [key for key in missing if key not in optional or key.removesuffix('_extra_state') in absent]
+    if len(unmarked) > len(absent):
+        warnings.warn('these weights carry no wiring mark: nothing says that they were trained on these graphs',
+                      stacklevel=3)
 
 
 def _init_linear(linear: nn.Linear) -> None:

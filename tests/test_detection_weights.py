@@ -94,10 +94,12 @@ def fitted_from(model: nn.Module, network: RandWire) -> RandWire:
 @pytest.mark.parametrize(('name', 'kwargs', 'expected'), [
     ('resnet18', {}, r'it lacks conv1\.conv\.weight, .* and \d+ more.*the network has no conv1\.weight, bn1\.weight'),
     ('randwire_ws_small_s1', {}, r'trained on other wiring: graph sha256 '),
-    ('randwire', {'channels': 32, 'num_nodes': 8},
-     r'of another shape are conv1\.conv\.weight \(16×3×3×3, not 12×3×3×3\)'),
+    ('randwire', {'channels': 32, 'num_nodes': 8}, r'another architecture: .*channels=32, but .*channels=24'),
+    ('randwire', {'channels': 24, 'num_nodes': 8, 'in_chans': 1},
+     r'of another shape are conv1\.conv\.weight \(12×1×3×3, not 12×3×3×3\)'),
     ('randwire', {'channels': 24, 'num_nodes': 8, 'seed': 2}, r'trained on other wiring: graph sha256 '),
-    ('randwire', {'channels': 24, 'num_nodes': 8, 'node_op': 'conv'}, r'it lacks conv3\.nodes\.0\.conv_dw\.weight'),
+    ('randwire', {'channels': 24, 'num_nodes': 8, 'node_op': 'conv'},
+     r'another architecture: node_op=conv .* has node_op=sep_conv'),
 ])
 def test_weights_of_another_network_are_named(name: str, kwargs: dict[str, Any], expected: str) -> None:
     model = timm.create_model(name, **kwargs)
@@ -106,10 +108,13 @@ def test_weights_of_another_network_are_named(name: str, kwargs: dict[str, Any],
     assert '\n' not in str(caught.value)
 
 
-def test_weights_that_do_not_say_their_wiring_are_refused() -> None:
-    state = {name: tensor for name, tensor in random_model().state_dict().items() if '_extra_state' not in name}
-    with pytest.raises(ValueError, match=r'it lacks conv3\._extra_state, conv4\._extra_state, conv5\._extra_state$'):
-        fit_weights(state, backbone(), NAME, 'file.pth')
+def test_weights_that_do_not_say_their_wiring_are_loaded_with_one_warning() -> None:
+    model, network = random_model(), backbone()
+    state = {name: tensor for name, tensor in model.state_dict().items() if '_extra_state' not in name}
+    with pytest.warns(UserWarning, match='no wiring mark') as caught:
+        network.load_state_dict(fit_weights(state, network, NAME, 'file.pth'))
+    assert len(caught) == 1
+    assert_holds(network, model)
 
 
 def test_one_missing_and_one_surplus_tensor_are_named() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 import weakref
 from collections import Counter
 from typing import Any
@@ -14,7 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randwire_zoo.graphs import BarabasiAlbert, ErdosRenyi, Graph, GraphModel, WattsStrogatz, sample_graphs
-from randwire_zoo.network import NODE_OPS, Node, RandWire, Stage, aggregate, draw_kept_edges, stage_node_counts
+from randwire_zoo.network import (
+    NODE_OPS,
+    Node,
+    RandWire,
+    Stage,
+    aggregate,
+    checkpoint_filter_fn,
+    draw_kept_edges,
+    stage_node_counts,
+)
+from randwire_zoo.wiring import WiringMark
 
 FAMILIES: list[GraphModel] = [ErdosRenyi(0.3), BarabasiAlbert(2), WattsStrogatz(4, 0.75)]
 
@@ -497,13 +508,13 @@ def test_weights_of_another_wiring_are_refused_though_all_shapes_agree() -> None
     assert {name: tensor.shape for name, tensor in state.items()} == {
         name: tensor.shape for name, tensor in Stage(other, 4, 4).state_dict().items()}
     Stage(ours, 4, 4).load_state_dict(state)
-    Stage(ours, 4, 4).load_state_dict({name: tensor.float() for name, tensor in state.items()})  # averaging tools do
     with pytest.raises(ValueError, match=f'other wiring: graph sha256 {ours.sha256}.* has {other.sha256}'):
         Stage(other, 4, 4).load_state_dict(state)
 
 
-@pytest.mark.parametrize('altered', [torch.tensor([300.0]), torch.zeros(3), torch.tensor([-1]), torch.full((32,), 1e9)])
-def test_a_damaged_wiring_mark_is_refused_in_the_same_words(altered: Tensor) -> None:
+@pytest.mark.parametrize('altered', [torch.tensor([300.0]), torch.zeros(3), torch.tensor([-1]), torch.full((256,), 1e9),
+                                     torch.full((256,), 2), torch.full((256,), float('nan')), 'no mark'], ids=str)
+def test_a_damaged_wiring_mark_is_refused_in_the_same_words(altered: Any) -> None:
     stage = Stage(Graph(2, ((0, 1),)), 4, 4)
     with pytest.raises(ValueError, match='these weights were trained on other wiring'):
         stage.load_state_dict({**stage.state_dict(), '_extra_state': altered})
@@ -513,7 +524,86 @@ def test_the_wiring_mark_is_real_data_even_for_a_network_on_the_meta_device() ->
     with torch.device('meta'):
         stage = Stage(Graph(2, ((0, 1),)), 4, 4)
         mark = stage.state_dict()['_extra_state']
-    assert bytes(mark.tolist()).hex() == stage.graph.sha256
+    assert WiringMark.from_tensor(mark) == WiringMark(stage.graph.sha256)
+
+
+TWINS = {
+    'node operation': ({'node_op': 'max_pool'}, {'node_op': 'avg_pool'}, 'node_op=max_pool .* has node_op=avg_pool'),
+    'stem stride': ({'stem_stride': 1}, {'stem_stride': 4}, 'stem_stride=1 .* has .*stem_stride=4'),
+    # conv1 has half of C, rounded down: of the networks whose C differs by one, some have stages of one width.
+    'C': ({'channels': 4}, {'channels': 5}, 'channels=4, .* has .*channels=5'),
+    'regime': ({'regime': 'small'}, {'regime': 'regular'}, 'regime=small .* has .*regime=regular'),
+}
+
+
+@pytest.mark.parametrize('kind', TWINS)
+def test_weights_of_another_architecture_are_refused_where_shapes_cannot_tell(kind: str) -> None:
+    trained, built, message = TWINS[kind]
+    first, second = tiny(**trained), tiny(**built)
+    if kind in ('node operation', 'stem stride'):
+        assert {name: tensor.shape for name, tensor in first.state_dict().items() if '_extra' not in name} == {
+            name: tensor.shape for name, tensor in second.state_dict().items() if '_extra' not in name}
+        with pytest.raises(ValueError, match=f'trained as another architecture: .*{message}'):
+            second.load_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match=f'trained as another architecture: .*{message}'):
+        foreign = WiringMark('0' * 64, first.conv5.architecture).to_tensor()
+        WiringMark('0' * 64, second.conv5.architecture).check(foreign)
+
+
+def test_the_same_weights_may_run_dilated() -> None:
+    first, second = tiny(), tiny(output_stride=8)
+    second.load_state_dict(first.state_dict())
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('decay', [0.5, 0.9, 0.99, 0.9998])
+def test_an_average_over_state_dicts_keeps_the_wiring_mark(decay: float, dtype: torch.dtype) -> None:
+    model = tiny()
+    average = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    for _ in range(50):
+        average = {name: decay * average[name] + (1 - decay) * tensor.to(dtype)
+                   for name, tensor in model.state_dict().items()}
+    tiny().load_state_dict(average)
+    thirds = {name: (tensor.to(dtype) / 3 + tensor.to(dtype) / 3 + tensor.to(dtype) / 3)
+              for name, tensor in model.state_dict().items()}
+    tiny().load_state_dict(thirds)
+    with pytest.raises(ValueError, match='other wiring'):
+        tiny(seed=2).load_state_dict(average)
+
+
+@pytest.mark.parametrize('place', ['', 'backbone.network'])
+def test_a_state_dict_of_parameters_and_buffers_loads_strictly_with_one_warning(place: str) -> None:
+    """What somebody else's code collects has no wiring marks, and often no counts of minibatches."""
+    first, second = tiny(), tiny()
+    torch.nn.init.normal_(first.fc.weight)
+    loader: torch.nn.Module = second
+    prefix = ''
+    for name in reversed(place.split('.') if place else []):
+        outer = torch.nn.Module()
+        outer.add_module(name, loader)
+        loader, prefix = outer, f'{name}.{prefix}'
+    for dropped in ('nothing', 'num_batches_tracked'):
+        state = {prefix + name: tensor for name, tensor in (*first.named_parameters(), *first.named_buffers())
+                 if not name.endswith(dropped)}
+        with pytest.warns(UserWarning, match='no wiring mark') as caught:
+            loader.load_state_dict(state)
+        assert len(caught) == 1
+        assert torch.equal(second.fc.weight, first.fc.weight)
+    marked = first.state_dict()
+    for name in [name for name in marked if name.endswith('num_batches_tracked')]:
+        del marked[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        second.load_state_dict(marked)
+        assert checkpoint_filter_fn(dict(marked), second) == marked
+
+    del state[f'{prefix}conv3.nodes.0.bn.weight']
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "[\w.]*conv3.nodes.0.bn.weight"'):
+        loader.load_state_dict(state)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        missing = loader.load_state_dict({f'{prefix}fc.weight': first.fc.weight}, strict=False).missing_keys
+    assert f'{prefix}conv3._extra_state' in missing, 'nothing of the stage was loaded'
 
 
 # Bad input
