@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +24,65 @@ from .weights import fit_weights, locate_weights, read_state
 
 __all__ = ['add_arguments', 'convert_backbone', 'convert_detector', 'main']
 
-#: What torchvision's Faster R-CNN computes; a detectron2 config with anything else is another function.
+# Every key of detectron2's MODEL is in one of the three tables below, or it is refused: a config with anything else is
+# another function than torchvision's Faster R-CNN computes.
+
+#: Keys that decide what a detector computes, and the values that torchvision's has.
 FIXED: dict[str, tuple[Any, ...]] = {
-    'MODEL.META_ARCHITECTURE': ('GeneralizedRCNN',), 'MODEL.PROPOSAL_GENERATOR.NAME': ('RPN',),
-    'MODEL.ROI_HEADS.NAME': ('StandardROIHeads',), 'MODEL.ROI_BOX_HEAD.NAME': ('FastRCNNConvFCHead',),
-    'MODEL.ROI_BOX_HEAD.NUM_CONV': (0,), 'MODEL.ROI_BOX_HEAD.NUM_FC': (2,),
-    'MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION': (7,), 'MODEL.ROI_BOX_HEAD.POOLER_TYPE': ('ROIAlign',),
-    'MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG': (False,), 'MODEL.RPN.CONV_DIMS': ([-1],),
-    'MODEL.RPN.BBOX_REG_WEIGHTS': ([1.0, 1.0, 1.0, 1.0],), 'MODEL.ANCHOR_GENERATOR.OFFSET': (0.0,),
-    'MODEL.FPN.FUSE_TYPE': ('sum',), 'MODEL.FPN.NORM': ('', 'BN', 'SyncBN', 'FrozenBN'),
+    'VERSION': (2,), 'INPUT.FORMAT': ('RGB',),
+    'MODEL.META_ARCHITECTURE': ('GeneralizedRCNN',), 'MODEL.LOAD_PROPOSALS': (False,), 'MODEL.MASK_ON': (False,),
+    'MODEL.KEYPOINT_ON': (False,),
     'MODEL.RESNETS.NORM': ('FrozenBN', 'BN', 'SyncBN'), 'MODEL.RESNETS.RES5_DILATION': (1,),
-    'MODEL.RESNETS.OUT_FEATURES': (['res2', 'res3', 'res4', 'res5'],), 'INPUT.FORMAT': ('RGB',),
+    'MODEL.RESNETS.OUT_FEATURES': (['res2', 'res3', 'res4', 'res5'],),
+    'MODEL.FPN.IN_FEATURES': (['res2', 'res3', 'res4', 'res5'],), 'MODEL.FPN.FUSE_TYPE': ('sum',),
+    'MODEL.FPN.NORM': ('', 'BN', 'SyncBN', 'FrozenBN'),
+    'MODEL.ANCHOR_GENERATOR.NAME': ('DefaultAnchorGenerator',), 'MODEL.ANCHOR_GENERATOR.OFFSET': (0.0,),
+    'MODEL.PROPOSAL_GENERATOR.NAME': ('RPN',), 'MODEL.PROPOSAL_GENERATOR.MIN_SIZE': (0,),
+    'MODEL.RPN.HEAD_NAME': ('StandardRPNHead',), 'MODEL.RPN.IN_FEATURES': (['p2', 'p3', 'p4', 'p5', 'p6'],),
+    'MODEL.RPN.CONV_DIMS': ([-1],), 'MODEL.RPN.BBOX_REG_WEIGHTS': ([1.0, 1.0, 1.0, 1.0],),
+    'MODEL.ROI_HEADS.NAME': ('StandardROIHeads',), 'MODEL.ROI_HEADS.IN_FEATURES': (['p2', 'p3', 'p4', 'p5'],),
+    'MODEL.ROI_BOX_HEAD.NAME': ('FastRCNNConvFCHead',), 'MODEL.ROI_BOX_HEAD.NUM_CONV': (0,),
+    'MODEL.ROI_BOX_HEAD.NUM_FC': (2,), 'MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION': (7,),
+    'MODEL.ROI_BOX_HEAD.POOLER_TYPE': ('ROIAlign',), 'MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG': (False,),
+    'MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE': (False,),
 }
+#: Keys that a detector's file takes over, and what their values must be.
+TAKEN: dict[str, str] = {
+    'MODEL.BACKBONE.NAME': 'text', 'MODEL.PIXEL_MEAN': '3 numbers', 'MODEL.PIXEL_STD': '3 numbers',
+    'MODEL.FPN.OUT_CHANNELS': 'a positive integer', 'MODEL.ANCHOR_GENERATOR.SIZES': 'lists of numbers',
+    'MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS': 'lists of numbers',
+    'MODEL.RPN.PRE_NMS_TOPK_TEST': 'a positive integer', 'MODEL.RPN.POST_NMS_TOPK_TEST': 'a positive integer',
+    'MODEL.RPN.NMS_THRESH': 'a number', 'MODEL.ROI_HEADS.NUM_CLASSES': 'a positive integer',
+    'MODEL.ROI_HEADS.SCORE_THRESH_TEST': 'a number', 'MODEL.ROI_HEADS.NMS_THRESH_TEST': 'a number',
+    'MODEL.ROI_BOX_HEAD.FC_DIM': 'a positive integer', 'MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO': 'an integer',
+    'MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS': '4 numbers',
+    'INPUT.MIN_SIZE_TEST': 'a positive integer', 'INPUT.MAX_SIZE_TEST': 'a positive integer',
+    'TEST.DETECTIONS_PER_IMAGE': 'a positive integer',
+}
+#: Keys, or all below a key, that do not change what a trained detector of the kind above computes.
+FREE = (
+    # How it was trained, and where.
+    'MODEL.DEVICE', 'MODEL.WEIGHTS', 'MODEL.BACKBONE.FREEZE_AT',
+    *(f'MODEL.RPN.{key}' for key in (
+        'BOUNDARY_THRESH', 'IOU_THRESHOLDS', 'IOU_LABELS', 'BATCH_SIZE_PER_IMAGE', 'POSITIVE_FRACTION',
+        'BBOX_REG_LOSS_TYPE', 'BBOX_REG_LOSS_WEIGHT', 'SMOOTH_L1_BETA', 'LOSS_WEIGHT', 'PRE_NMS_TOPK_TRAIN',
+        'POST_NMS_TOPK_TRAIN')),
+    *(f'MODEL.ROI_HEADS.{key}' for key in (
+        'IOU_THRESHOLDS', 'IOU_LABELS', 'BATCH_SIZE_PER_IMAGE', 'POSITIVE_FRACTION', 'PROPOSAL_APPEND_GT')),
+    *(f'MODEL.ROI_BOX_HEAD.{key}' for key in (
+        'BBOX_REG_LOSS_TYPE', 'BBOX_REG_LOSS_WEIGHT', 'SMOOTH_L1_BETA', 'TRAIN_ON_PRED_BOXES', 'USE_FED_LOSS',
+        'FED_LOSS_FREQ_WEIGHT_POWER', 'FED_LOSS_NUM_CLASSES')),
+    # Of parts that it does not have: convolutions in the box head, turned anchors, other heads and architectures.
+    'MODEL.ROI_BOX_HEAD.CONV_DIM', 'MODEL.ROI_BOX_HEAD.NORM', 'MODEL.ANCHOR_GENERATOR.ANGLES',
+    'MODEL.ROI_BOX_CASCADE_HEAD', 'MODEL.ROI_MASK_HEAD', 'MODEL.ROI_KEYPOINT_HEAD', 'MODEL.SEM_SEG_HEAD',
+    'MODEL.PANOPTIC_FPN', 'MODEL.RETINANET',
+    # Of ResNets, and read by no RandWire backbone.
+    *(f'MODEL.RESNETS.{key}' for key in (
+        'DEPTH', 'NUM_GROUPS', 'WIDTH_PER_GROUP', 'STRIDE_IN_1X1', 'RES2_OUT_CHANNELS', 'STEM_OUT_CHANNELS',
+        'DEFORM_ON_PER_STAGE', 'DEFORM_MODULATED', 'DEFORM_NUM_GROUPS')),
+)
+#: Newer than detectron2 0.6, whose configs lack them and which computes what their allowed value says.
+NEWER = ('MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE',)
 
 
 def convert_backbone(source: str, output: str | Path, name: str | None = None, use_ema: bool = True) -> str:
@@ -82,7 +131,13 @@ def convert_detector(
     config = _read_config(Path(config_file))
     detector = build_detector(config)
     wanted = detector.state_dict()
-    state = {name: tensor for name, tensor in _rename(read_state(locate_weights(source))).items()
+    trained = read_state(locate_weights(source))
+    for key, values in (('pixel_mean', config.image_mean), ('pixel_std', config.image_std)):
+        own = trained.pop(key, None)  # older versions of detectron2 saved them, and then they count
+        if own is not None and not torch.allclose(own.flatten().double() / 255, torch.tensor(values).double(),
+                                                  rtol=1e-4, atol=1e-6):
+            raise ValueError(f'{source} has {key} {own.flatten().tolist()}, which {config_file} does not say')
+    state = {name: tensor for name, tensor in _rename(trained).items()
              if name in wanted or not name.endswith('.num_batches_tracked')}
     # The count of minibatches is missing after frozen BN, and nothing reads it.
     state.update({name: tensor for name, tensor in wanted.items()
@@ -114,44 +169,75 @@ def _recorded_name(path: Path) -> str:
 
 
 def _read_config(path: Path) -> DetectorConfig:
+    """What a detectron2 config says, once it is certain that torchvision's detector can do all of it."""
     try:
         tree = yaml.safe_load(path.read_text(encoding='utf-8'))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f'{path} is no YAML: {" ".join(str(error).split())}') from None
-
-    def get(key: str) -> Any:
-        value = tree
-        for part in key.split('.'):
-            if not isinstance(value, dict) or part not in value:
-                raise ValueError(f'{path} lacks {key}; it must be the whole config, which detectron2 writes as '
-                                 'config.yaml beside its checkpoints')
-            value = value[part]
-        return value
-
-    for key, allowed in FIXED.items():
-        if get(key) not in allowed:
-            raise ValueError(f"{path}: torchvision's detector has {key} {' or '.join(map(repr, allowed))}, "
-                             f'got {get(key)!r}')
-    builder = re.fullmatch(r'build_(randwire\w*?)_fpn_backbone', get('MODEL.BACKBONE.NAME'))
+    config = dict(_leaves(tree))
+    for key in (*FIXED, *TAKEN):
+        if key not in config and key not in NEWER:
+            raise ValueError(f'{path} lacks {key}; it must be the whole config, which detectron2 writes as '
+                             'config.yaml beside its checkpoints')
+    for key, value in config.items():
+        if key in FIXED:
+            if value not in FIXED[key]:
+                raise ValueError(f"{path}: torchvision's detector has {key} {' or '.join(map(repr, FIXED[key]))}, "
+                                 f'got {value!r}')
+        elif key in TAKEN:
+            if not _is(value, TAKEN[key]):
+                raise ValueError(f'{path}: {key} must be {TAKEN[key]}, got {value!r}')
+        elif key.startswith('MODEL.') and not any(f'{key}.'.startswith(f'{free}.') for free in FREE):
+            raise ValueError(f"{path}: torchvision's detector has no {key}, got {value!r}")
+    builder = re.fullmatch(r'build_(randwire\w*?)_fpn_backbone', config['MODEL.BACKBONE.NAME'])
     if not builder:
         raise ValueError(f'{path}: MODEL.BACKBONE.NAME must be build_<name>_fpn_backbone, '
-                         f'got {get("MODEL.BACKBONE.NAME")!r}')
-    sizes, (ratios, *others) = get('MODEL.ANCHOR_GENERATOR.SIZES'), get('MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS')
+                         f'got {config["MODEL.BACKBONE.NAME"]!r}')
+    sizes, (ratios, *others) = config['MODEL.ANCHOR_GENERATOR.SIZES'], config['MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS']
     if len(sizes) != 5 or any(len(level) != 1 for level in sizes) or any(other != ratios for other in others):
         raise ValueError(f'{path}: MODEL.ANCHOR_GENERATOR must have five levels of one size each and the same ratios')
     return DetectorConfig(
-        builder[1], get('MODEL.ROI_HEADS.NUM_CLASSES') + 1, fpn_channels=get('MODEL.FPN.OUT_CHANNELS'),
-        fpn_norm=get('MODEL.FPN.NORM') != '', box_features=get('MODEL.ROI_BOX_HEAD.FC_DIM'),
+        builder[1], config['MODEL.ROI_HEADS.NUM_CLASSES'] + 1, fpn_channels=config['MODEL.FPN.OUT_CHANNELS'],
+        fpn_norm=config['MODEL.FPN.NORM'] != '', box_features=config['MODEL.ROI_BOX_HEAD.FC_DIM'],
         anchor_sizes=tuple(level[0] for level in sizes), anchor_ratios=tuple(ratios), round_anchors=False,
-        min_size=get('INPUT.MIN_SIZE_TEST'), max_size=get('INPUT.MAX_SIZE_TEST'),
-        image_mean=tuple(value / 255 for value in get('MODEL.PIXEL_MEAN')),
-        image_std=tuple(value / 255 for value in get('MODEL.PIXEL_STD')),
-        rpn_pre_nms_top_n=get('MODEL.RPN.PRE_NMS_TOPK_TEST'), rpn_post_nms_top_n=get('MODEL.RPN.POST_NMS_TOPK_TEST'),
-        rpn_nms_thresh=get('MODEL.RPN.NMS_THRESH'), box_score_thresh=get('MODEL.ROI_HEADS.SCORE_THRESH_TEST'),
-        box_nms_thresh=get('MODEL.ROI_HEADS.NMS_THRESH_TEST'),
-        box_detections_per_img=get('TEST.DETECTIONS_PER_IMAGE'),
-        sampling_ratio=get('MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO'),
-        bbox_reg_weights=tuple(get('MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS')))
+        min_size=config['INPUT.MIN_SIZE_TEST'], max_size=config['INPUT.MAX_SIZE_TEST'],
+        image_mean=tuple(value / 255 for value in config['MODEL.PIXEL_MEAN']),
+        image_std=tuple(value / 255 for value in config['MODEL.PIXEL_STD']),
+        rpn_pre_nms_top_n=config['MODEL.RPN.PRE_NMS_TOPK_TEST'],
+        rpn_post_nms_top_n=config['MODEL.RPN.POST_NMS_TOPK_TEST'], rpn_nms_thresh=config['MODEL.RPN.NMS_THRESH'],
+        box_score_thresh=config['MODEL.ROI_HEADS.SCORE_THRESH_TEST'],
+        box_nms_thresh=config['MODEL.ROI_HEADS.NMS_THRESH_TEST'],
+        box_detections_per_img=config['TEST.DETECTIONS_PER_IMAGE'],
+        sampling_ratio=config['MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO'],
+        bbox_reg_weights=tuple(config['MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS']))
+
+
+def _leaves(tree: Any, path: str = '') -> Iterator[tuple[str, Any]]:
+    """The values of a config by their keys, such as `MODEL.RPN.NMS_THRESH`."""
+    for name, value in tree.items() if isinstance(tree, dict) else ():
+        if isinstance(value, dict):
+            yield from _leaves(value, f'{path}{name}.')
+        else:
+            yield f'{path}{name}', value
+
+
+def _is(value: Any, kind: str) -> bool:
+    """Whether a config's value is what `TAKEN` says."""
+    def number(value: Any) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+    def numbers(value: Any) -> bool:
+        return isinstance(value, list) and bool(value) and all(map(number, value))
+
+    if kind == 'text':
+        return isinstance(value, str)
+    if kind.endswith('integer'):
+        return number(value) and isinstance(value, int) and value >= (1 if 'positive' in kind else 0)
+    if kind == 'lists of numbers':
+        return isinstance(value, list) and bool(value) and all(map(numbers, value))
+    if kind.endswith(' numbers'):
+        return numbers(value) and len(value) == int(kind[0])
+    return number(value)
 
 
 def _rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -182,10 +268,8 @@ def _rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
                     tensor = torch.cat([torch.zeros_like(tensor[:4]), tensor])
                 renamed[new] = tensor
                 break
-        else:
-            # Mask heads and pixel statistics have no place in a detector of boxes; anything else is reported.
-            if not name.startswith(('roi_heads.mask_', 'roi_heads.keypoint_', 'pixel_')):
-                renamed[name] = tensor
+        else:  # for whoever loads it to refuse
+            renamed[name] = tensor
     return renamed
 
 

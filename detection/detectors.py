@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -207,28 +207,34 @@ def save_detector(detector: FasterRCNN, path: str | os.PathLike[str], classes: S
     Args:
         detector: What `fasterrcnn_randwire_fpn` or `load_detector` gave, trained.
         path: Where to; must end in `.safetensors`.
-        classes: Their names, without the background.
+        classes: Their names, without the background; no two alike.
         metadata: More entries, such as `metrics={'AP50': 80.0}`; written as JSON unless they are text.
 
     Raises:
-        ValueError: if it is another model, its parts are not those that such a file can describe, or the number of
-            names is wrong.
+        ValueError: if it is another model, its parts are not those that such a file can describe, the number of names
+            is wrong or two are alike, or a given entry is one that this function writes itself.
     """
     path = Path(path)
     if path.suffix != '.safetensors':
         raise ValueError(f'detector files end in .safetensors, got {path.name!r}')
     config = _describe(detector)
+    classes = None if classes is None else list(classes)
     if classes is not None and len(classes) != config.num_classes - 1:
         raise ValueError(f'{config.num_classes - 1} class names are needed, got {len(classes)}')
+    odd = [name for name, count in Counter(classes or ()).items() if count > 1 or not name.strip()]
+    if odd:
+        raise ValueError(f'class names must be text and differ from each other, got {odd[0]!r} in {classes!r}')
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in detector.state_dict().items()}
     entries = {
-        'format': 'pt', 'kind': FORMAT, 'detector': asdict(config), 'classes': list(classes) if classes else None,
-        'graphs': [graph.to_dict() for graph in detector.graphs], 'graphs_sha256': graphs_sha256(detector.graphs),
-        **metadata}
+        'format': 'pt', 'kind': FORMAT, 'detector': asdict(config), 'classes': classes,
+        'graphs': [graph.to_dict() for graph in detector.graphs], 'graphs_sha256': graphs_sha256(detector.graphs)}
+    taken = sorted(entries.keys() & metadata.keys())
+    if taken:
+        raise ValueError(f'metadata {", ".join(taken)} are written by save_detector itself')
     with atomic_path(path) as temporary:
         save_file(state, temporary, metadata={
             key: value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))
-            for key, value in entries.items()})
+            for key, value in {**entries, **metadata}.items()})
 
 
 def load_detector(path: str | os.PathLike[str]) -> tuple[FasterRCNN, list[str]]:
@@ -321,6 +327,8 @@ def _read_description(path: str | os.PathLike[str]) -> tuple[DetectorConfig, lis
                   for name, value in json.loads(metadata['detector']).items() if name in known}
         config = DetectorConfig(**values)
         names = json.loads(metadata.get('classes', 'null'))
+        if names is not None and len(names) != config.num_classes - 1:
+            raise ValueError(f'{config.num_classes - 1} class names are needed, it has {len(names)}')
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{path} does not describe its detector: {error}') from None
     names = names or [f'class {index}' for index in range(1, config.num_classes)]

@@ -147,6 +147,10 @@ def test_only_what_a_file_can_describe_is_saved(tmp_path: Path) -> None:
         save_detector(nn.Linear(1, 1), path)
     with pytest.raises(ValueError, match='2 class names are needed, got 3'):
         save_detector(small_detector(), path, ['a', 'b', 'c'])
+    with pytest.raises(ValueError, match='metadata graphs, kind are written by save_detector itself'):
+        save_detector(small_detector(), path, kind='x', graphs='y', metrics={'AP': 1})
+    with pytest.raises(ValueError, match=r"class names must be text and differ from each other, got 'a'"):
+        save_detector(small_detector(), path, ['a', 'a'])
     with pytest.raises(ValueError, match=r'detector files end in \.safetensors'):
         save_detector(small_detector(), tmp_path / 'detector.pth')
     other = small_detector()
