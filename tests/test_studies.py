@@ -1,17 +1,15 @@
-"""Studies: their yaml files, C, real runs of tiny networks, and every way in which a run can be interrupted."""
+"""Studies: their yaml files, C, and real runs of tiny networks; what survives is in test_study_survival."""
 from __future__ import annotations
 
 import json
-import os
+import random
 import shutil
-import signal
 import statistics
 import subprocess
-import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,14 +20,21 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from randwire_zoo import cli
-from randwire_zoo.complexity import count_complexity
+from randwire_zoo import cli, kernels
+from randwire_zoo.complexity import count_complexity, count_randwire
 from randwire_zoo.description import build_model
-from randwire_zoo.graphs import GraphModel
+from randwire_zoo.graphs import Graph, GraphModel, graphs_sha256, parse_graph_model, sample_graphs
+from randwire_zoo.network import NODE_OPS, REGIMES, RandWire, stage_node_counts
 from randwire_zoo.recipes import load_recipe
+from randwire_zoo.studies import cli as studies_cli
 from randwire_zoo.studies import study as studies
-from randwire_zoo.studies.results import Results, read_results
+from randwire_zoo.studies.engines import create_engine
+from randwire_zoo.studies.results import read_results
+from randwire_zoo.studies.running import run_study
 from randwire_zoo.studies.study import load_study, study_names
+from randwire_zoo.studies.work import run_task
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # Two generators and a hand-made network: twelve epochs of 24 images, 9 held out.
 SPEC: dict[str, Any] = {
@@ -41,7 +46,6 @@ SPEC: dict[str, Any] = {
 IDS = ['ws-2-0.5-s1', 'er-0.5-s1', 'mnist-tiny-cnn-s1']
 GENERATORS = '''
     import random
-    import sys
     from dataclasses import dataclass
     from pathlib import Path
     from typing import ClassVar
@@ -57,13 +61,10 @@ GENERATORS = '''
         name: ClassVar[str] = 'regular'
 
         def undirected(self, num_nodes: int, rng: random.Random) -> networkx.Graph:
-            training = Path(sys.argv[0]).stem == 'work'
-            if training and Path(__file__).with_name('broken').exists() and rng.random() == random.Random(2).random():
+            if Path(__file__).with_name('broken').exists() and rng.random() == random.Random(2).random():
                 raise ArithmeticError('no graph today')
             return networkx.random_regular_graph(self.degree, num_nodes, seed=rng)
 '''
-DEADLINE = 120
-
 
 @pytest.fixture(autouse=True)
 def registry() -> Iterator[None]:
@@ -101,36 +102,6 @@ def arguments(study: Path, data: Path, folder: Path, *more: str) -> list[str]:
             '--workers', '2', *more]
 
 
-def start(*args: Any) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, '-m', 'randwire_zoo', *map(str, args)], stdout=subprocess.DEVNULL,
-                            stderr=subprocess.DEVNULL, start_new_session=True)
-
-
-def processes(*words: object) -> dict[int, str]:
-    """The command lines that have all the words in them, by process."""
-    listed = subprocess.run(['ps', '-ww', '-eo', 'pid=,stat=,args='], capture_output=True, text=True, check=True).stdout
-    split = [line.split(None, 2) for line in listed.splitlines()]
-    return {int(pid): args for pid, stat, args in (line for line in split if len(line) == 3)
-            if not stat.startswith('Z') and all(str(word) in args for word in words)}
-
-
-def wait_for(what: Callable[[], Any], process: subprocess.Popen[bytes] | None = None) -> Any:
-    """Poll until there is something; a process that ends before is a failure."""
-    deadline = time.monotonic() + DEADLINE
-    while time.monotonic() < deadline:
-        if found := what():
-            return found
-        assert process is None or process.poll() is None, 'the run ended before it could be disturbed'
-        time.sleep(0.01)
-    raise AssertionError('waited in vain')
-
-
-def in_training(folder: Path) -> list[str]:
-    """Networks with a checkpoint and without a row."""
-    done = [path.stem for path in (folder / 'tasks').glob('*.row')] + [row['id'] for row in rows_of(folder)]
-    return [path.parent.name for path in (folder / 'runs').glob('*/last.pth.tar') if path.parent.name not in done]
-
-
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     return read_results(folder)[1] if (folder / 'results.jsonl').exists() else []
 
@@ -139,7 +110,8 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
     """Rows by network, of which each must have one, without what no two runs share."""
     rows = rows_of(folder)
     assert len({row['id'] for row in rows}) == len(rows), 'a network has two rows'
-    return {row['id']: {name: value for name, value in row.items() if name not in ('seconds', 'host')} for row in rows}
+    return {row['id']: {name: value for name, value in row.items() if name not in ('seconds', 'host', 'provenance')}
+            for row in rows}
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -153,11 +125,37 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     return error
 
 
+class Here:
+    """An engine that does its tasks in this process: nothing has to be imported again."""
+
+    places = 2
+
+    def __init__(self, before: Callable[[], object] = lambda: None) -> None:
+        self.before = before
+
+    def start(self, tasks: list[Path], places: list[int]) -> list[Any]:
+        self.before()
+        for task in tasks:
+            run_task(str(task))
+        return [SimpleNamespace(poll=lambda: 'done', stop=lambda: None) for _ in tasks]
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(studies_cli, 'create_engine', create_engine_here)
+
+
+def create_engine_here(name: str, workers: int | None, folder: Path, options: dict[str, str], processes: int) -> Any:
+    create_engine(name, workers, folder, options, processes)  # what it refuses
+    return Here()
+
+
 @pytest.fixture(scope='module')
 def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of the whole study, which no test may change."""
     folder = tmp_path_factory.mktemp('uninterrupted')
-    assert cli.main(arguments(write(folder), data, folder / 'output')) == 0
+    study = load_study(write(folder))
+    run_study(study, study.networks(), folder / 'output', Here(), str(data), progress=False)
     return folder / 'output'
 
 
@@ -174,6 +172,15 @@ def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ({'graphs': None, 'models': None}, 'needs graphs or models'),
     ({'seeds': []}, r'seeds must be one or more integers of at least 0, got \[\]'),
     ({'seeds': [-1]}, r'at least 0, got \[-1\]'),
+    ({'seeds': None, 'graph_seeds': [1]}, 'graph_seeds and training_seeds go together'),
+    ({'seeds': None, 'training_seeds': [1]}, 'graph_seeds and training_seeds go together'),
+    ({'seeds': None, 'graph_seeds': [1], 'training_seeds': []}, r'training_seeds must be one or more .* got \[\]'),
+    ({'seeds': None, 'graph_seeds': ['1'], 'training_seeds': [1]}, 'graph_seeds must be a list of integers'),
+    ({'graph_seeds': [1], 'training_seeds': [1]}, 'either seeds, or graph_seeds and training_seeds'),
+    ({'seeds': None, 'graphs': None, 'graph_seeds': [1], 'training_seeds': [1]}, 'graph_seeds are for graphs'),
+    ({'processes': 0}, 'processes must be an integer of at least 1, got 0'),
+    ({'processes': 1.5}, 'got 1.5'),
+    ({'detection': {'config': 'x.yaml'}, 'graphs': None, 'channels': None, 'processes': 2}, 'not for detection'),
     ({'seeds': ['1']}, 'seeds must be a list of integers'),
     ({'seeds': [True]}, 'seeds must be a list of integers'),
     ({'node_ops': ['dense']}, "got 'dense'"),
@@ -281,21 +288,26 @@ def test_every_packaged_study_loads_and_the_small_ones_have_networks(monkeypatch
     # What C is tuned to is another test's.
     targets: list[int] = []
     monkeypatch.setattr(studies, '_count', lambda name, kwargs, size, classes: (targets[-1], 5))
+    monkeypatch.setattr(studies.Study, '_figures', lambda self, kwargs: lambda graphs, channels: (targets[-1], 5))
     for small in (load_study(name) for name in names if name.endswith('_small')):
         targets.append(int(small.macs or 1))
         networks = small.networks()
-        per_graph = len(small.seeds) * max(len(small.widths), 1) * len(small.node_ops)
-        assert len(networks) == len(small.graphs) * per_graph + len(small.models) * len(small.seeds)
+        per_graph = len(small.seed_pairs) * max(len(small.widths), 1) * len(small.node_ops)
+        expected = len(small.graphs) * per_graph + len(small.models) * len(small.trainings)
+        if small.seeds is None and 'ws(4,0)' in small.graphs:  # which has one wiring
+            expected -= (len(small.graph_seeds or []) - 1) * len(small.trainings) * len(small.node_ops)
+        assert len(networks) == expected
         assert len({network.id for network in networks}) == len(networks)
 
 
 @pytest.mark.parametrize('name', ['figure3_small', 'figure6_small'])
 def test_a_small_study_makes_the_networks_that_it_describes(name: str) -> None:
     study = load_study(name)
-    narrowed = studies.Study(**{**vars(study), 'graphs': study.graphs[:1], 'seeds': [1], 'node_ops': ['max_pool']})
+    narrowed = studies.Study(**{**vars(study), 'graphs': study.graphs[:1], 'graph_seeds': None, 'training_seeds': None,
+                                'seeds': [1], 'node_ops': ['max_pool']})
     network, = narrowed.networks()
     assert study.macs is not None and abs(network.macs / study.macs - 1) < 0.15
-    assert network.series == f'{study.graphs[0]} max_pool' and network.seed == 1
+    assert network.series == f'{study.graphs[0]} max_pool' and network.graph_seed == network.training_seed == 1
     model = build_model(network.model, num_classes=10, in_chans=3, **network.kwargs)
     assert sum(parameter.numel() for parameter in model.parameters()) == network.params
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
@@ -307,7 +319,8 @@ def test_everything_but_the_words_decides_on_whose_results_they_are(tmp_path: Pa
 
     assert sha256(title='Other', notes='words', paper={}) == sha256()
     changed: list[dict[str, Any]] = [
-        {'seeds': [2]}, {'channels': 4}, {'damage': 0}, {'eval_sizes': []}, {'settings': {'epochs': 2}},
+        {'seeds': [2]}, {'seeds': None, 'graph_seeds': [1], 'training_seeds': [1]}, {'processes': 2},
+        {'channels': 4}, {'damage': 0}, {'eval_sizes': []}, {'settings': {'epochs': 2}},
         {'model': {'num_nodes': 6}}, {'recipe': 'mnist/study'}, {'data': 'other'}]
     for changes in changed:
         assert sha256(**changes) != sha256(), changes
@@ -338,6 +351,47 @@ def test_the_tuned_width_is_the_nearest_to_the_target(graph: str, macs: float, s
     assert min(away, key=lambda channels: away[channels]) == best, away
 
 
+def test_what_is_counted_from_shapes_is_what_a_forward_pass_counts() -> None:
+    rng = random.Random(0)
+    for seed in range(24):
+        regime, node_op = rng.choice(REGIMES), NODE_OPS[seed % 4]
+        kwargs: dict[str, Any] = {
+            'regime': regime, 'node_op': node_op, 'channels': rng.randint(2, 30), 'stem_stride': rng.choice((4, 2, 1)),
+            'output_stride': 32 if node_op == 'avg_pool' else rng.choice((8, 16, 32)), 'head': rng.random() < 0.8,
+            'global_pool': rng.choice(('avg', 'catavgmax', 'fast', 'fastcatavgmax')), 'num_classes': rng.choice((0, 7))}
+        size = (rng.choice((1, 3)), rng.randint(32, 70), rng.randint(32, 70))
+        graphs = sample_graphs(parse_graph_model(rng.choice(('er(0.3)', 'ba(2)', 'ws(2,0.5)'))),
+                               stage_node_counts(regime, rng.randint(6, 9)), seed)
+        network = RandWire(graphs, in_chans=size[0], device='meta', **kwargs)
+        assert count_randwire(graphs, input_size=size, **kwargs) == count_complexity(network, size), (seed, kwargs)
+
+
+def test_c_of_the_largest_study_is_tuned_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[str] = []
+    count = studies._count
+    monkeypatch.setattr(studies, '_count', lambda *args: counted.append(args[1]) or count(*args))
+    networks = load_study('figure3').networks()
+    # 145 networks, whose C took 101 s while every candidate was made: one is made now.
+    assert len(networks) == 29 * 5 - 4 * 4 and len(counted) == 1
+    chosen = next(network for network in networks if network.graph == 'ws(4,0.75)' and network.graph_seed == 1)
+    assert chosen.kwargs['channels'] in (77, 78, 79) and (chosen.macs, chosen.params) == count(
+        'randwire', json.dumps(chosen.kwargs, sort_keys=True), (3, 224, 224), 1000)
+
+
+def test_graphs_and_training_have_seeds_of_their_own(tmp_path: Path) -> None:
+    study = load_study(write(tmp_path, graphs=['ws(2,0.5)', 'ws(2,0)'], seeds=None, graph_seeds=[1, 2, 3],
+                             training_seeds=[7, 8]))
+    networks = {network.id: network for network in study.networks()}
+    crossed = [network for network in networks.values() if network.graph == 'ws(2,0.5)']
+    assert [(network.kwargs['seed'], network.graph_seed, network.training_seed) for network in crossed] == [
+        (g, g, t) for g in (1, 2, 3) for t in (7, 8)]
+    # WS(2, 0) has one wiring: two trainings of it, and not the same two three times.
+    assert [name for name in networks if name.startswith('ws-2-0-')] == ['ws-2-0-g1-t7', 'ws-2-0-g1-t8']
+    assert [network.training_seed for network in networks.values() if network.graph is None] == [7, 8]
+    one = studies.Study(title='x', graphs=['er(0.5)'], channels=3, recipe='cifar10/study', model={'num_nodes': 5})
+    assert one.seeds == [1, 2, 3, 4, 5] and one.seed_pairs == [(seed, seed) for seed in one.seeds]
+
+
 # Runs
 
 
@@ -356,23 +410,36 @@ def test_a_study_trains_and_evaluates_every_network(uninterrupted: Path, data: P
         assert set(row['eval_sizes']) == {'32', '24'}
     for name, series in (('ws-2-0.5-s1', 'ws(2,0.5)'), ('er-0.5-s1', 'er(0.5)')):
         row = rows[name]
-        assert (row['series'], row['graph'], row['seed'], row['channels']) == (series, series, 1, 3)
+        assert (row['series'], row['graph'], row['channels']) == (series, series, 3)
+        assert row['graph_seed'] == row['training_seed'] == 1 and row['classes'] == 3
+        graphs = [Graph.from_dict(graph) for graph in row['graphs']]
+        assert graphs_sha256(graphs) == row['wiring'] and len(graphs) == 3
         assert row['damage']['images'] == 9 and row['damage']['top1'] == pytest.approx(row['top1'])
         assert len(row['damage']['nodes']) == 15
         assert len(row['damage']['edges']) == pytest.approx(3 * row['measures']['edges'])
     ws, er, hand_made = (rows[name] for name in IDS)
     assert ws['measures']['degree'] == 2 and ws['measures']['edges'] == 5 and ws['wiring'] != er['wiring']
     assert hand_made['graph'] is None and hand_made['wiring'] is None and hand_made['measures'] == {}
-    assert 'damage' not in hand_made
+    assert 'damage' not in hand_made and hand_made['graph_seed'] is None
+    made = {json.dumps(read_row['provenance'] | {'date': ''}) for read_row in rows_of(uninterrupted)}
+    assert len(made) == 1
+    said = json.loads(made.pop())
+    assert said['torch'] == torch.__version__ and said['timm'] == timm.__version__
+    assert said['threads'] == torch.get_num_threads() and said['kernels'] in kernels.KERNELS and said['processor']
+    commit = subprocess.run(['git', '-C', str(ROOT), 'rev-parse', 'HEAD'], capture_output=True, text=True)
+    assert commit.returncode or (said['commit'] or '').rstrip('+') == commit.stdout.strip()
 
 
 def test_a_finished_study_is_not_touched_again(
-        uninterrupted: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        uninterrupted: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / 'output'
     shutil.copytree(uninterrupted, folder)
     before = contents(folder / 'runs')
     lines = (folder / 'results.jsonl').read_text()
-    assert cli.main(arguments(write(tmp_path), data, folder)) == 0
+    with monkeypatch.context() as patch:  # C is not tuned again
+        patch.setattr(studies.Study, 'networks', lambda *args: pytest.fail('tuned again'))
+        assert cli.main(arguments(write(tmp_path), data, folder)) == 0
     assert contents(folder / 'runs') == before and (folder / 'results.jsonl').read_text() == lines
     assert '3 of 3 networks' in capsys.readouterr().out
 
@@ -411,13 +478,14 @@ def test_a_second_run_in_the_same_folder_changes_nothing_there(
 
 
 def test_the_users_own_generator_is_trained_and_one_failure_ends_nothing(
-        data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / 'own.py').write_text(textwrap.dedent(GENERATORS))
-    (tmp_path / 'broken').touch()
+    monkeypatch.setattr(studies_cli, 'create_engine', lambda *options: Here(
+        (tmp_path / 'broken').touch if options[1] == 3 else lambda: None))
     study = write(tmp_path, graphs=['regular(2)'], models=None, seeds=[1, 2], generators='own.py', eval_sizes=[],
                   damage=0, settings={**SPEC['settings'], 'epochs': 1})
     folder = tmp_path / 'output'
-    assert cli.main(arguments(study, data, folder)) == 1
+    assert cli.main(arguments(study, data, folder, '--workers', '3')) == 1
     rows = results(folder)
     assert {name: row['status'] for name, row in rows.items()} == {'regular-2-s1': 'done', 'regular-2-s2': 'failed'}
     assert rows['regular-2-s2']['reason'] == 'ArithmeticError: no graph today'
@@ -434,111 +502,6 @@ def test_the_users_own_generator_is_trained_and_one_failure_ends_nothing(
     assert sorted(again) == sorted(rows) and all(row['status'] == 'done' for row in again.values())
     after = contents(folder / 'runs')
     assert {name: after[name] for name in before} == before
-
-
-def test_a_worker_that_is_done_ends_quietly(uninterrupted: Path) -> None:
-    logs = {path.name: path.read_text() for path in (uninterrupted / 'tasks').glob('*.log')}
-    assert len(logs) == len(IDS)
-    assert [name for name, text in logs.items() if 'Fatal Python error' in text or 'Traceback' in text] == []
-
-
-def test_a_run_that_was_killed_goes_on_to_the_results_of_an_uninterrupted_one(
-        uninterrupted: Path, data: Path, tmp_path: Path) -> None:
-    folder = tmp_path / 'output'
-    study = write(tmp_path)
-    process = start(*arguments(study, data, folder))
-    wait_for(lambda: rows_of(folder) and in_training(folder), process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    # The workers have sessions of their own, but do not outlive the run.
-    try:
-        wait_for(lambda: not processes('randwire_zoo.studies.work', tmp_path))
-    finally:
-        for pid in processes('randwire_zoo.studies.work', tmp_path):
-            os.kill(pid, signal.SIGKILL)
-    assert 0 < len(rows_of(folder)) < 3
-    begun = {name: (folder / 'runs' / name / 'summary.csv').read_text() for name in in_training(folder)}
-
-    # And the line that was being written is cut in half.
-    path = folder / 'results.jsonl'
-    path.write_text(path.read_text()[:-40])
-    assert cli.main(arguments(study, data, folder)) == 0
-    assert results(folder) == results(uninterrupted)
-    for name, summary in begun.items():
-        whole = (folder / 'runs' / name / 'summary.csv').read_text()
-        assert whole.startswith(summary.splitlines()[0]) and len(whole.splitlines()) == 13
-
-
-# SLURM itself is tested on a machine that is part of a cluster.
-SUBMITIT = ('--engine', 'submitit', '--engine-options')
-ENGINE_OPTIONS: dict[str, tuple[str, ...]] = {
-    'local': (), 'submitit': (*SUBMITIT, 'cluster=local'), 'slurm': (*SUBMITIT, 'cluster=slurm')}
-
-
-@pytest.mark.parametrize(('engine', 'end'), [
-    ('local', signal.SIGKILL), ('submitit', signal.SIGKILL), ('submitit', signal.SIGUSR2), ('slurm', signal.SIGKILL)])
-def test_a_worker_that_is_killed_or_preempted_costs_no_network(
-        engine: str, end: signal.Signals, uninterrupted: Path, data: Path, tmp_path: Path) -> None:
-    if engine != 'local':
-        pytest.importorskip('submitit')
-    if engine == 'slurm' and (not shutil.which('sinfo') or subprocess.run('sinfo', capture_output=True).returncode):
-        pytest.skip('no SLURM cluster')
-    folder = tmp_path / 'output'
-    names = IDS[:2] if engine == 'local' else IDS[:1]
-    study = write(tmp_path, models=None, graphs=SPEC['graphs'][:len(names)])
-    process = start(*arguments(study, data, folder, *ENGINE_OPTIONS[engine]))
-
-    def found() -> list[int]:
-        # Either the network's own process, or what a job's controller started: the last of its descendants.
-        words = ([('randwire_zoo.studies.work', folder / 'tasks' / f'{name}.json') for name in in_training(folder)]
-                 if engine == 'local' else [('submitit.core._submit', folder / 'jobs')] * bool(in_training(folder)))
-        return [pid for each in words for pid in processes(*each)]
-
-    try:
-        os.kill(wait_for(found, process)[-1], end)
-        assert len(rows_of(folder)) < len(names)
-        assert process.wait(DEADLINE) == 0
-    finally:
-        process.kill()
-        process.wait()
-        for pid in processes(tmp_path):
-            os.kill(pid, signal.SIGKILL)
-    whole = results(uninterrupted)
-    assert results(folder) == {name: whole[name] for name in names}
-    if engine != 'local':  # a killed job is submitted once more, one that has to make room goes back into the queue
-        jobs = list((folder / 'jobs').glob('*_submission.sh' if engine == 'slurm' else '*_log.err'))
-        assert len(jobs) == (1 if end == signal.SIGUSR2 else 2)
-
-
-def test_a_network_whose_process_dies_twice_has_a_row_that_says_so(data: Path, tmp_path: Path) -> None:
-    (tmp_path / 'own.py').write_text(textwrap.dedent(GENERATORS).replace(
-        "raise ArithmeticError('no graph today')", 'import os; os.kill(os.getpid(), 9)'))
-    (tmp_path / 'broken').touch()
-    study = write(tmp_path, graphs=['regular(2)'], models=None, seeds=[2], generators='own.py')
-    assert cli.main(arguments(study, data, tmp_path / 'output')) == 1
-    row = results(tmp_path / 'output')['regular-2-s2']
-    assert row['status'] == 'failed'
-    assert row['reason'] == ('its process ended 2 times without a result, last with signal 9 (SIGKILL); see '
-                             'regular-2-s2.log')
-
-
-def test_a_line_that_was_cut_in_half_counts_as_not_written(uninterrupted: Path, tmp_path: Path) -> None:
-    study = load_study(write(tmp_path))
-    path = tmp_path / 'results.jsonl'
-    whole = (uninterrupted / 'results.jsonl').read_text()
-    path.write_text(whole[:-40])
-    kept = Results(tmp_path, study)
-    kept.create()
-    assert len(kept.rows) == 2 and len(read_results(path)[1]) == 2
-    last = json.loads(whole.splitlines()[-1])
-    kept.add(last)
-    assert sorted(row['id'] for row in read_results(path)[1]) == sorted(IDS)
-    with pytest.raises(AssertionError):
-        kept.add(last)
-    for text in ('', 'no json\n', '{"id": 1}\n', whole.replace('"id"', '"name"', 1)):
-        path.write_text(text)
-        with pytest.raises(ValueError, match='is no file of results of a study'):
-            read_results(path)
 
 
 # The hand-made networks

@@ -10,7 +10,7 @@ from tabulate import tabulate
 from .engines import ENGINES, create_engine
 from .report import report_table, write_html
 from .results import Results
-from .running import run_study
+from .running import networks_of, run_study
 from .study import Network, Study, load_study, study_names
 
 __all__ = ['add_arguments', 'main']
@@ -65,9 +65,10 @@ def main(args: argparse.Namespace) -> int:
     # A scheduler's way to end a process; the jobs of the study are to end with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = dict(option.split('=', 1) for option in args.engine_options)
-    engine = create_engine(args.engine, args.workers, folder, options)
+    engine = create_engine(args.engine, args.workers, folder, options, study.processes)
     progress = not args.no_progress
-    results = run_study(study, study.networks(progress), folder, engine, args.data_dir, args.retry_failed, progress)
+    networks = networks_of(study, folder, progress)
+    results = run_study(study, networks, folder, engine, args.data_dir, args.retry_failed, progress)
     print(report_table(folder))
     print(results.path)
     return 1 if any(row['status'] != 'done' for row in results.rows.values()) else 0

@@ -8,18 +8,23 @@ import sys
 from pathlib import Path
 from typing import Any, Protocol
 
-from .work import WATCH, run_task
+from .work import CANNOT_WRITE, WATCH, CannotWrite, run_task
 
 __all__ = ['ENGINES', 'Engine', 'Job', 'LocalEngine', 'SubmititEngine', 'create_engine']
 
 ENGINES = ('local', 'submitit')
+GRACE = 10.0  # seconds that a process has to end when it is asked to
+LARGEST_ARRAY = 1000  # tasks of a job array; SLURM's own default limit is 1,001
 
 
 class Job(Protocol):
     """A task that is being done."""
 
     def poll(self) -> str | None:
-        """How it ended, in a few words such as `exit code 0`, or None while it goes on."""
+        """How it ended, in a few words such as `exit code 0`, or None while it goes on.
+
+        `CANNOT_WRITE` is among them if it ended because its files could not be written.
+        """
 
     def stop(self) -> None:
         """End it now."""
@@ -34,57 +39,86 @@ class Engine(Protocol):
 
     places: int
 
-    def start(self, task: Path, place: int) -> Job:
-        """Start a task, given the number of a free place."""
+    def start(self, tasks: list[Path], places: list[int]) -> list[Job]:
+        """Start tasks, given the number of a free place for each."""
 
 
 class LocalEngine:
-    """As many processes as are asked for: by default one per GPU, or on the CPU one per two cores.
+    """As many networks at a time as are asked for: by default one per GPU, or on the CPU one per two cores.
 
-    Each has its share of the cores, and its own GPU where there are GPUs.
+    Each has its share of the cores, and GPUs of its own where there are any.
+
+    Args:
+        workers: Networks at a time.
+        processes: How many processes, and so GPUs or cores, a network takes.
+        gpus: How many GPUs there are; those that torch sees if None.
+
+    Raises:
+        ValueError: if there are GPUs, but too few for one network.
     """
 
-    def __init__(self, workers: int | None) -> None:
-        import torch
-        self.gpus = torch.cuda.device_count()
+    def __init__(self, workers: int | None, processes: int = 1, gpus: int | None = None) -> None:
+        if gpus is None:
+            import torch
+            gpus = torch.cuda.device_count()
+        if 0 < gpus < processes:
+            raise ValueError(f'a network of this study takes {processes} GPUs, and there are {gpus}')
+        self.gpus, self.processes = gpus, processes
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-        self.places = workers or (self.gpus or max(cores // 2, 1))
-        self.threads = max(cores // self.places, 1)
+        self.places = workers or max(self.gpus // processes if self.gpus else cores // max(processes, 2), 1)
+        self.threads = max(cores // (self.places * processes), 1)
 
-    def start(self, task: Path, place: int) -> Job:
-        """Start a process whose output goes to a log beside the task."""
-        environment = {**os.environ, 'OMP_NUM_THREADS': str(self.threads)}
+    def start(self, tasks: list[Path], places: list[int]) -> list[Job]:
+        """Start a process for each, whose output goes to a log beside the task."""
+        return [self._start(task, place) for task, place in zip(tasks, places, strict=True)]
+
+    def environment(self, place: int) -> dict[str, str]:
+        """The environment of a process: its threads, and its GPUs."""
+        changes = {'OMP_NUM_THREADS': str(self.threads)}
         if self.gpus:
-            visible = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
-            own = place % self.gpus
-            environment['CUDA_VISIBLE_DEVICES'] = visible[own] if visible != [''] else str(own)
-        with open(task.with_suffix('.log'), 'a', encoding='utf-8') as log:
+            named = [name for name in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if name]
+            visible = named or list(map(str, range(self.gpus)))
+            first = place % (self.gpus // self.processes) * self.processes
+            changes['CUDA_VISIBLE_DEVICES'] = ','.join(visible[first:first + self.processes])
+        return {**os.environ, **changes}
+
+    def _start(self, task: Path, place: int) -> Job:
+        log = task.with_suffix('.log')
+        with open(log, 'a', encoding='utf-8') as output:
             return _Process(subprocess.Popen(
-                [sys.executable, '-m', 'randwire_zoo.studies.work', str(task), WATCH], env=environment,
-                stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True))
+                [sys.executable, '-m', 'randwire_zoo.studies.work', str(task), WATCH], env=self.environment(place),
+                stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, start_new_session=True), log)
 
 
 class _Process:
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.process = process
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process, self.log = process, log
 
     def poll(self) -> str | None:
         code = self.process.poll()
         if code is None:
             return None
+        if code == os.EX_IOERR:
+            said = [line for line in self.log.read_text(encoding='utf-8', errors='replace').splitlines() if line]
+            return said[-1] if said and CANNOT_WRITE in said[-1] else CANNOT_WRITE
         return f'exit code {code}' if code >= 0 else f'signal {-code} ({signal.Signals(-code).name})'
 
     def stop(self) -> None:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)  # with the processes that load its images
-            self.process.wait()
+            try:
+                self.process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
 
 
 class SubmititEngine:
     """Jobs of a SLURM cluster, or of submitit's own local executor, through submitit.
 
     Args:
-        workers: How many jobs may be queued at a time.
+        workers: How many jobs may be at work at a time. On SLURM all networks are queued at once, as arrays of jobs of
+            which the cluster runs so many.
         folder: Where submitit keeps its logs; all machines have to see it.
         options: Of submitit's executor, such as `partition`, `gpus_per_node`, `timeout_min`; `cluster=local` runs the
             jobs here.
@@ -101,15 +135,18 @@ class SubmititEngine:
         try:
             self.executor = submitit.AutoExecutor(folder=str(folder / 'jobs'), cluster=cluster)
             options = {'timeout_min': '4320', **options}
+            is_slurm = self.executor.cluster == 'slurm'
+            if is_slurm:
+                options = {'slurm_array_parallelism': str(workers or 64), **options}
             self.executor.update_parameters(**{
                 name: int(value) if value.isdigit() else value for name, value in options.items()})
         except (RuntimeError, TypeError, AssertionError, NameError) as error:
             raise ValueError(f'submitit: {" ".join(str(error).split())}') from error
-        self.places = workers or 64
+        self.places = LARGEST_ARRAY if is_slurm else workers or 64
 
-    def start(self, task: Path, place: int) -> Job:
-        """Queue a job."""
-        return _SubmititJob(self.executor.submit(_Requeued(), str(task)))
+    def start(self, tasks: list[Path], places: list[int]) -> list[Job]:
+        """Queue jobs, on SLURM as one array."""
+        return [_SubmititJob(job) for job in self.executor.map_array(_Requeued(), list(map(str, tasks)))]
 
 
 class _Requeued:
@@ -129,14 +166,19 @@ class _SubmititJob:
         self.job = job
 
     def poll(self) -> str | None:
-        return f'job {self.job.job_id} {self.job.state}' if self.job.done() else None
+        if not self.job.done():
+            return None
+        said = str(self.job.exception() or '').strip().splitlines()
+        reasons = [line for line in said if line.startswith(f'{CannotWrite.__module__}.{CannotWrite.__qualname__}')]
+        return reasons[-1].partition(': ')[2] if reasons else f'job {self.job.job_id} {self.job.state}'
 
     def stop(self) -> None:
         self.job.cancel()
 
 
-def create_engine(name: str, workers: int | None, folder: Path, options: dict[str, str]) -> Engine:
-    """The engine of that name.
+def create_engine(
+        name: str, workers: int | None, folder: Path, options: dict[str, str], processes: int = 1) -> Engine:
+    """The engine of that name; `processes` train one network.
 
     Raises:
         ValueError: if there is none, or it takes no such options.
@@ -147,5 +189,5 @@ def create_engine(name: str, workers: int | None, folder: Path, options: dict[st
     if name == 'local':
         if options:
             raise ValueError(f'the local engine takes no options, got {", ".join(options)}')
-        return LocalEngine(workers)
+        return LocalEngine(workers, processes)
     return SubmititEngine(workers, folder, options)

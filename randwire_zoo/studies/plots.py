@@ -61,7 +61,7 @@ def draw_pictures(groups: Groups, paper: Mapping[str, Any]) -> dict[str, str]:
     for series, group in groups.items():
         network = next((row for row in group if row['node_op'] == 'sep_conv' and _is_known(row['graph'])), None)
         if network is not None:
-            pictures[f'Graphs of {series}, seed {network["seed"]}'] = _wiring(network)
+            pictures[f'Graphs of {series}, seed {network["graph_seed"]}'] = _wiring(network)
     return pictures
 
 

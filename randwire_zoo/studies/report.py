@@ -93,7 +93,8 @@ def _read(path: str | Path) -> tuple[dict[str, Any], list[Row]]:
 
     return header, sorted(rows, key=lambda row: (
         place(spec['node_ops'], row['node_op']), place(spec['graphs'], row['graph']),
-        place(spec['models'], row['model']), row['channels'] or 0, row['seed']))
+        place(spec['models'], row['model']), row['channels'] or 0, row['graph_seed'] or 0,
+        row['training_seed']))
 
 
 def _summary(rows: Sequence[Row]) -> str:

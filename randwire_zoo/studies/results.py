@@ -1,9 +1,15 @@
-"""The file of results: a line about the study, then one line of JSON per network."""
+"""The file of results: a line about the study, then one line of JSON per network.
+
+A line counts once its newline is on disk. What else may lie in the file (half a line after a full disk or a kill, a
+line that something else has damaged) is passed over when it is read, said, and set aside when the study goes on.
+"""
 from __future__ import annotations
 
 import json
+import math
 import os
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +17,32 @@ from .. import __version__
 from ..files import atomic_path
 from .study import Study
 
-__all__ = ['RESULTS', 'Results', 'read_results']
+__all__ = ['ASIDE', 'RESULTS', 'Results', 'ResultsFile', 'load_results', 'read_results']
 
 RESULTS = 'results.jsonl'
+ASIDE = 'results.broken'  # lines that could not be read
+FORMAT = 2  # 1 had one seed for graphs and training
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ResultsFile:
+    """What a file of results holds.
+
+    Args:
+        path: The file.
+        header: The line about the study: 'study', its title; 'sha256'; 'spec', its keys, with the defaults of those
+            that its release did not have.
+        rows: One per network. Those of releases with one seed for everything have it as both of theirs.
+        problems: What is wrong with the file, in a few words each.
+        broken: The lines that could not be read.
+    """
+
+    path: Path
+    header: dict[str, Any]
+    rows: list[Row]
+    problems: list[str]
+    broken: list[bytes]
 
 
 class Results:
@@ -31,26 +59,71 @@ class Results:
     def __init__(self, folder: Path, study: Study) -> None:
         self.path = folder / RESULTS
         self.rows: dict[str, Row] = {}
-        self._header = {'study': study.title, 'sha256': study.sha256, 'randwire_zoo': __version__,
+        self._header = {'study': study.title, 'sha256': study.sha256, 'randwire_zoo': __version__, 'format': FORMAT,
                         'spec': asdict(study)}
+        self._size = -1  # of the file, as far as its lines are whole and known here; below 0 before `create`
+        self._found: ResultsFile | None = None
         if self.path.exists():
-            header, rows = read_results(self.path)
+            self._found = load_results(self.path)
+            header = self._found.header
             if header['sha256'] != study.sha256:
                 raise ValueError(f'{self.path} belongs to another study, {header["study"]!r}; choose another --output')
-            self.rows = {row['id']: row for row in rows}
+            self.rows = {row['id']: row for row in self._found.rows}
 
-    def create(self) -> None:
-        """Begin the file, or make it whole: a line that was cut off when its writer was killed goes."""
-        self._write()
+    def create(self) -> list[str]:
+        """Begin the file, or mend it; returns what was wrong with it. Broken lines are kept beside it."""
+        problems = [] if self._found is None else self._found.problems
+        if self._found is not None and self._found.broken:
+            with open(self.path.with_name(ASIDE), 'ab') as file:
+                file.write(b''.join(line + b'\n' for line in self._found.broken))
+                file.flush()
+                os.fsync(file.fileno())
+        if self._found is None or problems or self._found.header.get('format') != FORMAT:
+            self._write()
+        else:
+            self._size = self.path.stat().st_size
+        self._found = None
+        return problems
 
     def add(self, row: Row) -> None:
-        """Append a row. A network that has one already is an error of the caller's."""
-        assert row['id'] not in self.rows, row['id']
-        self.rows[row['id']] = row
-        with open(self.path, 'a', encoding='utf-8') as file:
-            file.write(json.dumps(row) + '\n')
-            file.flush()
-            os.fsync(file.fileno())
+        """Append a row. A network that has one already is an error of the caller's.
+
+        Raises:
+            OSError: if it cannot be written; the file is as it was, or is made so by the next call that succeeds.
+        """
+        assert row['id'] not in self.rows and self._size >= 0, row['id']
+        line, size = json.dumps(row).encode() + b'\n', self._size
+        try:
+            file = os.open(self.path, os.O_RDWR)
+            try:
+                found = os.fstat(file).st_size
+                if found != size and not (found > size and self._is_ours_cut_off(file, size)):
+                    raise OSError('something else has written to it since')
+                try:
+                    os.ftruncate(file, size)  # what an append that failed may have left
+                    os.lseek(file, size, os.SEEK_SET)
+                    rest = line
+                    while rest:
+                        rest = rest[os.write(file, rest):]
+                    os.fsync(file)
+                    self._size = size + len(line)
+                    self.rows[row['id']] = row
+                except BaseException:  # an interruption as well
+                    self._size = size
+                    self.rows.pop(row['id'], None)
+                    with suppress(OSError):
+                        os.ftruncate(file, size)
+                    raise
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise OSError(f'cannot write {self.path}: {error.strerror or error}') from error
+
+    @staticmethod
+    def _is_ours_cut_off(file: int, size: int) -> bool:
+        """Whether what follows the last known line is the beginning of one: another writer's line would be whole."""
+        os.lseek(file, size, os.SEEK_SET)
+        return b'\n' not in os.read(file, 1 << 24)
 
     def forget_failed(self) -> list[str]:
         """Drop the rows of networks that failed, and return their names."""
@@ -62,13 +135,25 @@ class Results:
         return failed
 
     def _write(self) -> None:
-        with atomic_path(self.path) as temporary:
-            temporary.write_text(''.join(
-                json.dumps(line) + '\n' for line in [self._header, *self.rows.values()]), encoding='utf-8')
+        text = ''.join(json.dumps(line) + '\n' for line in [self._header, *self.rows.values()]).encode()
+        with atomic_path(self.path) as temporary, open(temporary, 'wb') as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # before it takes the place of a file that is on disk
+        self._size = len(text)
 
 
 def read_results(path: str | Path) -> tuple[dict[str, Any], list[Row]]:
-    """The line about the study, and the rows. A last line that was cut off counts as not written.
+    """The line about the study, and the rows: see `load_results`."""
+    found = load_results(path)
+    return found.header, found.rows
+
+
+def load_results(path: str | Path) -> ResultsFile:
+    """Read a file of results. Nothing that it names is imported or run.
+
+    Args:
+        path: The file, or the folder of a study.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -77,12 +162,82 @@ def read_results(path: str | Path) -> tuple[dict[str, Any], list[Row]]:
     path = Path(path) / RESULTS if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'no results at {path}')
-    lines = path.read_text(encoding='utf-8').split('\n')
-    complete = lines[:-1]  # every line that was written whole ends in a newline
+    first, *lines = path.read_bytes().split(b'\n')
+    header = _parse(first)
+    if header is None or not _is_header(header):
+        raise ValueError(f'{path} is no file of results of a study')
+    spec = {**{name: value for entry in fields(Study) if (name := entry.name) and (
+        value := _default(entry)) is not MISSING}, **header['spec']}
+    rows: dict[str, Row] = {}
+    problems, broken = [], []
+    for number, line in enumerate(lines, start=2):
+        if not line and number == len(lines) + 1:
+            continue  # what follows the last newline
+        row = _parse(line)
+        if row is None and number <= len(lines):
+            # A row that was appended to the half line of one before it, which is lost.
+            row = _parse(line[max(line.rfind(b'{"id": '), 0):])
+            problems.append(f'line {number} is broken' + (', but a whole row follows in it' if row else ''))
+            broken.append(line)
+        elif row is None:
+            problems.append('the last line was cut off')
+            continue
+        elif number > len(lines):
+            problems.append('the last line lacks its newline')
+        if row is None:
+            continue
+        if not _is_row(row):
+            problems.append(f'line {number} is no row of a network')
+            broken.append(line)
+        elif row['id'] in rows:
+            problems.append(f'line {number} is a second row of {row["id"]!r}')
+            broken.append(line)
+        else:
+            rows[row['id']] = _with_both_seeds(row)
+    return ResultsFile(path, {**header, 'spec': spec}, list(rows.values()), problems, broken)
+
+
+def _default(entry: Any) -> Any:
+    return entry.default_factory() if entry.default_factory is not MISSING else entry.default
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """The object that a line holds, if it holds one."""
     try:
-        header, *rows = [json.loads(line) for line in complete]
-        if not {'study', 'sha256', 'spec'} <= set(header) or not all('id' in row for row in rows):
-            raise ValueError
-    except (ValueError, TypeError):
-        raise ValueError(f'{path} is no file of results of a study') from None
-    return header, rows
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _with_both_seeds(row: Row) -> Row:
+    if 'training_seed' in row:
+        return row
+    return {**row, 'graph_seed': row['seed'] if row['graph'] is not None else None, 'training_seed': row['seed']}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_header(header: dict[str, Any]) -> bool:
+    return (isinstance(header.get('study'), str) and isinstance(header.get('sha256'), str)
+            and isinstance(header.get('spec'), dict))
+
+
+def _is_row(row: Row) -> bool:
+    """Whether what reports read is there, and of the type that they expect."""
+    def text(*names: str) -> bool:
+        return all(isinstance(row.get(name), str) for name in names)
+
+    seeds = [row.get(name) for name in ('seed', 'graph_seed', 'training_seed') if row.get(name) is not None]
+    if not (text('id', 'series', 'model', 'status') and seeds and all(map(_is_number, seeds))
+            and all(row.get(name, '') is None or isinstance(row.get(name), str) for name in ('graph', 'node_op'))
+            and isinstance(row.get('kwargs'), dict) and _is_number(row.get('macs')) and _is_number(row.get('params'))):
+        return False
+    if row['status'] != 'done':
+        return text('reason')
+    if 'detection' in row:
+        return isinstance(row['detection'], dict) and all(
+            _is_number(row['detection'].get(name)) or row['detection'].get(name) is None for name in ('AP', 'AP50'))
+    return _is_number(row.get('top1')) and _is_number(row.get('top5'))

@@ -2,29 +2,46 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
-
 from tqdm import tqdm
 
+from ..files import write_atomically
 from .engines import Engine, Job
+from .processes import lock
 from .results import Results
 from .study import Network, Study, data_folder
-from .work import row_of, row_path, train_net, write_task
+from .work import CANNOT_WRITE, row_of, row_path, train_net, write_task
 
-__all__ = ['run_study']
+__all__ = ['networks_of', 'run_study']
 
+NETWORKS = 'networks.json'
 ATTEMPTS = 2  # a process that is killed is started once more
 SECONDS = 0.2
+PROBE = 1 << 20  # bytes that a folder must still take
+
+
+def networks_of(study: Study, folder: Path, progress: bool = False) -> list[Network]:
+    """The networks of a study: those that its folder was begun with, or, where it is new, `study.networks()`.
+
+    C is tuned once; a later release of this package, or another networkx, goes on with the same.
+    """
+    return _kept_networks(study, folder) or study.networks(progress)
+
+
+def _kept_networks(study: Study, folder: Path) -> list[Network]:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        kept = json.loads((folder / NETWORKS).read_text(encoding='utf-8'))
+        if kept['sha256'] == study.sha256:
+            return [Network(**network) for network in kept['networks']]
+    return []
 
 
 def run_study(
@@ -38,7 +55,7 @@ def run_study(
 
     Args:
         study: The study.
-        networks: What `study.networks()` gave.
+        networks: What `networks_of` gave.
         folder: Its output.
         engine: What runs the networks.
         data_dir: See `study.data_folder`.
@@ -48,27 +65,14 @@ def run_study(
     Raises:
         ValueError: if the folder holds the results of another study, or another run is at work in it.
         FileNotFoundError: if data, or detectron2, is missing.
+        OSError: if the folder cannot be written. What was in training goes on from its last epoch the next time.
     """
     data_folder(study, data_dir)
     if study.detection:
         train_net()
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
+    with lock(folder / '.lock', held=f'another run is at work in {folder}'):
         return _run(study, networks, folder, engine, data_dir, retry_failed, progress)
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Keep a second run out of the folder for as long as this process lives."""
-    if fcntl is None:
-        yield
-        return
-    with open(folder / '.lock', 'w', encoding='utf-8') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f'another run is at work in {folder}') from None
-        yield
 
 
 def _run(
@@ -76,7 +80,11 @@ def _run(
         progress: bool,
 ) -> Results:
     results = Results(folder, study)
-    results.create()
+    for problem in results.create():
+        print(f'{results.path}: {problem}', file=sys.stderr)
+    if _kept_networks(study, folder) != networks:
+        write_atomically(folder / NETWORKS, json.dumps(
+            {'sha256': study.sha256, 'networks': [asdict(network) for network in networks]}))
     if retry_failed:
         for name in results.forget_failed():
             row_path(folder / 'tasks' / f'{name}.json').unlink(missing_ok=True)
@@ -102,41 +110,77 @@ def _work_through(waiting: list[_Task], results: Results, engine: Engine, bar: _
     active: dict[int, tuple[_Task, Job]] = {}
     try:
         while waiting or active:
-            for place in range(engine.places):
-                if waiting and place not in active:
-                    task = waiting.pop(0)
+            places = [place for place in range(engine.places) if place not in active][:len(waiting)]
+            if places:
+                starting = [waiting.pop(0) for _ in places]
+                for task in starting:
                     task.attempts += 1
-                    active[place] = task, engine.start(task.path, place)
+                jobs = engine.start([task.path for task in starting], places)
+                active.update(zip(places, zip(starting, jobs, strict=True), strict=True))
             time.sleep(SECONDS)
             for place, (task, job) in list(active.items()):
                 ended = job.poll()
                 if ended is None:
                     continue
                 del active[place]
-                if not _collect(results, task.path):
-                    if task.attempts < ATTEMPTS:
-                        waiting.insert(0, task)
-                    else:
-                        results.add(_lost(task, ended))
+                _end(task, ended, waiting, results)
                 bar.show(ended=task.network.id)
             bar.show()
     finally:
         for _, job in active.values():
             job.stop()
-        # What ended in the meantime is not thrown away.
+        # What ended in the meantime is not thrown away. Where it cannot be written it stays where it is.
         for task, _ in active.values():
-            _collect(results, task.path)
+            with suppress(OSError):
+                _collect(results, task.path)
+
+
+def _end(task: _Task, ended: str, waiting: list[_Task], results: Results) -> None:
+    """See what became of a task: a row, another attempt, or a row that says that there is none.
+
+    Raises:
+        OSError: if the reason is that nothing can be written: then it is no matter of this network alone.
+    """
+    folder = results.path.parent
+    if CANNOT_WRITE in ended:
+        raise OSError(f'{task.network.id} {ended}; the study goes on from here when it is run again')
+    row = _row(task.path)
+    if row is None or row['status'] != 'done':
+        try:
+            _probe(folder)
+        except OSError as error:
+            row_path(task.path).unlink(missing_ok=True)
+            raise OSError(f'{folder} cannot be written: {error.strerror}; the study goes on from here when it is run '
+                          'again') from error
+    if not _collect(results, task.path):
+        if task.attempts < ATTEMPTS:
+            waiting.insert(0, task)
+        else:
+            results.add(_lost(task, ended))
+
+
+def _probe(folder: Path) -> None:
+    """Write something, and take it away again."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(PROBE))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _row(task: Path) -> dict[str, Any] | None:
+    """The row of a task, if there is one."""
+    path = row_path(task)
+    return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
 
 
 def _collect(results: Results, task: Path) -> bool:
     """Add the row of a task to the results, if there is one."""
-    path = row_path(task)
-    if not path.is_file():
+    row = _row(task)
+    if row is None:
         return False
-    row = json.loads(path.read_text(encoding='utf-8'))
-    if row['id'] not in results.rows:
+    if row['id'] not in results.rows:  # it may have been added just before a kill
         results.add(row)
-    path.unlink()
+    row_path(task).unlink()
     return True
 
 

@@ -2,7 +2,8 @@
 
     title: Random graph generators on CIFAR-10
     graphs: [er(0.2), ba(5), "ws(4,0.75)"]      # random graph models, see `generators`
-    seeds: [1, 2, 3, 4, 5]
+    graph_seeds: [1, 2, 3, 4, 5]                # five wirings of each,
+    training_seeds: [1, 2]                      # and two trainings of each wiring
     macs: 12.e+6                                # multiply-adds per image that C is tuned for, or `channels: 78`
     model: {num_nodes: 32, stem_stride: 2}      # other arguments of `randwire`
     recipe: cifar10/study                       # as for `randwire-zoo train`
@@ -18,6 +19,7 @@ import os
 import re
 import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib import import_module
@@ -27,7 +29,7 @@ from typing import Any
 import timm
 from tqdm import tqdm
 
-from ..complexity import count_complexity
+from ..complexity import count_complexity, count_randwire
 from ..files import cache_folder
 from ..graphs import Graph, GraphModel, graphs_sha256, parse_graph_model
 from ..models import network_arguments
@@ -41,7 +43,12 @@ __all__ = ['Network', 'Study', 'data_folder', 'load_study', 'study_names']
 DATA_VARIABLE = 'RANDWIRE_ZOO_DATA'
 # The nearest C may miss the target of a small network by this much.
 TOLERANCE = 0.15
-LARGEST_WIDTH = 4096
+SMALLEST_WIDTH, LARGEST_WIDTH = 2, 4096
+# Arguments of `randwire` that decide on multiply-adds, beside its graphs, C and N.
+COUNTED = ('regime', 'node_op', 'stem_stride', 'output_stride', 'global_pool', 'head')
+# Keys of later releases: a study that does without them is the study that it was.
+LATER_KEYS = ('graph_seeds', 'training_seeds', 'processes')
+Figures = Callable[[tuple[Graph, ...], int], tuple[int, int]]  # multiply-adds and parameters, by graphs and C
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,8 @@ class Network:
         model: Name for timm.
         kwargs: Arguments of the model.
         graph: The random graph model; None for a model that is no random one.
-        seed: Seed of the graphs; of the training where there are none.
+        graph_seed: Seed of the graphs; None likewise.
+        training_seed: Seed of the first weights, of the order of the images and of their augmentation.
         node_op: Node operation; None likewise.
         macs: Multiply-adds per image.
         params: Learnable parameters.
@@ -65,7 +73,8 @@ class Network:
     model: str
     kwargs: dict[str, Any]
     graph: str | None
-    seed: int
+    graph_seed: int | None
+    training_seed: int
     node_op: str | None
     macs: int
     params: int
@@ -80,7 +89,11 @@ class Study:
         recipe: A recipe of `randwire-zoo train`; empty for a study of detectors.
         data: Folder of the data set below the folder of all data.
         graphs: Random graph models.
-        seeds: Seeds of the generator, and of the training of what has no generator.
+        graph_seeds: Seeds of the generator: one wiring each.
+        training_seeds: Seeds of the training. Every wiring is trained with each; two or more tell what the wiring does
+            from what the training does by chance.
+        seeds: Instead of both, seeds of graphs and training at once: wiring s is trained once, with seed s, which is
+            the paper's way and cannot tell the two apart. 1 … 5 if no seeds are given at all.
         node_ops: Node operations.
         models: Other models of timm's, trained in the same way.
         model: Further arguments of `randwire`, the same for all.
@@ -90,6 +103,8 @@ class Study:
         eval_sizes: Further image sizes at which the trained networks are evaluated.
         damage: Remove every node and every edge in turn from each trained network; the number of test images that the
             loss in accuracy is measured on.
+        processes: How many processes train one network together, each on a GPU of its own where there are any; each
+            takes `batch_size` images of a minibatch.
         detection: A detectron2 `config`, a file or one of the package's configs, and `overrides` of it, that fine-tune
             `models` instead of the recipe; in both `{model}` stands for the model's name.
         generators: The user's own Python file with further random graph models, beside the study's file.
@@ -101,7 +116,9 @@ class Study:
     recipe: str = ''
     data: str = ''
     graphs: list[str] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])
+    graph_seeds: list[int] | None = None
+    training_seeds: list[int] | None = None
+    seeds: list[int] | None = None
     node_ops: list[str] = field(default_factory=lambda: ['sep_conv'])
     models: list[str] = field(default_factory=list)
     model: dict[str, Any] = field(default_factory=dict)
@@ -110,6 +127,7 @@ class Study:
     settings: dict[str, Any] = field(default_factory=dict)
     eval_sizes: list[int] = field(default_factory=list)
     damage: int = 0
+    processes: int = 1
     detection: dict[str, Any] = field(default_factory=dict)
     generators: str = ''
     paper: dict[str, Any] = field(default_factory=dict)
@@ -121,7 +139,11 @@ class Study:
                 raise ValueError(f'{name} must be text, got {getattr(self, name)!r}')
         if not self.title.strip():
             raise ValueError('title must be a line of text')
-        for name, kind in (('graphs', str), ('seeds', int), ('node_ops', str), ('models', str), ('eval_sizes', int)):
+        if self.seeds is None and self.graph_seeds is None and self.training_seeds is None:
+            object.__setattr__(self, 'seeds', [1, 2, 3, 4, 5])
+        seeds = [name for name in ('seeds', 'graph_seeds', 'training_seeds') if getattr(self, name) is not None]
+        for name, kind in (('graphs', str), *((name, int) for name in seeds), ('node_ops', str), ('models', str),
+                           ('eval_sizes', int)):
             values = getattr(self, name)
             if not isinstance(values, list) or any(
                     not isinstance(value, kind) or isinstance(value, bool) for value in values):
@@ -133,8 +155,17 @@ class Study:
                 raise ValueError(f'{name} must hold `key: value`, got {getattr(self, name)!r}')
         if not self.graphs and not self.models:
             raise ValueError('a study needs graphs or models')
-        if not self.seeds or any(seed < 0 for seed in self.seeds):
-            raise ValueError(f'seeds must be one or more integers of at least 0, got {self.seeds!r}')
+        for name in seeds:
+            values = getattr(self, name)
+            if not values or any(seed < 0 for seed in values):
+                raise ValueError(f'{name} must be one or more integers of at least 0, got {values!r}')
+        if 'seeds' in seeds and len(seeds) > 1:
+            raise ValueError('seeds are those of graphs and trainings at once: give either seeds, or graph_seeds and '
+                             'training_seeds')
+        if 'graph_seeds' in seeds and not self.graphs:
+            raise ValueError('graph_seeds are for graphs, and the study has none')
+        if self.seeds is None and (self.training_seeds is None or (self.graphs and self.graph_seeds is None)):
+            raise ValueError('graph_seeds and training_seeds go together: with one of them alone there is no network')
         for size in self.eval_sizes:
             if size < 1:
                 raise ValueError(f'eval_sizes must be at least 1, got {size}')
@@ -143,6 +174,8 @@ class Study:
                 raise ValueError(f'node_ops must be among {", ".join(NODE_OPS)}, got {operation!r}')
         if not isinstance(self.damage, int) or isinstance(self.damage, bool) or self.damage < 0:
             raise ValueError(f'damage must be a number of images, got {self.damage!r}')
+        if not isinstance(self.processes, int) or isinstance(self.processes, bool) or self.processes < 1:
+            raise ValueError(f'processes must be an integer of at least 1, got {self.processes!r}')
         if self.graphs and (self.macs is None) == (self.channels is None):
             raise ValueError('a study with graphs needs either macs or channels')
         for width in self.widths:
@@ -157,6 +190,8 @@ class Study:
         if self.detection:
             if self.graphs or not isinstance(self.detection.get('config'), str):
                 raise ValueError('detection needs config, a detectron2 yaml file, and models instead of graphs')
+            if self.processes > 1:
+                raise ValueError('processes are for networks that a recipe trains, not for detection')
             unknown = set(self.detection) - {'config', 'overrides'}
             if unknown:
                 raise ValueError(f'detection takes config and overrides, got {", ".join(sorted(unknown))}')
@@ -166,6 +201,18 @@ class Study:
         if reserved:
             raise ValueError(f'settings must not have {", ".join(sorted(reserved))}: that is what a study does itself')
         check_settings(self.settings)
+
+    @property
+    def trainings(self) -> list[int]:
+        """The seeds of the training."""
+        return (self.training_seeds if self.seeds is None else self.seeds) or []
+
+    @property
+    def seed_pairs(self) -> list[tuple[int, int]]:
+        """Seed of the graphs and seed of the training, of each network of a random graph model."""
+        if self.seeds is not None:
+            return [(seed, seed) for seed in self.seeds]
+        return list(itertools.product(self.graph_seeds or [], self.trainings))
 
     @property
     def widths(self) -> list[int]:
@@ -180,7 +227,8 @@ class Study:
     @property
     def sha256(self) -> str:
         """Of all that decides on the results: two files with the same wording in other words are the same study."""
-        decisive = {name: value for name, value in asdict(self).items() if name not in ('title', 'paper', 'notes')}
+        decisive = {name: value for name, value in asdict(self).items() if name not in ('title', 'paper', 'notes')
+                    and not (name in LATER_KEYS and value in (None, 1))}
         if self.generators:  # what the file says, wherever it lies
             decisive['generators'] = hashlib.sha256(Path(self.generators).read_bytes()).hexdigest()
         if self.recipe:
@@ -198,10 +246,13 @@ class Study:
         return settings['in_chans'] or 3, size, size
 
     def networks(self, progress: bool = False) -> list[Network]:
-        """Every network that the study asks for, with C tuned: series by series, seed by seed.
+        """Every network that the study asks for, with C tuned: series by series, wiring by wiring.
+
+        A generator whose graphs do not depend on the seed, such as WS(K, 0), has one wiring. With `training_seeds` it
+        is trained once with each of them, and not as often again as there are `graph_seeds`.
 
         Args:
-            progress: Show a bar: counting the multiply-adds of a hundred networks takes a minute.
+            progress: Show a bar.
 
         Raises:
             ValueError: if a random graph model is unknown or does not allow N, or the multiply-adds cannot be met.
@@ -217,9 +268,10 @@ class Study:
         for name in self.models:
             if name not in timm.list_models():
                 raise ValueError(f'timm has no model {name!r}')
-            for seed in self.seeds:
-                macs, params = (0, 0) if self.detection else self._count(name, {})
-                found.append(Network(_slug(f'{name} s{seed}'), name, name, {}, None, seed, None, macs, params))
+            figures = (0, 0) if self.detection else self._count(name, {})
+            for seed in self.trainings:
+                found.append(Network(_slug(f'{name} {"t" if self.seeds is None else "s"}{seed}'), name, name, {}, None,
+                                     None, seed, None, *figures))
         names = [network.id for network in found]
         for network in found:
             if names.count(network.id) > 1:
@@ -229,43 +281,73 @@ class Study:
     def _networks_of(self, graph: str, operation: str) -> list[Network]:
         found = []
         kwargs = {**self.model, 'graph': str(parse_graph_model(graph)), 'node_op': operation}
-        widths = self.widths or [self._tuned_channels(kwargs)]
-        for channels, seed in itertools.product(widths, self.seeds):
+        pairs = self.seed_pairs
+        wirings = {seed: _sample(json.dumps({**kwargs, 'seed': seed}, sort_keys=True)) for seed, _ in pairs}
+        if self.seeds is None and len({graphs_sha256(graphs) for graphs in wirings.values()}) == 1:
+            pairs = [pair for pair in pairs if pair[0] == pairs[0][0]]
+        if graph == self.graphs[0]:
+            # Counted once for real for each node operation: timm knows the arguments, and the figures are those.
+            arguments = {**kwargs, 'seed': pairs[0][0], 'channels': (self.widths or [SMALLEST_WIDTH])[0]}
+            counted = self._count('randwire', arguments)
+            assert self._figures(kwargs)(wirings[pairs[0][0]], arguments['channels']) == counted, (arguments, counted)
+        figures = self._figures(kwargs)
+        widths = self.widths or [self._tuned_channels(figures, kwargs, list(wirings.values()))]
+        for channels in widths:
             series = graph if self.node_ops == ['sep_conv'] else f'{graph} {operation}'
             if len(widths) > 1:
                 series += f' C={channels}'
-            arguments = {**kwargs, 'seed': seed, 'channels': channels}
-            macs, params = self._count('randwire', arguments)
-            found.append(Network(
-                _slug(f'{series} s{seed}'), series, 'randwire', arguments, graph, seed, operation, macs, params))
+            for graph_seed, training_seed in pairs:
+                name = f's{graph_seed}' if self.seeds is not None else f'g{graph_seed} t{training_seed}'
+                found.append(Network(
+                    _slug(f'{series} {name}'), series, 'randwire',
+                    {**kwargs, 'seed': graph_seed, 'channels': channels}, graph, graph_seed, training_seed, operation,
+                    *figures(wirings[graph_seed], channels)))
         return found
 
-    def _tuned_channels(self, kwargs: dict[str, Any]) -> int:
-        """C for which the mean over the seeds is nearest to the target."""
+    def _tuned_channels(self, figures: Figures, kwargs: dict[str, Any], wirings: list[tuple[Graph, ...]]) -> int:
+        """C for which the mean over the wirings is nearest to the target."""
         assert self.macs is not None
 
-        def mean(channels: int, seeds: list[int]) -> float:
-            return statistics.mean(self._count('randwire', {**kwargs, 'seed': seed, 'channels': channels})[0]
-                                   for seed in seeds)
+        def mean(channels: int) -> float:
+            return statistics.mean(figures(wiring, channels)[0] for wiring in wirings)
 
-        # Nearly quadratic in C: two guesses from the first seed and one from all, then on to where no step is nearer.
-        target, best = self.macs, 64
-        for seeds in (self.seeds[:1], self.seeds[:1], self.seeds):
-            best = min(max(round(best * (target / mean(best, seeds)) ** 0.5), 2), LARGEST_WIDTH)
-        found = mean(best, self.seeds)
-        step = 1 if found < target else -1
-        while best + step >= 2 and abs(mean(best + step, self.seeds) - target) < abs(found - target):
-            best += step
-            found = mean(best, self.seeds)
-        if abs(found / self.macs - 1) > TOLERANCE:
+        # The first C that does not fall short of it, or the one before.
+        target, low, high = self.macs, SMALLEST_WIDTH, LARGEST_WIDTH
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if mean(middle) >= target else (middle + 1, high)
+        best = min((max(low - 1, SMALLEST_WIDTH), low), key=lambda channels: abs(mean(channels) - target))
+        if abs(mean(best) / self.macs - 1) > TOLERANCE:
             raise ValueError(f'macs of {self.macs:.4g} cannot be met by {kwargs["graph"]} with {kwargs["node_op"]}: '
-                             f'the nearest is C={best} with {found:.4g}')
+                             f'the nearest is C={best} with {mean(best):.4g}')
         return best
+
+    def _figures(self, kwargs: dict[str, Any]) -> Figures:
+        """What gives multiply-adds and parameters of a RandWire network by its graphs and C, from its shapes."""
+        counted = {'regime': 'small', **{name: kwargs[name] for name in COUNTED if name in kwargs}}
+        size, classes = self.input_size, self.recipe_settings['num_classes'] or 1000
+
+        def figures(graphs: tuple[Graph, ...], channels: int) -> tuple[int, int]:
+            found = count_randwire(graphs, channels=channels, input_size=size, num_classes=classes, **counted)
+            return found.macs, found.params
+        return figures
 
     def _count(self, name: str, kwargs: dict[str, Any]) -> tuple[int, int]:
         size = self.input_size
         classes = self.recipe_settings['num_classes']
         return _count(name, json.dumps(kwargs, sort_keys=True), size, classes)
+
+
+@cache
+def _sample(kwargs: str) -> tuple[Graph, ...]:
+    """The graphs of a `randwire` network; they do not depend on C."""
+    arguments = json.loads(kwargs)
+    try:
+        return tuple(network_arguments('randwire', **arguments)['graphs'])
+    except ValueError:
+        raise
+    except Exception as error:  # a generator of the user's own may raise anything
+        raise ValueError(f'cannot sample {arguments["graph"]}: {type(error).__name__}: {one_line(error)}') from error
 
 
 @cache
@@ -279,7 +361,7 @@ def _count(name: str, kwargs: str, input_size: tuple[int, int, int], classes: in
         figures = count_complexity(model, input_size)
     except ValueError:
         raise
-    except Exception as error:  # a generator of the user's own may raise anything
+    except Exception as error:  # whatever timm, the model or the user's own generator makes of its arguments
         raise ValueError(f'cannot make {name} with {arguments}: {type(error).__name__}: {one_line(error)}') from error
     return figures.macs, figures.params
 

@@ -3,50 +3,62 @@
     python -m randwire_zoo.studies.work TASK.json
 
 The row is written beside the task when the work is done, or has failed with a reason; a process that is killed leaves
-no row, and a second one continues from the last epoch.
+no row, and a second one continues from the last epoch. Nor does one whose files cannot be written: that is no matter of
+the network, and it ends with `os.EX_IOERR`.
 """
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
+import re
 import shutil
-import subprocess
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
-
 from ..files import cache_folder, write_atomically
+from ..provenance import provenance
 from ..weights_io import one_line
+from .measures import graph_measures
+from .processes import end_with_parent, lock, run_child
 from .study import Network, Study, data_folder, graphs_of, load_generators, wiring_of
 
-__all__ = ['WATCH', 'row_of', 'row_path', 'run_network', 'run_task', 'train_net', 'write_task']
+__all__ = ['CANNOT_WRITE', 'WATCH', 'CannotWrite', 'row_of', 'row_path', 'run_network', 'run_task', 'train_net',
+           'write_task']
 
 WATCH = '--end-with-parent'
+TRAIN = '--train'
+CANNOT_WRITE = 'cannot write'
+# Of the disk, and not of the network: full, over its quota, read-only, gone, broken.
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO,
+           errno.ENOTCONN)
+# What torch.save says then, which has no number, and what a program that was started here says last.
+WRITERS = ('PytorchStreamWriter', 'inline_container', 'file write failed', *(
+    os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)))
+
+
+class CannotWrite(OSError):
+    """A file of a network could not be written."""
 
 
 def write_task(folder: Path, study: Study, network: Network, data_dir: str | None) -> Path:
     """Write down what a process has to do; returns the file."""
     path = folder / 'tasks' / f'{network.id}.json'
     write_atomically(path, json.dumps(
-        {'study': vars(study), 'network': vars(network), 'folder': str(folder), 'data_dir': data_dir}))
+        {'study': asdict(study), 'network': asdict(network), 'folder': str(folder), 'data_dir': data_dir}))
     return path
 
 
 def row_of(network: Network) -> dict[str, Any]:
     """The beginning of a network's row: what it is."""
-    return {**vars(network), 'channels': network.kwargs.get('channels')}
+    return {**asdict(network), 'channels': network.kwargs.get('channels')}
 
 
 def row_path(task: Path) -> Path:
@@ -55,37 +67,54 @@ def row_path(task: Path) -> Path:
 
 
 def run_task(path: str) -> str:
-    """Do a task and write its row, whose reason says what went wrong if something did; returns the row's path."""
-    with _alone(Path(path)):
-        if not row_path(Path(path)).is_file():  # a job that outlived its study may have done it meanwhile
-            _do(Path(path))
-    return str(row_path(Path(path)))
+    """Do a task and write its row, whose reason says what went wrong if something did; returns the row's path.
+
+    Raises:
+        CannotWrite: if its files cannot be written.
+    """
+    task = Path(path)
+    # A process that outlived the study that started it is waited for: it may be at this network still.
+    try:
+        with lock(task.with_suffix('.lock'), wait=True, held=f'another process is at {task.stem}') as held:
+            if not row_path(task).is_file():
+                _do(task, held)
+    except Exception as error:
+        reason = _storage_trouble(error, task.parent)
+        if reason is None:
+            raise
+        raise CannotWrite(f'{CANNOT_WRITE} in {task.parent.parent}: {reason}') from error
+    return str(row_path(task))
 
 
-@contextmanager
-def _alone(task: Path) -> Iterator[None]:
-    """Wait until no other process is at the task."""
-    with open(task.with_suffix('.lock'), 'w', encoding='utf-8') as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _do(path: Path) -> None:
+def _do(path: Path, held: int | None) -> None:
     task = json.loads(path.read_text(encoding='utf-8'))
     study, network = Study(**task['study']), Network(**task['network'])
     start = time.time()
     row = row_of(network)
     try:
-        row.update(run_network(study, network, Path(task['folder']), task['data_dir']), status='done')
+        row.update(run_network(study, network, Path(task['folder']), task['data_dir'], held), status='done')
     except Exception as error:  # whatever it is, the other networks go on
+        if _storage_trouble(error, path.parent) is not None:
+            raise
         row.update(status='failed', reason=f'{type(error).__name__}: {one_line(error)}')
         traceback.print_exc()
-    row.update(seconds=round(time.time() - start, 1), host=platform.node())
+    row.update(seconds=round(time.time() - start, 1), host=platform.node(), provenance=provenance())
     write_atomically(row_path(path), json.dumps(row))
 
 
-def run_network(study: Study, network: Network, folder: Path, data_dir: str | None) -> dict[str, Any]:
+def _storage_trouble(error: BaseException | None, folder: Path) -> str | None:
+    """In a line, what is wrong with the disk, if that is what an error comes from."""
+    while error is not None:
+        if isinstance(error, OSError) and (error.errno in STORAGE or not folder.is_dir()):
+            return one_line(error)
+        if isinstance(error, RuntimeError) and any(word in str(error) for word in WRITERS):
+            return one_line(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def run_network(
+        study: Study, network: Network, folder: Path, data_dir: str | None, held: int | None = None) -> dict[str, Any]:
     """Train and evaluate one network; returns what its row holds beyond the network itself.
 
     Args:
@@ -93,51 +122,66 @@ def run_network(study: Study, network: Network, folder: Path, data_dir: str | No
         network: One of its networks.
         folder: The study's output; the training goes to `runs/` in it, and goes on there if it was interrupted.
         data_dir: See `study.data_folder`.
+        held: The lock that programs started here share, see `processes.lock`.
     """
     if study.generators:
         load_generators(study.generators)
     data = data_folder(study, data_dir)
     if study.detection:
-        return _fine_tune_detector(study, network, folder, data)
-    from ..training import LAST, train
+        return _fine_tune_detector(study, network, folder, data, held)
+    from ..training import LAST, SUMMARY, read_summary, train
     run = folder / 'runs' / network.id
     settings = dict(study.recipe_settings)
     settings.update(study.settings, data_dir=str(data), model=network.model, model_kwargs=network.kwargs,
-                    output=str(run.parent), experiment=network.id, seed=network.seed, checkpoint_hist=1)
+                    output=str(run.parent), experiment=network.id, seed=network.training_seed, checkpoint_hist=1)
     if (run / LAST).is_file():
         settings['resume'] = str(run / LAST)
     elif run.exists():
         shutil.rmtree(run)  # killed before its first epoch was over
-    result = train(progress=False, **settings)
-    last = result.last
+    if study.processes == 1:
+        history = train(progress=False, **settings).history
+    else:
+        _train_together(study, network, folder, settings, held)
+        history = tuple(read_summary(run / SUMMARY))
+    last, graphs = history[-1], graphs_of(network)
     row: dict[str, Any] = {
         'top1': last['eval_top1'], 'top5': last['eval_top5'], 'loss': last['eval_loss'],
-        'epochs': len(result.history), 'wiring': wiring_of(network), 'measures': _measures(network),
-        'history': [[r['epoch'] + 1, r['train_loss'], r['eval_top1']] for r in result.history]}
+        'classes': settings['num_classes'], 'epochs': len(history),
+        'wiring': wiring_of(network), 'graphs': [graph.to_dict() for graph in graphs],
+        'measures': graph_measures(graphs),
+        'history': [[r['epoch'] + 1, r['train_loss'], r['eval_top1']] for r in history]}
     if study.eval_sizes or (study.damage and network.graph is not None):
         row.update(_evaluate_again(study, network, data, run / LAST, settings))
     return row
 
 
-def _measures(network: Network) -> dict[str, float]:
-    """Graph measures: means over the stages."""
-    graphs = graphs_of(network)
-    if not graphs:
-        return {}
-    import networkx
-    collected: dict[str, list[float]] = {}
-    for graph in graphs:
-        directed = graph.to_networkx()
-        undirected = directed.to_undirected()
-        largest = undirected.subgraph(max(networkx.connected_components(undirected), key=len))
-        for name, value in (
-                ('edges', len(graph.edges)), ('degree', 2 * len(graph.edges) / graph.num_nodes),
-                ('path length', networkx.average_shortest_path_length(largest) if len(largest) > 1 else 0.0),
-                ('clustering', networkx.average_clustering(undirected)),
-                ('depth', networkx.dag_longest_path_length(directed) + 1),
-                ('inputs', len(graph.inputs)), ('sinks', len(graph.outputs))):
-            collected.setdefault(name, []).append(float(value))
-    return {name: sum(values) / len(values) for name, values in collected.items()}
+def _train_together(
+        study: Study, network: Network, folder: Path, settings: dict[str, Any], held: int | None) -> None:
+    """Train with several processes, through torchrun."""
+    task = folder / 'tasks' / f'{network.id}.train'
+    write_atomically(task, json.dumps({'generators': study.generators, 'settings': settings}))
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={study.processes}',
+               '--module', 'randwire_zoo.studies.work', str(task), TRAIN, WATCH]
+    with open(task.with_suffix('.log'), 'a', encoding='utf-8') as log:
+        code = run_child(command, log, os.environ, held)
+    if code:
+        raise RuntimeError(f'{study.processes} processes: torchrun ended with {code}: {_last_error(task)}')
+
+
+def _last_error(task: Path) -> str:
+    """The last line of a log that names an exception: torchrun's own summary comes after it."""
+    lines = task.with_suffix('.log').read_text(encoding='utf-8', errors='replace').splitlines()
+    named = [line for line in lines if re.match(r'(\[rank\d+\]: *)?[\w.]*(Error|Exception|Write): ', line)]
+    return ' '.join((named or lines or [''])[-1].split())
+
+
+def _train(path: str) -> None:
+    """One of the processes of `_train_together`."""
+    task = json.loads(Path(path).read_text(encoding='utf-8'))
+    if task['generators']:
+        load_generators(task['generators'])
+    from ..training import train
+    train(progress=False, **task['settings'])
 
 
 def _evaluate_again(
@@ -195,7 +239,8 @@ def _spread(loader: Any, count: int) -> Any:
     return loader
 
 
-def _fine_tune_detector(study: Study, network: Network, folder: Path, data: Path) -> dict[str, Any]:
+def _fine_tune_detector(
+        study: Study, network: Network, folder: Path, data: Path, held: int | None) -> dict[str, Any]:
     """detectron2's own train_net.py, and the box AP that it writes last."""
     script = train_net()
     run = folder / 'runs' / network.id
@@ -207,13 +252,12 @@ def _fine_tune_detector(study: Study, network: Network, folder: Path, data: Path
     command = [sys.executable, str(script), '--config-file', str(config)]
     if (run / 'last_checkpoint').is_file():
         command.append('--resume')
-    command += ['OUTPUT_DIR', str(run), 'SEED', str(network.seed), *overrides]
+    command += ['OUTPUT_DIR', str(run), 'SEED', str(network.training_seed), *overrides]
     with open(run / 'stdout.txt', 'a', encoding='utf-8') as log:
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT,
-                              env={**os.environ, 'DETECTRON2_DATASETS': str(data)})
-    if done.returncode:
-        tail = (run / 'stdout.txt').read_text(encoding='utf-8').strip().splitlines()[-1:]
-        raise RuntimeError(f'train_net.py ended with {done.returncode}: {"".join(tail)}')
+        code = run_child(command, log, {**os.environ, 'DETECTRON2_DATASETS': str(data)}, held)
+    if code:
+        tail = (run / 'stdout.txt').read_text(encoding='utf-8', errors='replace').strip().splitlines()[-1:]
+        raise RuntimeError(f'train_net.py ended with {code}: {"".join(tail)}')
     lines = [json.loads(line) for line in (run / 'metrics.json').read_text(encoding='utf-8').splitlines()]
     measured = [line for line in lines if 'bbox/AP' in line]
     if not measured:
@@ -243,19 +287,21 @@ def train_net() -> Path:
     return path
 
 
-def _end_with_parent() -> None:
-    """End this process when whoever started it is gone: its end of the pipe closes then, however it died.
-
-    Otherwise the study that is started next would train a network that is still being trained.
-    """
-    def watch() -> None:
-        while os.read(0, 1):  # not through sys.stdin, whose lock Python wants when it ends
-            pass
-        os._exit(1)
-    threading.Thread(target=watch, daemon=True).start()
+def _main(arguments: list[str]) -> int:
+    if WATCH in arguments:
+        end_with_parent()
+    if TRAIN in arguments:
+        _train(arguments[0])
+        return 0
+    try:
+        run_task(arguments[0])
+    except CannotWrite as error:
+        with suppress(OSError):
+            traceback.print_exc()
+            print(error, file=sys.stderr, flush=True)
+        return os.EX_IOERR
+    return 0
 
 
 if __name__ == '__main__':
-    if WATCH in sys.argv[2:]:
-        _end_with_parent()
-    run_task(sys.argv[1])
+    sys.exit(_main(sys.argv[1:]))

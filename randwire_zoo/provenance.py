@@ -1,0 +1,61 @@
+"""What a measured figure was made with: versions, kernels, threads, processor, commit."""
+from __future__ import annotations
+
+import platform
+import subprocess
+from datetime import datetime, timezone
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+
+__all__ = ['provenance']
+
+
+def provenance() -> dict[str, Any]:
+    """Versions of python, torch and timm, what runs where with how many threads, this package's commit, and the date.
+
+    'commit' is None for a package that was not installed from a checkout, and ends in '+' where its files were changed
+    since. 'device' is None where there is no GPU.
+    """
+    import timm
+    import torch
+
+    from .kernels import kernels_in_use
+    return {'date': datetime.now(timezone.utc).isoformat(timespec='seconds'), 'randwire_zoo': __version__,
+            'commit': _commit(), 'python': platform.python_version(), 'torch': torch.__version__,
+            'timm': timm.__version__, 'processor': _processor(),
+            'device': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            'kernels': kernels_in_use(), 'threads': torch.get_num_threads()}
+
+
+@cache
+def _commit() -> str | None:
+    """The commit of the checkout that this package is imported from."""
+    here = Path(__file__).resolve().with_name('__init__.py')
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(['git', '-C', str(here.parent), *arguments], capture_output=True, text=True,
+                                  timeout=30)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git('ls-files', '--error-unmatch', here.name) is None:  # no git, or another project's work tree around us
+        return None
+    commit = git('rev-parse', 'HEAD')
+    return commit and commit + ('+' if git('status', '--porcelain', '--untracked-files=no', '--', '.') else '')
+
+
+@cache
+def _processor() -> str:
+    """The processor's name, and how many of its cores are here."""
+    cpuinfo = Path('/proc/cpuinfo')
+    if cpuinfo.is_file():
+        names = [line.split(':', 1)[1].strip() for line in cpuinfo.read_text(encoding='utf-8').splitlines()
+                 if line.startswith('model name')]
+        if names:
+            return f'{len(names)} × {names[0]}'
+    return platform.processor() or platform.machine()

@@ -1,0 +1,137 @@
+"""Processes that end with whoever started them, and locks that keep two of them out of one folder.
+
+A process that trains a network may be killed at any instant, and so may the study above it and the detector below it.
+None of them may go on alone: the study that is started next would train the same network a second time.
+"""
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ['Locked', 'end_with_parent', 'lock', 'run_child']
+
+# What flock says where another process has the lock, and where the file system has no locks at all.
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+NONE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+PR_SET_PDEATHSIG = 1  # of Linux' prctl
+
+
+class Locked(ValueError):
+    """Another process has the lock."""
+
+
+@contextmanager
+def lock(path: Path, wait: bool = False, held: str = 'another process has the lock') -> Iterator[int | None]:
+    """Hold a lock on a file for as long as the block, or a child that was given it, is at work.
+
+    Args:
+        path: The file, which is made.
+        wait: Wait for whoever has it, instead of raising.
+        held: What to say where another process has it.
+
+    Yields:
+        The file's descriptor, for `run_child`; None where the file system has no locks, which is said on stderr.
+
+    Raises:
+        Locked: if another process has it.
+        OSError: if the lock cannot be had for any other reason, such as a file system that is gone.
+    """
+    with open(path, 'w', encoding='utf-8') as file:
+        yield file.fileno() if fcntl is None or _flock(file.fileno(), path, wait, held) else None
+
+
+def _flock(file: int, path: Path, wait: bool, held: str) -> bool:
+    """Whether there is a lock now."""
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in HELD:
+                raise
+            if not wait:
+                raise Locked(held) from None
+            print(f'waiting: {held}', file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in NONE:
+            raise OSError(error.errno, f'cannot be locked: {error.strerror}', str(path)) from None
+        print(f'{path.parent} lies on a file system without locks ({error.strerror}): start no second run there',
+              file=sys.stderr, flush=True)
+        return False
+    return True
+
+
+def end_with_parent() -> None:
+    """End this process, and its group if it leads one, when whoever holds the other end of its stdin is gone.
+
+    A pipe closes however its holder died, and descendants inherit it.
+    """
+    def watch() -> None:
+        while os.read(0, 1):  # not through sys.stdin, whose lock Python wants when it ends
+            pass
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def run_child(command: Sequence[str], log: Any, environment: Mapping[str, str], held: int | None) -> int:
+    """Run a program that ends with this process; returns its exit code.
+
+    The kernel kills it when this process dies, where it can (Linux). On any system it shares this process's lock, so
+    that nobody else gets in while it is still at work, and its stdin is a pipe that closes with this process.
+
+    Args:
+        command: Program and arguments.
+        log: Where its output goes.
+        environment: Its environment.
+        held: What `lock` gave.
+    """
+    watched, ours = os.pipe()
+    try:
+        parent, prctl = os.getpid(), _prctl()
+
+        def die_with_parent() -> None:
+            if prctl is not None:
+                prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+                if os.getppid() != parent:  # it died before
+                    os._exit(1)
+
+        with subprocess.Popen(
+                command, stdin=watched, stdout=log, stderr=subprocess.STDOUT, env=environment,
+                pass_fds=() if held is None else (held,), preexec_fn=die_with_parent) as process:
+            os.close(watched)
+            watched = -1
+            try:
+                return process.wait()
+            except BaseException:
+                process.kill()
+                raise
+    finally:
+        for end in (watched, ours):
+            if end >= 0:
+                os.close(end)
+
+
+def _prctl() -> Any:
+    """Linux' prctl, looked up before the fork: after it nothing may be loaded."""
+    if not sys.platform.startswith('linux'):
+        return None
+    try:
+        return ctypes.CDLL(None).prctl
+    except (OSError, AttributeError):
+        return None
