@@ -3,12 +3,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 from torchvision.transforms.functional import pil_to_tensor
@@ -17,10 +21,12 @@ from randwire_zoo.evaluation import default_device
 from randwire_zoo.files import atomic_path, write_atomically
 
 from .detectors import load_detector
+from .images import SUFFIXES, convert_to_rgb, read_image
 
 __all__ = ['add_arguments', 'detect', 'draw_detections', 'main']
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+#: Labels take at most this part of a picture, the best detections' first, so that they do not hide it.
+LABELLED = 1 / 10
 COLOURS = ('#d8453b', '#3b7dd8', '#2f9e62', '#b8860b', '#8e4ec6', '#0f8b8d', '#c2417c', '#5f6f1c')
 
 
@@ -32,12 +38,12 @@ def detect(detector: FasterRCNN, image: Image.Image) -> dict[str, Tensor]:
 
     Args:
         detector: In eval mode.
-        image: Any mode and size.
+        image: Any mode and size; upright, as `images.read_image` gives it.
 
     Returns:
         'boxes' [N, 4] as left, top, right, bottom in pixels of the image, 'labels' [N], 'scores' [N], best first.
     """
-    image = image.convert('RGB')
+    image = convert_to_rgb(image)
     transform = detector.transform
     width, height = image.size
     scale = min(transform.min_size[-1] / min(width, height), transform.max_size / max(width, height))
@@ -50,21 +56,58 @@ def detect(detector: FasterRCNN, image: Image.Image) -> dict[str, Tensor]:
 
 
 def draw_detections(image: Image.Image, found: dict[str, Tensor], classes: list[str]) -> Image.Image:
-    """Draw boxes with class and score on an image, in a colour per class; the best ones on top."""
+    """Draw boxes with class and score on an image, in a colour per class.
+
+    The better ones lie on top. A label is left out where it would cover another one or too much of the picture, in the
+    order of scores; lines get thinner where there are many.
+
+    Args:
+        image: Any mode.
+        found: What `detect` gave.
+        classes: Names, the background first.
+    """
     from matplotlib import font_manager
 
-    drawn = image.convert('RGB')
+    drawn = convert_to_rgb(image)
     pen = ImageDraw.Draw(drawn)
-    shorter = min(image.size)
-    font = ImageFont.truetype(font_manager.findfont('DejaVu Sans'), max(10, shorter // 36))
-    rows = zip(found['boxes'].tolist(), found['labels'].tolist(), found['scores'].tolist(), strict=True)
-    for box, label, score in reversed(list(rows)):
-        colour = COLOURS[(label - 1) % len(COLOURS)]
-        pen.rectangle(box, outline=colour, width=max(1, shorter // 200))
-        text, corner = f' {classes[label]} {score:.2f} ', (box[0], box[1])
-        pen.rectangle(pen.textbbox(corner, text, font=font), fill=colour)
-        pen.text(corner, text, fill='white', font=font)
+    shorter, many = min(image.size), len(found['scores']) > 25
+    font = ImageFont.truetype(font_manager.findfont('DejaVu Sans'), max(9, shorter // (48 if many else 36)))
+    width = max(1, shorter // (400 if many else 200))
+    rows = list(zip(found['boxes'].tolist(), found['labels'].tolist(), found['scores'].tolist(), strict=True))
+    for box, label, _ in reversed(rows):
+        pen.rectangle(box, outline=COLOURS[(label - 1) % len(COLOURS)], width=width)
+    placed: list[tuple[float, float, float, float]] = []
+    room = LABELLED * drawn.width * drawn.height
+    for box, label, score in rows:
+        text = f'{classes[label]} {score:.2f}'
+        _, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+        size = (right + 4, bottom - top + 4)
+        place = next((place for place in _places(box, size, drawn.size)
+                      if not any(_overlap(place, other) for other in placed)), None)
+        if place is None:
+            continue
+        room -= size[0] * size[1]
+        if room < 0 and placed:
+            break
+        placed.append(place)
+        pen.rectangle(place, fill=COLOURS[(label - 1) % len(COLOURS)])
+        pen.text((place[0] + 2, place[1] + 2 - top), text, fill='white', font=font)
     return drawn
+
+
+def _places(box: list[float], size: tuple[float, float], picture: tuple[int, int]) -> Iterator[tuple[
+        float, float, float, float]]:
+    """Where a box's label may go, the best place first: above it, below it, inside; as left, top, right, bottom."""
+    width, height = size
+    left = max(0.0, min(box[0], picture[0] - width))
+    for top in (box[1] - height, box[3], box[1], box[3] - height):
+        if 0 <= top <= picture[1] - height:
+            yield left, top, left + width, top + height
+    yield left, 0.0, left + width, height
+
+
+def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +119,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='draw detections with at least this score (default: 0.5)')
     parser.add_argument('-o', '--output', metavar='FOLDER', default='output/detect',
                         help='where the pictures go (default: output/detect)')
-    parser.add_argument('--json', metavar='FILE', help='also write all boxes, as left, top, right, bottom in pixels')
+    parser.add_argument('--json', metavar='FILE',
+                        help='also write all boxes, as left, top, right, bottom in pixels, image by image')
     parser.add_argument('--device', help='cpu, cuda or mps (default: the best there is)')
 
 
@@ -96,16 +140,8 @@ def _image_paths(arguments: list[str]) -> list[Path]:
     return paths
 
 
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert('RGB')
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f'{path} is no image that can be read: {error}') from None
-
-
 def main(args: argparse.Namespace) -> int:
-    """Run `randwire-zoo detect`."""
+    """Run `randwire-zoo detect`; 1 where an image could not be read."""
     if not 0 <= args.score_thresh <= 1:
         raise ValueError(f'--score-thresh must be within [0, 1], got {args.score_thresh}')
     paths = _image_paths(args.images)
@@ -113,33 +149,68 @@ def main(args: argparse.Namespace) -> int:
     detector.roi_heads.score_thresh = args.score_thresh
     detector.to(default_device(args.device))
     folder = Path(args.output)
-    pictures = _picture_names(paths, folder)
-    found_everywhere: list[dict[str, Any]] = []
-    for path, picture in zip(paths, pictures, strict=True):
-        image = _open(path)
-        found = detect(detector, image)
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(picture) as temporary:
-            draw_detections(image, found, classes).save(temporary, format='PNG')
-        counts = Counter(classes[label] for label in found['labels'].tolist())
-        summary = ', '.join(f'{count} {name}' for name, count in sorted(counts.items()))
-        print(f'{picture}: {summary or "nothing"}', flush=True)
-        found_everywhere.append({
-            'image': str(path), 'boxes': [[round(x, 1) for x in box] for box in found['boxes'].tolist()],
-            'classes': [classes[label] for label in found['labels'].tolist()],
-            'scores': [round(score, 4) for score in found['scores'].tolist()]})
+    skipped = 0
+    with _json_array(args.json) as add:
+        for path, picture in zip(paths, _picture_names(paths, folder), strict=True):
+            try:
+                image = read_image(path)
+            except ValueError as error:
+                print(f'skipped: {error}', file=sys.stderr, flush=True)
+                skipped += 1
+                continue
+            found = detect(detector, image)
+            with atomic_path(picture) as temporary:
+                draw_detections(image, found, classes).save(temporary, format='PNG')
+            names = [classes[label] for label in found['labels'].tolist()]
+            summary = ', '.join(f'{count} {name}' for name, count in sorted(Counter(names).items()))
+            print(f'{picture}: {summary or "nothing"}', flush=True)
+            add({'image': str(path), 'boxes': [[round(x, 1) for x in box] for box in found['boxes'].tolist()],
+                 'classes': names, 'scores': [round(score, 4) for score in found['scores'].tolist()]})
     if args.json:
-        write_atomically(Path(args.json), json.dumps(found_everywhere, indent=1) + '\n')
         print(args.json)
-    return 0
+    if skipped:
+        print(f'{skipped} of {len(paths)} images could not be read and were skipped', file=sys.stderr)
+    return 1 if skipped else 0
+
+
+@contextmanager
+def _json_array(path: str | None) -> Iterator[Callable[[Any], None]]:
+    """Give a function that adds a row to the JSON array in a file, which is whole at any time, one row a line.
+
+    The file is written anew with each row, unless that would take more than a twentieth of the time: then after some of
+    them, and when the block is left, in whatever way.
+    """
+    rows: list[str] = []
+    due = 0.0
+
+    def write() -> None:
+        nonlocal due
+        if path is not None:
+            start = time.monotonic()
+            write_atomically(path, f'[{",".join(rows)}\n]\n' if rows else '[]\n')
+            due = time.monotonic() + 20 * (time.monotonic() - start)
+
+    def add(row: Any) -> None:
+        rows.append('\n' + json.dumps(row))
+        if time.monotonic() >= due:
+            write()
+
+    write()
+    try:
+        yield add
+    finally:
+        write()
 
 
 def _picture_names(paths: list[Path], folder: Path) -> list[Path]:
     """A picture's path for each image; images of one name in several folders get a number."""
-    taken: Counter[str] = Counter()
+    taken: set[str] = set()
     pictures = []
     for path in paths:
-        taken[path.stem] += 1
-        number = f'_{taken[path.stem]}' if taken[path.stem] > 1 else ''
-        pictures.append(folder / f'{path.stem}{number}.png')
+        name, number = path.stem, 1
+        while name in taken:
+            number += 1
+            name = f'{path.stem}_{number}'
+        taken.add(name)
+        pictures.append(folder / f'{name}.png')
     return pictures
