@@ -41,7 +41,8 @@ examples:
     'eval': ('evaluation', 'top-1 and top-5 accuracy of a network on a folder of images', """\
 examples:
   randwire-zoo eval --model randwire_ws_pico --data-dir digits
-  randwire-zoo eval --model randwire_ws_c154 --checkpoint model.safetensors --img-size 320 --data-dir /data/imagenet
+  randwire-zoo eval --checkpoint output/train/RUN/last.pth.tar
+  randwire-zoo eval --checkpoint output/train/RUN/model_best.pth.tar --img-size 320
 """),
     'quickstart': ('quickstart', 'train, evaluate, save and reload a small network on handwritten digits', """\
 example:

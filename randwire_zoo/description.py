@@ -10,7 +10,7 @@ import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from timm.utils.checkpoint_saver import load_checkpoint_metadata
 
 from .weights_io import loading, one_line
 
-__all__ = ['WEIGHT_SOURCES', 'Description', 'build_model', 'read_settings']
+__all__ = ['CROP_MODES', 'WEIGHT_SOURCES', 'Description', 'build_model', 'read_settings']
 
 #: Arguments of create_model, by the settings of train.py that give them.
 ARGUMENTS = {'num_classes': 'num_classes', 'in_chans': 'in_chans', 'gp': 'global_pool', 'drop': 'drop_rate',
@@ -101,11 +101,12 @@ class Description:
         object.__setattr__(self, 'label_names', labels)
 
     @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> Description:
+    def from_settings(cls, settings: Mapping[str, Any], for_training: bool = True) -> Description:
         """Resolve the settings of a training as train.py does, without building the network.
 
         Args:
             settings: Of timm's train.py or of `training`: what args.yaml holds, or the arguments in a checkpoint.
+            for_training: False resolves them as validate.py does: by the model's own test size, and by crop_mode.
 
         Raises:
             ValueError: naming what is missing or contradicts itself.
@@ -136,14 +137,16 @@ class Description:
             if settings.get(key) is not None and len(_sequence(key, settings[key])) not in (1, channels):
                 raise ValueError(f'{key} must be one number or one for each of the {channels} channels, '
                                  f'got {settings[key]!r}')
-        data = resolve_data_config({**settings, 'in_chans': channels}, pretrained_cfg=cfg)
+        data = resolve_data_config({**settings, 'in_chans': channels}, pretrained_cfg=cfg,
+                                   use_test_size=not for_training)
         if not size:
             data['input_size'] = (channels, *data['input_size'][1:])
         for key in ('mean', 'std'):
             if len(data[key]) != channels:  # as timm's loaders do it
                 data[key] = (float(np.mean(data[key])),) * channels
-        # train.py hands no crop_mode to its loader, whatever the model's own configuration says.
-        return cls(architecture, arguments, **{**data, 'crop_mode': 'center'})
+        if for_training:
+            data['crop_mode'] = 'center'  # train.py hands none to its loader, whatever the model's configuration says
+        return cls(architecture, arguments, **data)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> Description:
@@ -162,6 +165,23 @@ class Description:
             return cls.from_settings(settings) if recorded is None else cls.from_dict(recorded)
         except ValueError as error:
             raise ValueError(f'{path}: {error}') from None
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Description:
+        """The same with some settings changed: those of `from_settings` but the model, and crop_mode.
+
+        Raises:
+            ValueError: naming what is out of range or contradicts itself.
+        """
+        given = {name: value for name, value in settings.items() if value is not None}
+        arguments = {**self.arguments, **{ARGUMENTS[name]: value for name, value in given.items() if name in ARGUMENTS},
+                     **given.get('model_kwargs', {})}
+        channels = given.get('in_chans', given.get('input_size', self.input_size)[0])
+        size = given.get('input_size') or (channels, *(given.get('img_size', side) for side in self.input_size[1:]))
+        data = {name: given[name] for name in ('interpolation', 'crop_pct', 'crop_mode') if given.get(name)}
+        for name in ('mean', 'std'):
+            values = _sequence(name, given.get(name, getattr(self, name)))
+            data[name] = values * channels if len(values) == 1 else values
+        return replace(self, arguments={**arguments, 'in_chans': channels}, input_size=size, **data)
 
     def create_model(self, name: str = '', **overrides: Any) -> Any:
         """Build the network, an nn.Module whose `pretrained_cfg` says how it is fed.

@@ -1,9 +1,15 @@
-"""Top-1 and top-5 accuracy of a model on a folder of images, at any image size."""
+"""Top-1 and top-5 accuracy of a network on a folder of images.
+
+`evaluate_checkpoint` measures what a training left as the training measured it; `evaluate_description` measures a
+network under a `description.Description`, on a folder and under `Conditions`, those of the training
+(`Conditions.from_settings`) or others.
+"""
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,15 +18,22 @@ import torch
 from timm.data import create_dataset, create_loader, resolve_data_config
 from timm.models import load_checkpoint
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
-from timm.utils import ParseKwargs
+from timm.utils.checkpoint_saver import load_checkpoint_metadata
 from torch import nn
 from tqdm import tqdm
 
-from .description import build_model
+from .description import CROP_MODES, Description, read_settings
+from .recipes import DEFAULTS, KEYS, add_key, check_settings
 from .weights_io import loading, one_line
 
-__all__ = ['add_arguments', 'autocast', 'class_indices', 'default_device', 'evaluate', 'evaluate_folder', 'main',
-           'open_images']
+__all__ = ['Conditions', 'add_arguments', 'autocast', 'class_indices', 'default_device', 'evaluate',
+           'evaluate_checkpoint', 'evaluate_description', 'evaluate_folder', 'main', 'open_images', 'prepare_device']
+
+#: Settings of a training that say how images are found and fed, whatever network looks at them.
+DATA = ('num_classes', 'in_chans', 'img_size', 'input_size', 'crop_pct', 'mean', 'std', 'interpolation')
+#: Those that the command line can change.
+FLAGS = (*DATA, 'data_dir', 'dataset', 'dataset_download', 'class_map', 'input_img_mode', 'model_kwargs', 'gp',
+         'batch_size', 'workers', 'device', 'amp', 'amp_dtype', 'channels_last')
 
 
 def evaluate(
@@ -63,6 +76,106 @@ def evaluate(
     return dict(evaluator.compute(distributed=distributed))
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """On which images, and how, a network is measured; what of it the description does not say.
+
+    Args:
+        data_dir: Folder with a folder per split, and in it one folder of images per class.
+        split: Name of the split's folder; empty if the classes stand in data_dir itself.
+        dataset: TYPE/NAME for one of timm's other kinds of data sets.
+        dataset_download: Let such a data set be downloaded.
+        class_map: File that maps class names to indices.
+        input_img_mode: Mode that images are converted to; by the number of channels if None.
+        batch_size: Images per step.
+        amp_dtype: Run in this lower precision.
+        channels_last: Memory layout.
+        use_ema: Of a checkpoint, measure the moving average of the weights.
+    """
+
+    data_dir: str | Path | None = None
+    split: str = 'validation'
+    dataset: str = ''
+    dataset_download: bool = False
+    class_map: str = ''
+    input_img_mode: str | None = None
+    batch_size: int = 64
+    amp_dtype: str | None = None
+    channels_last: bool = False
+    use_ema: bool = False
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Conditions:
+        """Those under which a training of these settings measures, train.py's too. Its folder may lie elsewhere now."""
+        get = {**DEFAULTS, **settings}.get
+        return cls(
+            data_dir=get('data_dir') or get('data'), split=get('val_split') or '', dataset=get('dataset') or '',
+            dataset_download=bool(get('dataset_download')), class_map=get('class_map') or '',
+            input_img_mode=get('input_img_mode'),
+            batch_size=get('validation_batch_size') or get('batch_size') or cls.batch_size,
+            amp_dtype=get('amp_dtype') if get('amp') else None, channels_last=bool(get('channels_last')),
+            # train.py does not measure an average that it keeps on the CPU.
+            use_ema=bool(get('model_ema')) and not get('model_ema_force_cpu'))
+
+    def open(self, description: Description, **kwargs: Any) -> Any:
+        """The images, see `open_images`."""
+        images = open_images(
+            self.data_dir, self.split, self.dataset, description.input_size, self.input_img_mode,
+            description.arguments.get('num_classes'), class_map=self.class_map, download=self.dataset_download,
+            batch_size=self.batch_size, **kwargs)
+        names = tuple(class_indices(images))
+        if description.label_names and names and not self.class_map and names != description.label_names:
+            odd = sorted(set(names) ^ set(description.label_names)) or names
+            raise ValueError(f'{self.data_dir} has other classes than the network was trained on: '
+                             f'{", ".join(odd[:5])}; a --class-map says which index each has')
+        return images
+
+    def loader(self, description: Description, images: Any, device: torch.device, workers: int, **kwargs: Any) -> Any:
+        """timm's loader over them, fed as the description says."""
+        return create_loader(
+            images, batch_size=self.batch_size, num_workers=workers, device=device, persistent_workers=False,
+            **description.data_config(), **kwargs)
+
+
+def evaluate_description(
+        model: nn.Module,
+        description: Description,
+        conditions: Conditions,
+        device: torch.device | str = 'cpu',
+        workers: int = 2,
+        progress: bool = True,
+) -> dict[str, float]:
+    """Measure a network on a folder of images, fed as its description says.
+
+    On the machine of the training, in one process, this gives the very digits that the training recorded.
+
+    Args:
+        model: The network, with the weights in it.
+        description: Of it.
+        conditions: The images, the precision, the batch.
+        device: Where to run.
+        workers: Processes that load images; 0 loads them here.
+        progress: Show a progress bar.
+
+    Returns:
+        What `evaluate` returns, and 'img_size' and 'images', how many there were.
+
+    Raises:
+        FileNotFoundError: if the folder of the split is missing.
+        ValueError: if there are no images, or other classes than the network has.
+    """
+    device = torch.device(device)
+    prepare_device(device)
+    images = conditions.open(description)
+    loader = conditions.loader(description, images, device, workers)
+    model = model.to(device)
+    if conditions.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    metrics = evaluate(
+        model, loader, device, autocast(device, conditions.amp_dtype), conditions.channels_last, progress=progress)
+    return {**metrics, 'img_size': description.input_size[-1], 'images': len(images)}
+
+
 def evaluate_folder(
         model: nn.Module,
         data_dir: str | Path,
@@ -77,13 +190,13 @@ def evaluate_folder(
         channels_last: bool = False,
         progress: bool = True,
 ) -> dict[str, float]:
-    """Measure a model on an image folder, with the preprocessing that its pretrained_cfg states.
+    """`evaluate_description` of a model that says itself, in its pretrained_cfg, how it is fed.
 
     Args:
         model: The network.
-        data_dir: Folder with a folder per split, and in it one folder of images per class.
-        split: Name of the split's folder; empty if the classes stand in data_dir itself.
-        dataset: TYPE/NAME for one of timm's other kinds of data sets.
+        data_dir: See `Conditions`, as for the others that are not named here.
+        split: Folder of the images.
+        dataset: Another of timm's kinds of data sets.
         img_size: Side of the images; the model's own if None.
         crop_pct: Part of the resized image that is seen; the model's own if None.
         batch_size: Images per step.
@@ -93,26 +206,103 @@ def evaluate_folder(
         channels_last: Memory layout.
         progress: Show a progress bar.
 
+    Raises:
+        FileNotFoundError, ValueError: see `evaluate_description`.
+    """
+    cfg: dict[str, Any] = dict(getattr(model, 'pretrained_cfg', None) or {})
+    arguments = {'num_classes': getattr(model, 'num_classes', None)}
+    data = resolve_data_config({}, pretrained_cfg=cfg, use_test_size=True)
+    description = Description(cfg.get('architecture') or type(model).__name__, arguments, **data)
+    return evaluate_description(
+        model, description.with_settings({'img_size': img_size, 'crop_pct': crop_pct}),
+        Conditions(data_dir, split, dataset, batch_size=batch_size, amp_dtype=amp_dtype, channels_last=channels_last),
+        device, workers, progress)
+
+
+def evaluate_checkpoint(
+        checkpoint: str | Path = '', settings: Mapping[str, Any] | None = None, progress: bool = True,
+) -> dict[str, Any]:
+    """Measure the weights in a file, or published ones, as they were trained, but for what is given here.
+
+    What the training recorded counts: the network, the images, the precision, the batch, the moving average. Without a
+    record the settings must name a model, and are resolved as timm's validate.py does.
+
+    Args:
+        checkpoint: Of timm's train.py or of `training`, or other weights that timm reads; the published weights of the
+            model if there is none.
+        settings: Those of `FLAGS`, and model, split, crop_mode and use_ema, by the names of validate.py.
+        progress: Show a progress bar.
+
     Returns:
-        What `evaluate` returns, and 'img_size' and 'images', how many there were.
+        What `evaluate_description` returns, and 'name'.
 
     Raises:
-        ValueError: if there are no images, or more classes than the model has outputs.
+        FileNotFoundError: if a file or folder is missing.
+        ValueError: naming what is wrong with a setting, the model, the weights or the images.
     """
-    device = torch.device(device)
-    data_config = resolve_data_config(
-        {'img_size': img_size, 'crop_pct': crop_pct}, model=model, use_test_size=True)
-    images = open_images(data_dir, split, dataset=dataset, input_size=data_config['input_size'],
-                         num_classes=getattr(model, 'num_classes', None))
-    loader = create_loader(
-        images, input_size=data_config['input_size'], batch_size=batch_size, interpolation=data_config['interpolation'],
-        mean=data_config['mean'], std=data_config['std'], crop_pct=data_config['crop_pct'],
-        crop_mode=data_config['crop_mode'], num_workers=workers, device=device, persistent_workers=False)
-    model = model.to(device)
-    if channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    metrics = evaluate(model, loader, device, autocast(device, amp_dtype), channels_last, progress=progress)
-    return {**metrics, 'img_size': data_config['input_size'][-1], 'images': len(images)}
+    given = {name: value for name, value in (settings or {}).items() if value is not None}
+    given = {**given, **check_settings({name: value for name, value in given.items() if name in KEYS})}
+    description, recorded = _describe(checkpoint, given)
+    use_ema = given.get('use_ema')
+    conditions = Conditions.from_settings({**recorded, **given})
+    if 'batch_size' in given or not recorded:
+        conditions = replace(conditions, batch_size=given.get('batch_size', Conditions.batch_size))
+    conditions = replace(conditions, split=given.get('split', conditions.split if recorded else Conditions.split),
+                         use_ema=conditions.use_ema if use_ema is None else use_ema)
+    if recorded and not recorded.get('val_split', True) and 'split' not in given:
+        raise ValueError(f'the training of {checkpoint} measured nothing; name the images with --split')
+    device = default_device(given.get('device') or _here(recorded.get('device')))
+    workers = given.get('workers', recorded.get('workers', 2))
+    model = description.create_model(given.get('model', ''), pretrained=not checkpoint)
+    if checkpoint:
+        with loading(checkpoint):
+            if conditions.use_ema and not _has_ema(checkpoint):
+                raise ValueError('it holds no moving average of the weights; --no-ema measures the weights themselves')
+            load_checkpoint(model, str(checkpoint), use_ema=conditions.use_ema)
+    metrics = evaluate_description(model, description, conditions, device, workers, progress)
+    return {'name': given.get('model') or description.architecture, **metrics}
+
+
+def _describe(checkpoint: str | Path, given: Mapping[str, Any]) -> tuple[Description, dict[str, Any]]:
+    """The description and the settings of a training, or what the given settings name where there was none."""
+    recorded: dict[str, Any] = {}
+    if checkpoint:
+        try:
+            recorded = read_settings(checkpoint)
+        except ValueError:
+            if 'model' not in given:
+                raise
+    name = given.get('model', recorded.get('model'))
+    if not recorded or name != recorded.get('model'):
+        if not name:
+            raise ValueError('name a --model, or the --checkpoint of a training')
+        # Another network keeps the data of the training, but nothing that is the recorded network's own.
+        data = {key: value for key, value in recorded.items() if key in DATA}
+        description = Description.from_settings({**data, **given}, for_training=bool(recorded))
+        return description.with_settings({'crop_mode': given.get('crop_mode')}), recorded
+    return Description.from_checkpoint(checkpoint).with_settings(given), recorded
+
+
+def _here(device: Any) -> str | None:
+    """The kind of device that a training ran on, if there is one here."""
+    try:
+        return default_device(str(device).partition(':')[0]) if device else None
+    except ValueError:
+        return None
+
+
+def _has_ema(checkpoint: str | Path) -> bool:
+    if Path(checkpoint).suffix == '.safetensors':
+        return False
+    state = load_checkpoint_metadata(str(checkpoint))
+    return isinstance(state, Mapping) and any(state.get(key) is not None for key in ('state_dict_ema', 'model_ema'))
+
+
+def prepare_device(device: torch.device) -> None:
+    """Let GPUs compute as timm's scripts let them: TF32 products, and the fastest algorithms of cuDNN."""
+    if device.type == 'cuda':
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
 
 
 def autocast(device: torch.device, amp_dtype: str | None) -> Callable[[], AbstractContextManager[Any]]:
@@ -193,27 +383,23 @@ def class_indices(images: Any) -> dict[str, int]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give the parser the arguments of `main`."""
-    parser.add_argument('--model', required=True, metavar='NAME', help='name of the model')
-    parser.add_argument('--data-dir', required=True, metavar='DIR', help='folder of the data set')
-    parser.add_argument('--split', default='validation', metavar='NAME',
-                        help="folder of the split, '' if there is none (default: %(default)s)")
-    parser.add_argument('--dataset', default='', metavar='TYPE/NAME', help="another of timm's kinds of data sets")
+    """Give the parser the arguments of `main`: validate.py's names. What is not given is as the training had it."""
     parser.add_argument('--checkpoint', default='', metavar='FILE',
-                        help='weights (safetensors or a timm checkpoint); the published ones if not given')
-    parser.add_argument('--use-ema', action='store_true', help="the checkpoint's moving average, if it has one")
-    parser.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE',
-                        help='arguments of the model')
-    parser.add_argument('--num-classes', type=int, metavar='N', help="number of classes; the model's own if not given")
-    parser.add_argument('--img-size', type=int, metavar='N', help="side of the images; the model's own if not given")
-    parser.add_argument('--crop-pct', type=float, metavar='N', help='part of the resized image that is seen')
-    parser.add_argument('-b', '--batch-size', type=int, default=64, metavar='N', help='default: %(default)s')
-    parser.add_argument('-j', '--workers', type=int, default=2, metavar='N',
-                        help='processes that load images (default: %(default)s)')
-    parser.add_argument('--device', metavar='NAME', help='cuda, cpu, …; a GPU if there is one')
-    parser.add_argument('--amp', action='store_true', help='mixed precision')
-    parser.add_argument('--amp-dtype', default='bfloat16', choices=('float16', 'bfloat16'), help='default: %(default)s')
-    parser.add_argument('--channels-last', action='store_true', help='channels_last memory layout')
+                        help='checkpoint of a training, which needs no other flag; or other weights (safetensors, a '
+                             'state dict); the published ones of --model if not given')
+    parser.add_argument('-m', '--model', default=argparse.SUPPRESS, metavar='NAME',
+                        help="name of the model (default: the checkpoint's)")
+    parser.add_argument('--split', default=argparse.SUPPRESS, metavar='NAME',
+                        help="folder of the split, '' if there is none (default: as trained, or validation)")
+    average = parser.add_mutually_exclusive_group()
+    average.add_argument('--use-ema', action='store_true', default=argparse.SUPPRESS,
+                         help="measure the checkpoint's moving average (default: as trained)")
+    average.add_argument('--no-ema', dest='use_ema', action='store_false', default=argparse.SUPPRESS,
+                         help='measure the weights themselves')
+    parser.add_argument('--crop-mode', default=argparse.SUPPRESS, choices=CROP_MODES,
+                        help="timm's way of cropping (default: as trained)")
+    for name in FLAGS:
+        add_key(parser, KEYS[name], 'as trained')
 
 
 def main(args: argparse.Namespace) -> int:
@@ -223,19 +409,9 @@ def main(args: argparse.Namespace) -> int:
         ValueError: naming what is wrong with the model, the weights or the images.
         OSError: if a file or folder is missing.
     """
-    for name in ('img_size', 'batch_size', 'num_classes'):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f'{name} must be at least 1, got {value}')
-    device = default_device(args.device)
-    kwargs: Mapping[str, Any] = {'num_classes': args.num_classes, **args.model_kwargs}
-    model = build_model(args.model, pretrained=not args.checkpoint, **kwargs)
-    if args.checkpoint:
-        with loading(args.checkpoint):
-            load_checkpoint(model, args.checkpoint, use_ema=args.use_ema)
-    metrics = evaluate_folder(
-        model, args.data_dir, args.split, args.dataset, args.img_size, args.crop_pct, args.batch_size, args.workers,
-        device, args.amp_dtype if args.amp else None, args.channels_last)
-    print(f"{args.model} at {metrics['img_size']} px on {metrics['images']} images: "
-          f"top-1 {metrics['top1']:.2f} %, top-5 {metrics['top5']:.2f} %, loss {metrics['loss']:.4f}")
+    given = {name: value for name, value in vars(args).items()
+             if name in (*FLAGS, 'model', 'split', 'use_ema', 'crop_mode')}
+    metrics = evaluate_checkpoint(args.checkpoint, given)
+    print(f"{metrics['name']} at {metrics['img_size']} px on {metrics['images']} images: "
+          f"top-1 {metrics['top1']:.4f} %, top-5 {metrics['top5']:.4f} %, loss {metrics['loss']:.4f}")
     return 0

@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 from timm.utils import ParseKwargs
 
-__all__ = ['DEFAULTS', 'KEYS', 'Key', 'add_recipe_arguments', 'check_settings', 'load_recipe', 'read_packaged',
-           'recipe_names']
+__all__ = ['DEFAULTS', 'KEYS', 'Key', 'add_key', 'add_recipe_arguments', 'check_settings', 'load_recipe',
+           'read_packaged', 'recipe_names']
 
 
 @dataclass(frozen=True)
@@ -247,24 +247,32 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     for title, keys in GROUPS.items():
         group = parser.add_argument_group(title)
         for key in keys:
-            if key.default in (None, '', {}):
-                text = key.help
-            else:
-                default = ' '.join(map(str, key.default)) if isinstance(key.default, list) else str(key.default)
-                text = f'{key.help} (default: {default})'
-            kwargs: dict[str, Any] = {'help': text.replace('%', '%%'), 'default': argparse.SUPPRESS}
-            if key.kind is bool:
-                # train.py can switch on only; here a recipe's `amp: true` can also be switched off, with --no-amp.
-                kwargs['action'] = 'store_true' if key.name.startswith('no_') else argparse.BooleanOptionalAction
-            elif key.kind is dict:
-                kwargs.update(nargs=key.many, action=ParseKwargs, metavar='KEY=VALUE')
-            else:
-                kwargs.update(type=key.kind, nargs=key.many, metavar=key.kind.__name__.upper())
-                if key.many == '?':
-                    kwargs['const'] = 'inductor'
-                if key.choices:
-                    kwargs.update(choices=key.choices, metavar=None)
-            group.add_argument(*key.flags, **kwargs)
+            default = ' '.join(map(str, key.default)) if isinstance(key.default, list) else str(key.default)
+            add_key(group, key, '' if key.default in (None, '', {}) else default)
+
+
+def add_key(group: Any, key: Key, default: str = '') -> None:
+    """Give a parser, or a group of one, the flag of a key; where it is not used, nothing is parsed.
+
+    Args:
+        group: The parser or the group.
+        key: The key.
+        default: What holds without the flag, for the help.
+    """
+    text = f'{key.help} (default: {default})' if default else key.help
+    kwargs: dict[str, Any] = {'help': text.replace('%', '%%'), 'default': argparse.SUPPRESS}
+    if key.kind is bool:
+        # train.py can switch on only; here a recipe's `amp: true` can also be switched off, with --no-amp.
+        kwargs['action'] = 'store_true' if key.name.startswith('no_') else argparse.BooleanOptionalAction
+    elif key.kind is dict:
+        kwargs.update(nargs=key.many, action=ParseKwargs, metavar='KEY=VALUE')
+    else:
+        kwargs.update(type=key.kind, nargs=key.many, metavar=key.kind.__name__.upper())
+        if key.many == '?':
+            kwargs['const'] = 'inductor'
+        if key.choices:
+            kwargs.update(choices=key.choices, metavar=None)
+    group.add_argument(*key.flags, **kwargs)
 
 
 def _folder() -> Path:

@@ -49,7 +49,15 @@ from torch import nn
 from tqdm import tqdm
 
 from .description import WEIGHT_SOURCES, Description
-from .evaluation import autocast, class_indices, default_device, evaluate, open_images
+from .evaluation import (
+    Conditions,
+    autocast,
+    class_indices,
+    default_device,
+    evaluate,
+    open_images,
+    prepare_device,
+)
 from .files import atomic_path, write_atomically
 from .recipes import DEFAULTS, KEYS, add_recipe_arguments, check_settings, load_recipe
 from .weights_io import loading, one_line
@@ -190,9 +198,7 @@ class _Run:
         self.device = device
         self.written_args = written_args
         self.progress = progress
-        if device.type == 'cuda':
-            torch.backends.cuda.matmul.allow_tf32 = True
-            torch.backends.cudnn.benchmark = True
+        prepare_device(device)
 
         # The first process' seed for all: each starts from the same weights, and so does each moving average.
         _seed_everything(args.seed, 0, 0)
@@ -258,22 +264,17 @@ class _Run:
 
     def _build_loaders(self) -> tuple[Any, Any]:
         args, config = self.args, self.description.data_config()
-        shared: dict[str, Any] = {
-            'dataset': args.dataset, 'input_size': config['input_size'], 'input_img_mode': args.input_img_mode,
-            'num_classes': args.num_classes, 'class_map': args.class_map, 'download': args.dataset_download,
-            'batch_size': args.batch_size, 'seed': args.seed}
-        images = open_images(args.data_dir, args.train_split, is_training=True, **shared)
-        held_out = open_images(args.data_dir, args.val_split, **shared) if args.val_split else None
+        conditions = Conditions.from_settings(vars(args))
+        images = open_images(
+            args.data_dir, args.train_split, args.dataset, self.description.input_size, args.input_img_mode,
+            args.num_classes, is_training=True, class_map=args.class_map, download=args.dataset_download,
+            batch_size=args.batch_size, seed=args.seed)
+        held_out = conditions.open(self.description, seed=args.seed) if args.val_split else None
         _check_same_classes(images, held_out)
         classes = class_indices(images)
         if list(classes.values()) == list(range(len(classes))):
             self.description = replace(self.description, label_names=tuple(classes))
-        shared = {
-            'input_size': config['input_size'], 'mean': config['mean'], 'std': config['std'],
-            'num_workers': args.workers, 'pin_memory': args.pin_mem, 'distributed': args.distributed,
-            'device': self.device,
-            # Workers that live on would carry their random state over from an epoch that a resumed run never saw.
-            'persistent_workers': False}
+        shared = {'pin_memory': args.pin_mem, 'distributed': args.distributed}
         collate = FastCollateMixup(
             mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
             switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,
@@ -286,15 +287,16 @@ class _Run:
             color_jitter_prob=args.color_jitter_prob, grayscale_prob=args.grayscale_prob,
             gaussian_blur_prob=args.gaussian_blur_prob, auto_augment=args.aa, num_aug_repeats=args.aug_repeats,
             interpolation=config['interpolation'] if plain else args.train_interpolation, collate_fn=collate,
-            worker_seeding=args.worker_seeding, **shared)
+            worker_seeding=args.worker_seeding, input_size=config['input_size'], mean=config['mean'], std=config['std'],
+            num_workers=args.workers, device=self.device,
+            # Workers that live on would carry their random state over from an epoch that a resumed run never saw.
+            persistent_workers=False, **shared)
         if len(loader_train) == 0:
             raise ValueError(f'{args.train_split!r} has {len(images)} images, fewer than one batch of '
                              f'{args.batch_size} in each of {args.world_size} processes')
         if held_out is None:
             return loader_train, None
-        return loader_train, create_loader(
-            held_out, batch_size=args.validation_batch_size or args.batch_size, crop_pct=config['crop_pct'],
-            crop_mode=config['crop_mode'], interpolation=config['interpolation'], **shared)
+        return loader_train, conditions.loader(self.description, held_out, self.device, args.workers, **shared)
 
     def _criterion(self) -> nn.Module:
         if self.mixup:

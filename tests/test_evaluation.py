@@ -2,17 +2,24 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import upstream
 from PIL import Image
 
-from randwire_zoo.description import build_model
-from randwire_zoo.evaluation import add_arguments, evaluate_folder, main
+from randwire_zoo.description import Description, build_model
+from randwire_zoo.evaluation import Conditions, add_arguments, evaluate_checkpoint, evaluate_folder, main
+from randwire_zoo.recipes import DEFAULTS, load_recipe, recipe_names
+from randwire_zoo.training import read_summary, train
 from randwire_zoo.weights_io import save_weights
 
 NETWORK: dict[str, Any] = {'channels': 4, 'num_nodes': 6, 'num_classes': 10}
@@ -99,6 +106,158 @@ def test_bad_input_is_one_line(
     with pytest.raises(error) as caught:
         main(command(images, weights, *arguments))
     assert message in str(caught.value) and '\n' not in str(caught.value)
+
+
+SMALL = {'graph': 'ws(2,0.5)', 'channels': 4, 'num_nodes': 4}
+
+
+def write_images(folder: Path, splits: tuple[str, ...], mode: str, size: int, count: int = 7) -> None:
+    rng = np.random.default_rng(0)
+    for split in splits:
+        for index in range(count):
+            path = folder / split / str(index % 3) / f'{index}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (size, size + 5) + ((3,) if mode == 'RGB' else ()), dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
+
+
+def evaluated(*arguments: str | Path) -> dict[str, Any]:
+    """What the command would print, unrounded."""
+    args = parse(*arguments)
+    return evaluate_checkpoint(args.checkpoint, {
+        name: value for name, value in vars(args).items() if name != 'checkpoint'}, progress=False)
+
+
+def same(metrics: dict[str, Any], row: dict[str, float]) -> bool:
+    return all(metrics[name] == row[f'eval_{name}'] for name in ('loss', 'top1', 'top5'))
+
+
+@pytest.mark.parametrize('name', recipe_names())
+def test_evaluation_without_flags_gives_the_last_row_of_summary_csv_for_every_recipe(
+        name: str, tmp_path: Path) -> None:
+    """To the last bit, with all that the recipe says of the data; the network alone is made small."""
+    recipe = load_recipe(name)
+    channels = (recipe.get('input_size') or (3,))[0]
+    write_images(tmp_path / 'data', (recipe.get('train_split', 'train'), recipe.get('val_split', 'validation')),
+                 'L' if channels == 1 else 'RGB', 40)
+    network = {**recipe.get('model_kwargs', {}), **SMALL}
+    result = train(
+        name, model='randwire', model_kwargs=network, data_dir=str(tmp_path / 'data'), output=str(tmp_path), epochs=2,
+        warmup_epochs=0, batch_size=4, validation_batch_size=4, workers=0, device='cpu', pin_mem=False, lr=0.05,
+        progress=False)
+    assert result.folder is not None
+    row = read_summary(result.folder / 'summary.csv')[-1]
+    assert same(evaluated('--checkpoint', result.folder / 'last.pth.tar'), row)
+    assert row['eval_loss'] != evaluated('--checkpoint', result.folder / 'last.pth.tar', '--mean', '0.9')['loss']
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training in which nothing is as the defaults have it."""
+    folder = tmp_path_factory.mktemp('run')
+    write_images(folder / 'data', ('train', 'held'), 'L', 36)
+    (folder / 'classes.txt').write_text('2\n1\n0\n')
+    train(model='randwire', model_kwargs={**SMALL, 'stem_stride': 1, 'node_op': 'avg_pool'}, num_classes=3, gp='max',
+          in_chans=1, img_size=30, mean=[0.3], std=[0.6], interpolation='nearest', crop_pct=0.8, val_split='held',
+          class_map=str(folder / 'classes.txt'), data_dir=str(folder / 'data'), output=str(folder), experiment='run',
+          epochs=2, warmup_epochs=0, batch_size=3, validation_batch_size=2, workers=0, device='cpu', amp=True,
+          amp_dtype='bfloat16', channels_last=True, model_ema=True, model_ema_decay=0.5, lr=0.01, progress=False)
+    return folder / 'run'
+
+
+# Each of these changes the figure: what is not one of them is not read from the training.
+@pytest.mark.parametrize('flags', [
+    ('--gp', 'avg'), ('--img-size', '34'), ('--input-size', '1', '26', '30'), ('--mean', '0.5'), ('--std', '0.3'),
+    ('--interpolation', 'bicubic'), ('--crop-pct', '1.0'), ('--crop-mode', 'squash'), ('--no-ema',), ('--no-amp',),
+    ('--split', 'train'), ('--model-kwargs', 'edge_weight_init=1'), ('--amp-dtype', 'float16'),
+    ('--batch-size', '7'), ('--no-channels-last',),
+], ids=' '.join)
+def test_evaluation_has_the_flags_of_validate_py_over_what_the_training_recorded(
+        flags: tuple[str, ...], run: Path) -> None:
+    row = read_summary(run / 'summary.csv')[-1]
+    assert same(evaluated('--checkpoint', run / 'last.pth.tar'), row)
+    changed = evaluated('--checkpoint', run / 'last.pth.tar', *flags)
+    if flags[0] in ('--model-kwargs', '--batch-size', '--no-channels-last'):  # the same but for rounding
+        assert changed['loss'] == pytest.approx(row['eval_loss'], rel=0.02)
+    else:
+        assert changed['loss'] != row['eval_loss']
+
+
+def test_a_checkpoint_of_stock_timm_is_measured_by_the_arguments_in_it(run: Path, tmp_path: Path) -> None:
+    """Without what this package's trainer records beside them."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        state = torch.load(run / 'last.pth.tar', weights_only=True)
+    assert Description.from_dict(state['args'].description) == Description.from_checkpoint(run / 'last.pth.tar')
+    del state['args'].description
+    torch.save(state, tmp_path / 'stock.pth.tar')
+    assert same(evaluated('--checkpoint', tmp_path / 'stock.pth.tar'), read_summary(run / 'summary.csv')[-1])
+    del state['args'], state['state_dict_ema']
+    torch.save(state, tmp_path / 'stock.pth.tar')
+    (tmp_path / 'args.yaml').write_text((run / 'args.yaml').read_text())
+    weights = evaluated('--checkpoint', tmp_path / 'stock.pth.tar', '--no-ema')['loss']
+    assert weights == evaluated('--checkpoint', run / 'last.pth.tar', '--no-ema')['loss']
+    with pytest.raises(ValueError, match='holds no moving average of the weights; --no-ema measures'):
+        evaluated('--checkpoint', tmp_path / 'stock.pth.tar')
+
+
+def test_images_of_other_classes_are_refused_unless_a_class_map_says_which(images: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / 'data', ('train', 'validation'), 'RGB', 32)
+    result = train(model='randwire', model_kwargs=SMALL, num_classes=10, img_size=32, data_dir=str(tmp_path / 'data'),
+                   output=str(tmp_path), epochs=1, warmup_epochs=0, batch_size=4, workers=0, device='cpu',
+                   progress=False)
+    assert result.folder is not None
+    with pytest.raises(ValueError, match='other classes than the network was trained on: 3, 4, 5, 6, 7; a --class-map'):
+        evaluated('--checkpoint', result.folder / 'last.pth.tar', '--data-dir', images, '--split', 'test')
+    (tmp_path / 'map.txt').write_text('\n'.join('0123456789'))
+    assert evaluated('--checkpoint', result.folder / 'last.pth.tar', '--data-dir', images, '--split', 'test',
+                     '--class-map', tmp_path / 'map.txt')['images'] == 21
+
+
+def test_evaluation_and_training_have_the_same_names_and_defaults_as_validate_py() -> None:
+    scripts = upstream.timm_scripts()
+    if scripts is None:
+        pytest.skip(f"timm's stock scripts are not there; {upstream.HOW}")
+    spec = importlib.util.spec_from_file_location('stock_validate', scripts / 'validate.py')
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    theirs = {action.dest: action for action in module.parser._actions}
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for action in parser._actions:
+        if action.dest != 'help':
+            stock = theirs[action.dest]
+            assert action.option_strings[0] in (*stock.option_strings, '--no-ema')
+            assert (action.type or str) == (stock.type or str) and action.nargs == stock.nargs
+    assert theirs['amp_dtype'].default == DEFAULTS['amp_dtype'] == 'float16'
+    assert Conditions.from_settings({'amp': True}).amp_dtype == 'float16'
+
+
+def test_stock_validate_py_agrees_to_the_digit(run: Path, tmp_path: Path) -> None:
+    scripts = upstream.timm_scripts()
+    if scripts is None:
+        pytest.skip(f"timm's stock scripts are not there; {upstream.HOW}")
+    done = subprocess.run(
+        [sys.executable, scripts / 'validate.py', '--data-dir', run.parent / 'data', '--model', 'randwire',
+         '--checkpoint', run / 'last.pth.tar', '--use-ema', '--split', 'held', '--num-classes', '3', '--gp', 'max',
+         '--in-chans', '1', '--img-size', '30', '--mean', '0.3', '--std', '0.6', '--interpolation', 'nearest',
+         '--crop-pct', '0.8', '--class-map', run.parent / 'classes.txt', '-b', '2', '-j', '0', '--device', 'cpu',
+         '--amp', '--amp-dtype', 'bfloat16', '--channels-last', '--log-freq', '1', '--model-kwargs',
+         *(f'{name}={value}' for name, value in {**SMALL, 'stem_stride': 1, 'node_op': 'avg_pool'}.items())],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    theirs = json.loads(done.stdout.split('--result')[1])
+    ours = evaluated('--checkpoint', run / 'last.pth.tar')
+    assert (theirs['top1'], theirs['top5']) == (round(ours['top1'], 4), round(ours['top5'], 4))
+    losses = re.findall(r'Loss: +[\d.]+ \( *([\d.]+)\)', done.stderr)  # the mean so far
+    assert losses[-1] == f'{ours["loss"]:.4f}'
+
+
+def test_a_folder_that_has_moved_or_other_indices_are_named(run: Path) -> None:
+    with pytest.raises(ValueError, match='other classes than the network was trained on: 0, 1, 2; a --class-map'):
+        evaluated('--checkpoint', run / 'last.pth.tar', '--class-map', '')  # the same names at other indices
+    with pytest.raises(FileNotFoundError, match='no data folder elsewhere; name one with --data-dir'):
+        evaluated('--checkpoint', run / 'last.pth.tar', '--data-dir', 'elsewhere')
 
 
 def test_more_classes_than_outputs_are_refused(images: Path) -> None:
