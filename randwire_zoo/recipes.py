@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,8 +18,8 @@ from typing import Any
 import yaml
 from timm.utils import ParseKwargs
 
-__all__ = ['DEFAULTS', 'KEYS', 'Key', 'add_key', 'add_recipe_arguments', 'check_settings', 'load_recipe',
-           'read_packaged', 'recipe_names']
+__all__ = ['DEFAULTS', 'KEYS', 'STOCK', 'Key', 'add_key', 'add_recipe_arguments', 'check_settings', 'load_recipe',
+           'public_settings', 'read_packaged', 'recipe_names']
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Key:
         choices: The allowed values; empty where there is no such list.
         minimum: The smallest allowed number.
         flag: A short flag.
+        public: Of a text, or of the texts in a mapping, the pattern of those that may be published; none may if it is
+            empty. Numbers, switches and choices say nothing about a machine or a person and always may.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Key:
     choices: tuple[str, ...] = ()
     minimum: float | None = None
     flag: str = ''
+    public: str = ''
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -51,40 +55,48 @@ class Key:
         return (self.flag, long) if self.flag else (long,)
 
 
+# What may be published: single words, such as names of timm's; nothing with a path in it.
+_WORD = r'[\w.+-]+'
+_MODEL = rf'(hf-hub:{_WORD}/)?[\w.@+-]+'
+_DATASET = rf'(torch|tfds|hfds|hfids)/{_WORD}(/{_WORD})?'
+_SPLIT = r'[\w.\[\]:%+-]+'
+_ARGUMENT = r'[\w.,()=+-]+'
+
 # Plateau is left out: its state depends on the past, is in no checkpoint, and so a resumed run would go another way.
 _SCHEDULES = ('cosine', 'tanh', 'step', 'constant', 'multistep', 'poly', 'wsd', 'rsqrt', 'none')
 
 GROUPS: dict[str, tuple[Key, ...]] = {
     'data': (
         Key('data_dir', str, None, 'folder of the data set'),
-        Key('dataset', str, '', 'TYPE/NAME as timm knows it; an image folder if empty'),
-        Key('train_split', str, 'train', 'folder or split to train on'),
-        Key('val_split', str, 'validation', 'folder or split to evaluate on; none if empty'),
+        Key('dataset', str, '', 'TYPE/NAME as timm knows it; an image folder if empty', public=_DATASET),
+        Key('train_split', str, 'train', 'folder or split to train on', public=_SPLIT),
+        Key('val_split', str, 'validation', 'folder or split to evaluate on; none if empty', public=_SPLIT),
         Key('dataset_download', bool, False, 'let torch/… and tfds/… data sets be downloaded'),
         Key('class_map', str, '', 'file that maps class names to indices'),
-        Key('input_img_mode', str, None, "mode that images are converted to, such as 'L'"),
+        Key('input_img_mode', str, None, "mode that images are converted to, such as 'L'", public=_WORD),
     ),
     'model': (
-        Key('model', str, 'resnet50', 'name of the model'),
-        Key('model_kwargs', dict, {}, 'arguments of the model, such as graph=ws(4,0.75) seed=2', many='*'),
+        Key('model', str, 'resnet50', 'name of the model', public=_MODEL),
+        Key('model_kwargs', dict, {}, 'arguments of the model, such as graph=ws(4,0.75) seed=2', many='*',
+            public=_ARGUMENT),
         Key('pretrained', bool, False, 'start from the published weights'),
         Key('pretrained_path', str, None, 'start from this file as if it were the published weights'),
         Key('initial_checkpoint', str, '', 'load this checkpoint into the new model'),
         Key('num_classes', int, None, "number of classes; the model's own if not given", minimum=1),
-        Key('gp', str, None, "global pooling; the model's own if not given"),
+        Key('gp', str, None, "global pooling; the model's own if not given", public=_WORD),
         Key('img_size', int, None, "side of the square images; the model's own if not given", minimum=1),
         Key('in_chans', int, None, 'image channels; 3 if not given', minimum=1),
         Key('input_size', int, None, 'channels, height and width', many=3, minimum=1),
         Key('crop_pct', float, None, 'part of the image that evaluation sees', minimum=0),
         Key('mean', float, None, 'mean of the pixels, each within 0 … 1', many='+'),
         Key('std', float, None, 'standard deviation of the pixels', many='+'),
-        Key('interpolation', str, '', 'interpolation of evaluation images'),
+        Key('interpolation', str, '', 'interpolation of evaluation images', public=_WORD),
         Key('grad_checkpointing', bool, False, 'trade time for memory'),
-        Key('torchcompile', str, None, 'compile with this backend (inductor if none is named)', many='?'),
-        Key('torchcompile_mode', str, None, 'mode of torch.compile'),
+        Key('torchcompile', str, None, 'compile with this backend (inductor if none is named)', many='?', public=_WORD),
+        Key('torchcompile_mode', str, None, 'mode of torch.compile', public=_WORD),
     ),
     'device': (
-        Key('device', str, None, 'cuda, cpu, …; a GPU if there is one'),
+        Key('device', str, None, 'cuda, cpu, …; a GPU if there is one', public=r'[a-z]+(:\d+)?'),
         Key('device_modules', str, None, 'modules to import first', many='+'),
         Key('channels_last', bool, False, 'channels_last memory layout'),
         Key('amp', bool, False, 'mixed precision'),
@@ -93,10 +105,10 @@ GROUPS: dict[str, tuple[Key, ...]] = {
         Key('pin_mem', bool, False, 'pin memory for the transfer to a GPU'),
     ),
     'optimiser': (
-        Key('opt', str, 'sgd', "timm's optimisers; 'sgd' is Nesterov's, 'momentum' is not"),
+        Key('opt', str, 'sgd', "timm's optimisers; 'sgd' is Nesterov's, 'momentum' is not", public=_WORD),
         Key('opt_eps', float, None, 'epsilon of the optimiser', minimum=0),
         Key('opt_betas', float, None, 'betas of the optimiser', many='+', minimum=0),
-        Key('opt_kwargs', dict, {}, 'more arguments of the optimiser', many='*'),
+        Key('opt_kwargs', dict, {}, 'more arguments of the optimiser', many='*', public=_ARGUMENT),
         Key('momentum', float, 0.9, 'momentum', minimum=0),
         Key('weight_decay', float, 2e-5, 'weight decay', minimum=0),
         Key('layer_decay', float, None, 'layer-wise decay of the learning rate', minimum=0),
@@ -127,7 +139,7 @@ GROUPS: dict[str, tuple[Key, ...]] = {
     ),
     'augmentation and regularisation': (
         Key('no_aug', bool, False, 'no augmentation at all'),
-        Key('train_crop_mode', str, None, 'way of cropping'),
+        Key('train_crop_mode', str, None, 'way of cropping', public=_WORD),
         Key('scale', float, [0.08, 1.0], 'area of random crops', many='+', minimum=0),
         Key('ratio', float, [3. / 4., 4. / 3.], 'aspect ratio of random crops', many='+', minimum=0),
         Key('hflip', float, 0.5, 'probability of a horizontal flip', minimum=0),
@@ -136,12 +148,12 @@ GROUPS: dict[str, tuple[Key, ...]] = {
         Key('color_jitter_prob', float, None, 'probability of the colour jitter', minimum=0),
         Key('grayscale_prob', float, None, 'probability of turning grey', minimum=0),
         Key('gaussian_blur_prob', float, None, 'probability of a blur', minimum=0),
-        Key('aa', str, None, "timm's name of an augmentation policy"),
+        Key('aa', str, None, "timm's name of an augmentation policy", public=_WORD),
         Key('aug_repeats', float, 0, 'repeated augmentation, in distributed training', minimum=0),
         Key('reprob', float, 0., 'probability of random erasing', minimum=0),
         Key('remode', str, 'pixel', 'what an erased patch holds', choices=('const', 'rand', 'pixel')),
         Key('recount', int, 1, 'number of erased patches', minimum=1),
-        Key('train_interpolation', str, 'random', 'interpolation of training images'),
+        Key('train_interpolation', str, 'random', 'interpolation of training images', public=_WORD),
         Key('mixup', float, 0.0, 'alpha of mixup', minimum=0),
         Key('cutmix', float, 0.0, 'alpha of cutmix', minimum=0),
         Key('cutmix_minmax', float, None, 'range of cutmix, instead of alpha', many='+', minimum=0),
@@ -169,6 +181,32 @@ GROUPS: dict[str, tuple[Key, ...]] = {
         Key('resume', str, '', 'continue from this checkpoint'),
     ),
 }
+#: train.py's arguments that are no keys here, with its defaults. These have no part in the weights:
+_RUNNING: dict[str, Any] = {
+    'data': None, 'dataset_trust_remote_code': False, 'fuser': '', 'synchronize_step': False, 'local_rank': 0,
+    'patience_epochs': 10, 'log_interval': 50, 'recovery_interval': 0, 'save_images': False, 'no_prefetcher': False,
+    'use_multi_epochs_loader': False, 'log_wandb': False, 'wandb_project': None, 'wandb_tags': [],
+    'wandb_resume_id': '',
+}
+# These have, and `training` has no such thing:
+_ELSEWHERE: dict[str, Any] = {'input_key': None, 'target_key': None, 'start_epoch': None, 'no_resume_opt': False}
+_HYPERPARAMETERS: dict[str, Any] = {
+    'train_num_samples': None, 'val_num_samples': None, 'fast_norm': False, 'head_init_scale': None,
+    'head_init_bias': None, 'torchscript': False, 'model_dtype': None, 'no_ddp_bb': False, 'layer_decay_min_scale': 0,
+    'layer_decay_no_opt_scale': None, 'lr_noise': None, 'lr_noise_pct': 0.67, 'lr_noise_std': 1.0, 'lr_cycle_mul': 1.0,
+    'lr_cycle_decay': 0.5, 'lr_cycle_limit': 1, 'epoch_repeats': 0.0, 'aug_splits': 0, 'jsd_loss': False,
+    'bce_loss': False, 'bce_sum': False, 'bce_target_thresh': None, 'bce_pos_weight': None, 'resplit': False,
+    'drop_connect': None, 'drop_block': None, 'bn_momentum': None, 'bn_eps': None, 'split_bn': False,
+    'model_ema_force_cpu': False, 'tta': 0, 'train_img_sizes': None, 'train_batch_sizes': None,
+    'train_size_probs': None, 'train_size_schedule': 'constant', 'train_size_schedule_spread': 0.65,
+    'train_size_random_mix': 0.1, 'train_batches_per_epoch': None, 'variable_batch_loss_scale': 'none',
+    'naflex_loader': False, 'naflex_train_seq_lens': [128, 256, 576, 784, 1024], 'naflex_max_seq_len': 576,
+    'naflex_patch_sizes': None, 'naflex_patch_size_probs': None, 'naflex_loss_scale': 'linear',
+    'naflex_patchify_channels_first': False, 'kd_model_name': None, 'kd_distill_type': 'logit', 'kd_loss_type': 'kl',
+    'distill_loss_weight': None, 'task_loss_weight': None, 'kd_temperature': 4.0, 'kd_student_feature_dim': None,
+    'kd_teacher_feature_dim': None, 'kd_token_distill_type': 'soft',
+}
+STOCK: dict[str, Any] = {**_RUNNING, **_ELSEWHERE, **_HYPERPARAMETERS}
 KEYS: dict[str, Key] = {key.name: key for keys in GROUPS.values() for key in keys}
 DEFAULTS: dict[str, Any] = {key.name: key.default for key in KEYS.values()}
 
@@ -181,7 +219,10 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(path_or_name: str | Path) -> dict[str, Any]:
-    """Read a recipe.
+    """Read a recipe, or the args.yaml of a training.
+
+    A whole args.yaml of train.py may be one: the arguments that `training` does not have are passed over where they
+    have no part in the weights, or have train.py's default.
 
     Args:
         path_or_name: A yaml file, or the name of a packaged recipe such as `digits/randwire_ws_pico`.
@@ -194,8 +235,14 @@ def load_recipe(path_or_name: str | Path) -> dict[str, Any]:
         ValueError: if the file is not a flat yaml mapping, or naming the key that is unknown or has a bad value.
     """
     path, data = read_packaged('recipe', path_or_name, _folder(), recipe_names())
+    if data.get('data') and not data.get('data_dir'):
+        data['data_dir'] = data['data']  # train.py takes the folder as a positional argument, too
+    refused = [f'{name}: {value!r} (without it {STOCK[name]!r})' for name, value in data.items()
+               if name in STOCK and name not in _RUNNING and value != STOCK[name]]
+    if refused:
+        raise ValueError(f"{path}: this trainer does not have train.py's {', '.join(refused)}")
     try:
-        return check_settings(data)
+        return check_settings({name: value for name, value in data.items() if name not in STOCK})
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from None
 
@@ -240,6 +287,53 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     if unknown:
         raise ValueError(f'unknown key {", ".join(map(repr, unknown))}; the trainer knows {", ".join(KEYS)}')
     return {name: _convert(KEYS[name], value) for name, value in settings.items()}
+
+
+def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a training's settings may be published: what a key allows, see `Key.public`, and nothing else.
+
+    Folders, files, names of runs and of machines are no part of it, nor are keys that neither `KEYS` nor train.py has,
+    nor values of another type than their key's.
+
+    Args:
+        settings: Of `training` or of train.py: an args.yaml, or the arguments in a checkpoint.
+    """
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        key = KEYS.get(name)
+        if key is not None:
+            try:
+                value = _convert(key, value)
+            except ValueError:
+                continue
+            pattern = _WORD if key.choices else key.public
+        elif name in _HYPERPARAMETERS:
+            pattern = _MODEL if name == 'kd_model_name' else _WORD
+        else:
+            continue
+        value = _public(value, pattern)
+        if value is not _PRIVATE:
+            found[name] = value
+    return found
+
+
+_PRIVATE = object()
+
+
+def _public(value: Any, pattern: str) -> Any:
+    """The value without what may not be published in it, or _PRIVATE if it is that itself."""
+    if value is None or isinstance(value, (bool, int, float)) or value == '':
+        return value
+    if isinstance(value, str):
+        return value if pattern and re.fullmatch(pattern, value) else _PRIVATE
+    if isinstance(value, (list, tuple)):
+        items = [_public(item, pattern) for item in value]
+        return _PRIVATE if any(item is _PRIVATE for item in items) else items
+    if isinstance(value, Mapping):
+        entries = {name: _public(item, pattern) for name, item in value.items()
+                   if isinstance(name, str) and re.fullmatch(_WORD, name)}
+        return {name: item for name, item in entries.items() if item is not _PRIVATE}
+    return _PRIVATE
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:

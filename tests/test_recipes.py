@@ -4,12 +4,22 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 import upstream
 import yaml
 
-from randwire_zoo.recipes import DEFAULTS, KEYS, add_recipe_arguments, load_recipe, recipe_names
+from randwire_zoo.recipes import (
+    DEFAULTS,
+    KEYS,
+    STOCK,
+    Key,
+    add_recipe_arguments,
+    load_recipe,
+    public_settings,
+    recipe_names,
+)
 
 SCRIPTS = upstream.timm_scripts()
 
@@ -106,3 +116,55 @@ def test_a_bad_recipe_is_one_line_that_names_the_file_and_what_is_wrong(
 def test_a_missing_recipe_names_the_packaged_ones() -> None:
     with pytest.raises(FileNotFoundError, match=r"no recipe 'digits/nothing'.*digits/randwire_ws_pico"):
         load_recipe('digits/nothing')
+
+
+def test_the_other_arguments_of_train_py_stand_here_with_their_defaults() -> None:
+    theirs = {action.dest: action.default for action in train_py_parser()._actions if action.dest != 'help'}
+    assert {name: value for name, value in theirs.items() if name not in KEYS} == STOCK
+
+
+def test_a_whole_args_yaml_of_train_py_is_read(tmp_path: Path) -> None:
+    theirs = {**DEFAULTS, **STOCK, 'device': 'cuda', 'data': '/data/imagenet', 'log_interval': 10, 'log_wandb': True,
+              'wandb_tags': ['mine'], 'recovery_interval': 500, 'local_rank': 3, 'model': 'randwire_ws_c109'}
+    path = tmp_path / 'args.yaml'
+    path.write_text(yaml.safe_dump(theirs))
+    assert load_recipe(path) == {**DEFAULTS, 'device': 'cuda', 'data_dir': '/data/imagenet',
+                                 'model': 'randwire_ws_c109'}
+    path.write_text(yaml.safe_dump({**theirs, 'aug_splits': 3, 'bn_eps': 1e-4}))
+    with pytest.raises(ValueError) as error:
+        load_recipe(path)
+    assert str(error.value) == (f"{path}: this trainer does not have train.py's aug_splits: 3 (without it 0), "
+                                'bn_eps: 0.0001 (without it None)')
+
+
+@pytest.mark.parametrize('name', recipe_names())
+def test_all_of_a_packaged_recipe_may_be_published(name: str) -> None:
+    recipe = load_recipe(name)
+    assert public_settings(recipe) == recipe
+    assert public_settings({**DEFAULTS, **STOCK, **recipe}).items() >= recipe.items()
+
+
+SECRETS: dict[str, Any] = {
+    'data_dir': '/home/me/data', 'data': '/home/me/data', 'dataset': 'wds//home/me/shards', 'class_map': '/home/me/map',
+    'train_split': '../home', 'model': 'local-dir:/home/me/model', 'pretrained_path': '/home/me/w',
+    'initial_checkpoint': 'home/me/w', 'output': '/home/me', 'experiment': 'home', 'resume': '/home/me/last',
+    'device_modules': ['home.me'], 'input_key': 'home', 'target_key': 'home', 'wandb_project': 'home',
+    'wandb_tags': ['home'], 'wandb_resume_id': 'home', 'kd_model_name': 'local-dir:/home/me/teacher',
+    'torchcompile': 'home/me', 'secret_of_mine': 'home', 'description': {'a': 'home'}, 'epochs': '/home/me',
+    'amp_dtype': 'home', 'mean': ['home'], 'opt_kwargs': {'path': '/home/me', '/home/me': 1, 'foreach': True},
+    'model_kwargs': {'graph': 'ws(4,0.75)', 'seed': 2, 'pretrained_cfg_overlay': {'file': '/home/me/w', 'crop_pct': 1}},
+}
+
+
+def test_what_names_a_place_or_a_person_is_not_published() -> None:
+    public = public_settings(SECRETS)
+    assert 'home' not in yaml.safe_dump(public)
+    assert public == {'opt_kwargs': {'foreach': True}, 'model_kwargs': {
+        'graph': 'ws(4,0.75)', 'seed': 2, 'pretrained_cfg_overlay': {'crop_pct': 1}}}
+
+
+def test_a_new_key_is_private_unless_it_says_otherwise() -> None:
+    texts = {name for name, key in KEYS.items() if key.kind in (str, dict) and not key.choices and not key.public}
+    assert texts == {'data_dir', 'class_map', 'pretrained_path', 'initial_checkpoint', 'device_modules', 'output',
+                     'experiment', 'resume'}
+    assert Key('new', str, '', '').public == ''
