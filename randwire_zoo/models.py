@@ -18,7 +18,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import FeatureGetterNet
-from torch import nn
+from torch import Tensor, nn
 
 from .frozen import load_graphs
 from .graphs import Graph, parse_graph_model, sample_graphs
@@ -131,10 +131,22 @@ default_cfgs = generate_default_cfgs({
 
 
 class RandWireFeatures(FeatureGetterNet):
-    """What `features_only=True` gives: timm's getter, with the gradient checkpointing that it does not pass on."""
+    """What `features_only=True` gives: timm's getter, with gradient checkpointing, and for TorchScript a list.
+
+    timm's own does not pass the former on, and what it returns in TorchScript is what `forward_intermediates` declares:
+    a list or a tuple, over which no loop can be compiled.
+    """
 
     def __init__(self, model: nn.Module, flatten_sequential: bool = False, **kwargs: Any) -> None:
         super().__init__(model, **kwargs)  # some releases of timm pass flatten_sequential to any class given to them
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Images [B, in_chans, H, W] to the maps of `feature_info`."""
+        features = self.model.forward_intermediates(  # type: ignore[operator]
+            x, indices=self.out_indices, norm=self.norm, output_fmt=self.output_fmt, intermediates_only=True)
+        if torch.jit.is_scripting():
+            assert torch.jit.isinstance(features, list[Tensor])
+        return features
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:

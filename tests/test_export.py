@@ -60,6 +60,21 @@ def test_torchscript_takes_the_feature_wrapper_and_a_trace() -> None:
     features = pico(features_only=True, out_indices=(1, 2, 4))
     x = images(1)
     torch.testing.assert_close(torch.jit.script(features)(x), features(x))
+
+    class Neck(nn.Module):
+        def __init__(self, body: nn.Module) -> None:
+            super().__init__()
+            self.body = body
+
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            means = []
+            for feature in self.body(x):
+                means.append(feature.mean(dim=[2, 3]))
+            return means
+
+    for body in (features, timm.create_model('resnet18', features_only=True).eval()):
+        neck = Neck(body)
+        torch.testing.assert_close(torch.jit.script(neck)(x), neck(x))
     model = pico()
     traced = torch.jit.trace(model, x)
     torch.testing.assert_close(traced(images(3, 96)).shape, model(images(3, 96)).shape)
