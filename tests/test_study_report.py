@@ -2,22 +2,34 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import random
+import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from scipy import stats
 
 from randwire_zoo import cli
-from randwire_zoo.graphs import parse_graph_model, sample_graphs
+from randwire_zoo.graphs import Graph, graphs_sha256, parse_graph_model, sample_graphs
 from randwire_zoo.network import NODE_OPS
-from randwire_zoo.studies.analysis import pearson
+from randwire_zoo.studies.analysis import (
+    differences,
+    error_distribution,
+    holm,
+    measure_correlation,
+    units,
+    variance,
+)
+from randwire_zoo.studies.plots import damage_figure, distributions_figure
 from randwire_zoo.studies.report import report_table, write_html
 from randwire_zoo.studies.results import read_results
 from randwire_zoo.studies.study import load_study
@@ -26,18 +38,27 @@ ROOT = Path(__file__).resolve().parents[1]
 
 SPEC: dict[str, Any] = {
     'title': 'By hand', 'recipe': 'cifar10/study', 'data': '', 'graphs': [], 'seeds': [1, 2, 3], 'node_ops': [],
-    'models': [], 'model': {'num_nodes': 8}, 'channels': None, 'macs': 1e6, 'settings': {}, 'eval_sizes': [],
+    'models': [], 'graph_seeds': None, 'training_seeds': None, 'model': {'num_nodes': 8},
+    'channels': None, 'macs': 1e6, 'settings': {}, 'eval_sizes': [],
     'damage': 0, 'detection': {}, 'generators': '', 'paper': {}, 'notes': ''}
 BROWSER = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
            '--disable-background-networking', '--disable-component-update', '--disable-sync']
 
 
+@cache
+def wiring(graph: str, seed: int) -> tuple[Graph, ...]:
+    return sample_graphs(parse_graph_model(graph), (8,) * 3, seed)
+
+
 def row(series: str, seed: int, top1: float, **more: Any) -> dict[str, Any]:
     graph = more.pop('graph', series)
+    known = graph and re.fullmatch(r'(er|ba|ws)\([\d.,]*\)', graph)
     operation = more.pop('node_op', 'sep_conv') if graph else None
     kwargs = {'num_nodes': 8, 'graph': graph, 'seed': seed, 'node_op': operation, 'channels': 12} if graph else {}
     return {'id': ''.join(c if c.isalnum() else '-' for c in f'{series} s{seed}'), 'series': series,
-            'model': 'randwire' if graph else series, 'kwargs': kwargs, 'graph': graph, 'seed': seed,
+            'model': 'randwire' if graph else series, 'kwargs': kwargs, 'graph': graph,
+            'graph_seed': seed if graph else None, 'training_seed': seed,
+            'wiring': graphs_sha256(wiring(graph, seed)) if known else f'{graph} {seed}' if graph else None,
             'node_op': operation, 'channels': 12 if graph else None, 'macs': 1_234_000, 'params': 50_000 + seed,
             'status': 'done', 'top1': top1, 'top5': 90.0, 'loss': 1.0, 'epochs': 2, 'seconds': 90.0,
             'measures': {}, 'history': [[1, 2.0, top1 - 5], [2, 1.5, top1]], **more}
@@ -70,14 +91,15 @@ def test_the_table_has_mean_and_sample_deviation_over_all_seeds(tmp_path: Path) 
             failed('ba(5)', 1, 'ValueError: x'), row('resnet18', 1, 80.0, graph=None)]
     table = report_table(write(tmp_path, rows, graphs=['ws(4,0.75)', 'er(0.2)', 'ba(5)'], node_ops=['sep_conv'],
                                models=['resnet18'], paper={'ws(4,0.75)': '74.7 ± 0.25'}), 'github')
-    found = cells(table)
-    assert found['series'] == ['networks', 'C', 'params, M', 'multiply-adds, M', 'top-1 (%)', 'top-5 (%)', 'paper']
+    found = cells(table[:table.index('Differences between series')] if 'Differences' in table else table)
+    assert found['series'] == ['networks', 'wirings', 'C', 'params, M', 'multiply-adds, M', 'top-1 (%)', 'top-5 (%)',
+                               'paper']
     # (70 + 71 + 75) / 3, and sqrt((4 + 1 + 9) / 2)
-    assert found['ws(4,0.75)'] == ['3', '12', '0.050 ± 0.000', '1.23 ± 0.00', '72.00 ± 2.65', '90.00 ± 0.00',
+    assert found['ws(4,0.75)'] == ['3', '3', '12', '0.050 ± 0.000', '1.23 ± 0.00', '72.00 ± 2.65', '90.00 ± 0.00',
                                    '74.7 ± 0.25']
-    assert found['er(0.2)'] == ['1 of 2', '12', '0.050 ± 0.000', '1.23 ± 0.00', '60.00', '90.00', '–']
-    assert found['ba(5)'][0] == '0 of 1' and found['ba(5)'][4:] == ['–', '–', '–']
-    assert found['resnet18'][:2] == ['1', '–']
+    assert found['er(0.2)'] == ['1 of 2', '1', '12', '0.050 ± 0.000', '1.23 ± 0.00', '60.00', '90.00', '–']
+    assert found['ba(5)'][0] == '0 of 1' and found['ba(5)'][5:] == ['–', '–', '–']
+    assert found['resnet18'][:3] == ['1', '–', '–']
     assert list(found)[2:] == ['ws(4,0.75)', 'er(0.2)', 'ba(5)', 'resnet18']
     lines = table.splitlines()
     assert lines[0] == 'By hand' and lines[1].startswith('5 of 7 networks that ended gave a result; 0.1 hours')
@@ -103,21 +125,12 @@ def test_other_sizes_and_detectors_have_their_columns(tmp_path: Path) -> None:
         detectors.append(one)
     folder = write(tmp_path / 'b', detectors, detection={'config': 'x.yaml'}, paper={'resnet50': 37.1}, recipe='')
     found = cells(report_table(folder, 'github'))
-    assert found['series'][4:] == [*names, 'paper']
-    assert found['resnet50'] == ['2', '–', '–', '–', '31.5 ± 2.1', '32.5 ± 2.1', '33.5 ± 2.1', '34.5 ± 2.1',
+    assert found['series'][5:] == [*names, 'paper']
+    assert found['resnet50'] == ['2', '–', '–', '–', '–', '31.5 ± 2.1', '32.5 ± 2.1', '33.5 ± 2.1', '34.5 ± 2.1',
                                  '35.5 ± 2.1', '36.5 ± 2.1', '37.1']
     write_html(folder, tmp_path / 'page.html')
     page = (tmp_path / 'page.html').read_text(encoding='utf-8')
     assert 'AP by series' in page and page.count('<figure>') == 2 and '31.50' in page
-
-
-def test_correlation_is_pearsons_and_none_where_it_has_no_meaning() -> None:
-    x, y = [1.0, 2.0, 4.0, 7.0], [3.0, 1.0, 5.0, 6.0]
-    mx, my = 3.5, 3.75
-    expected = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / math.sqrt(
-        sum((a - mx) ** 2 for a in x) * sum((b - my) ** 2 for b in y))
-    assert pearson(x, y) == pytest.approx(expected)
-    assert pearson([1.0, 2.0], [1.0, 2.0]) is None and pearson([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) is None
 
 
 def test_series_stand_in_the_order_of_the_study(tmp_path: Path) -> None:
@@ -126,44 +139,278 @@ def test_series_stand_in_the_order_of_the_study(tmp_path: Path) -> None:
     random.Random(0).shuffle(rows)
     text = report_table(write(tmp_path, [row('resnet18', 1, 60.0, graph=None), *rows], models=['resnet18'],
                               graphs=['er(0.2)', 'ba(2)'], node_ops=['conv', 'sep_conv']), 'github')
-    assert list(cells(text[:text.index("Pearson's r")]))[2:] == [
+    assert list(cells(text[:text.index('Differences between')]))[2:] == [
         'er(0.2) conv', 'ba(2) conv', 'er(0.2) sep_conv', 'ba(2) sep_conv', 'resnet18']
 
 
-def test_correlations_are_those_of_numpy(tmp_path: Path) -> None:
+def test_correlations_are_those_of_numpy_over_all_and_within_generators(tmp_path: Path) -> None:
     rng = random.Random(1)
     names = ('degree', 'path length', 'clustering', 'depth')
     rows = [row(f'{graph} {operation}', seed, rng.uniform(30, 60), graph=graph, node_op=operation,
-                measures={name: rng.uniform(1, 4) for name in names})
-            for graph in ('er(0.2)', 'ba(2)', 'ws(4,0.75)') for operation in ('sep_conv', 'conv') for seed in (1, 2)]
-    text = report_table(write(tmp_path, [*rows, failed('er(0.2) conv', 3, 'ValueError: x')]), 'github')
-    found = cells(text[text.index("Pearson's r of the networks"):])
+                measures={name: rng.uniform(1, 4) + 3 * i for name in names})
+            for i, graph in enumerate(('er(0.2)', 'ba(2)', 'ws(4,0.75)', 'er(0.5)'))
+            for operation in ('sep_conv', 'conv') for seed in (1, 2, 3, 4)]
+    text = report_table(write(tmp_path, [*rows, failed('er(0.2) conv', 5, 'ValueError: x')]), 'github')
+    found = cells(text[text.index("Pearson's r of accuracy"):])
+
+    def r(points: list[dict[str, Any]], name: str) -> float:
+        return float(np.corrcoef([one['measures'][name] for one in points], [one['top1'] for one in points])[0, 1])
+
     for operation in ('sep_conv', 'conv'):
         same = [one for one in rows if one['node_op'] == operation]
-        expected = [np.corrcoef([one['measures'][name] for one in same], [one['top1'] for one in same])[0, 1]
-                    for name in names]
-        assert cells(text[:text.index('between node operations')])[operation] == [
-            '6', *(f'{r:.2f}' for r in expected)]
-    means = {operation: [np.mean([one['top1'] for one in rows if one['series'] == f'{graph} {operation}'])
-                         for graph in ('er(0.2)', 'ba(2)', 'ws(4,0.75)')] for operation in ('sep_conv', 'conv')}
-    between = f'{np.corrcoef(means["sep_conv"], means["conv"])[0, 1]:.2f}'
-    assert found['conv'] == [between, ''] and found['sep_conv'] == ['', between]
+        for name in names:
+            left = [r([one for one in same if one['graph'] != graph], name) for graph in {x['graph'] for x in same}]
+            x = np.array([one['measures'][name] for one in same]).reshape(4, -1)
+            y = np.array([one['top1'] for one in same]).reshape(4, -1)
+            assert [one['graph'] for one in same] == sorted((one['graph'] for one in same), key=[
+                one['graph'] for one in same].index)
+            within = np.corrcoef((x - x.mean(1, keepdims=True)).ravel(), (y - y.mean(1, keepdims=True)).ravel())[0, 1]
+            # Fisher's z of 16 points after four means were taken off: as many degrees of freedom as 13 plain points.
+            low, high = np.tanh(np.arctanh(within) + np.array([-1, 1]) * stats.norm.ppf(0.975) / np.sqrt(13 - 3))
+            assert found[f'{name}, {operation}'] == [
+                '16', f'{r(same, name):.2f}', f'{min(left):.2f} to {max(left):.2f}', '16',
+                f'{within:.2f} ({low:.2f} to {high:.2f})']
 
 
-def test_losses_are_averaged_by_degree_over_all_networks_of_a_series(tmp_path: Path) -> None:
-    def damage(*nodes: tuple[int, float]) -> dict[str, Any]:
-        return {'images': 300, 'top1': 50.0, 'edges': [],
-                'nodes': [['conv3', i, degree, loss] for i, (degree, loss) in enumerate(nodes)]}
+def test_r_is_not_said_of_few_wirings_or_of_networks_at_chance(tmp_path: Path) -> None:
+    def study(top1: list[float], **more: Any) -> str:
+        rows = [row('er(0.2)', seed, value, measures={'depth': float(seed % 5)}, classes=10, **more)
+                for seed, value in enumerate(top1, 1)]
+        return report_table(write(tmp_path, rows), 'github')
 
-    rows = [row('ba(2)', 1, 50.0, damage=damage((0, 1.0), (0, 2.0), (5, 4.0), (12, 20.0))),
-            row('ba(2)', 2, 51.0, damage=damage((0, 6.0), (6, 5.0), (11, 10.0))), row('resnet18', 1, 60.0, graph=None)]
+    climbing = [40.0 + 3 * i for i in range(10)]
+    assert cells(study(climbing))['depth'][0] == '10'
+    assert "Pearson's r" not in study(climbing[:9])
+    # Six at chance, and nine that have learned; one wiring trained ten times is one point.
+    assert "Pearson's r" not in study([*climbing[:9], 10.1, 9.8, 10.0, 10.2, 11.0, 9.9])
+    at_chance = study([*climbing, 10.1, 9.8])
+    assert cells(at_chance)['depth'][0] == '10' and '2 networks at chance are left out' in at_chance
+    assert "Pearson's r" not in study(climbing, wiring='one')
+    # Node operations: of five generators no correlation is worth giving, of ten it is.
+    for count in (5, 10):
+        rows = [row(f'er({i / 20}) {operation}', 1, 40 + i + 2 * j + (i * j) % 3, graph=f'er({i / 20})',
+                    node_op=operation) for i in range(count) for j, operation in enumerate(('sep_conv', 'conv'))]
+        text = report_table(write(tmp_path, rows), 'github')
+        assert ('between node operations' in text) is (count == 10)
+    means = [[one['top1'] for one in rows if one['node_op'] == operation] for operation in ('sep_conv', 'conv')]
+    assert cells(text[text.index('between node'):])['conv'] == [f'{np.corrcoef(*means)[0, 1]:.2f}', '']
+
+
+def test_one_generator_alone_does_not_make_a_correlation() -> None:
+    rows = read_results(ROOT / 'docs' / 'studies' / 'figure5_small.jsonl')[1]
+    found = measure_correlation(rows, 'depth')
+    # 25 networks, but WS(4, 0) has one wiring. Without it nothing is left of r, or it turns.
+    assert found.wirings == 21 and found.over_all is not None and found.over_all < -0.8
+    assert found.without_one is not None and found.without_one[1] == pytest.approx(0.36, abs=0.01)
+    assert found.low is not None and found.high is not None and found.low < 0 < found.high
+
+
+def test_variance_is_split_between_wirings_and_trainings() -> None:
+    rng = np.random.default_rng(0)
+    # 400 wirings of σ = 3, three trainings each of σ = 1: the estimates are near, and those of a naive ANOVA.
+    values = 50 + rng.normal(0, 3, (400, 1)) + rng.normal(0, 1, (400, 3))
+    parts = variance([row('er(0.2)', training, float(top1), wiring=str(i))
+                      for i, same in enumerate(values) for training, top1 in enumerate(same)])
+    assert parts is not None and parts.between is not None and (parts.wirings, parts.networks) == (400, 1200)
+    within = values.var(1, ddof=1).mean()
+    between = values.mean(1).var(ddof=1) - within / 3
+    assert parts.within == pytest.approx(within ** 0.5) and parts.between == pytest.approx(between ** 0.5)
+    assert parts.within == pytest.approx(1, abs=0.1) and parts.between == pytest.approx(3, abs=0.4)
+    # F of scipy's one-way ANOVA is what the two parts say; with unequal numbers of trainings too.
+    ragged = [list(same[:1 + i % 3]) for i, same in enumerate(values[:30])]
+    parts = variance([row('er(0.2)', training, float(top1), wiring=str(i))
+                      for i, same in enumerate(ragged) for training, top1 in enumerate(same)])
+    assert parts is not None and parts.between is not None
+    sizes = np.array([len(same) for same in ragged])
+    each = (sizes.sum() - (sizes ** 2).sum() / sizes.sum()) / (len(ragged) - 1)
+    assert 1 + each * (parts.between / parts.within) ** 2 == pytest.approx(stats.f_oneway(*ragged).statistic)
+    # Wirings that differ less than chance would have them.
+    parts = variance([row('er(0.2)', i, top1, wiring=str(i % 2)) for i, top1 in enumerate((1.0, 3.0, 3.0, 1.0))])
+    assert parts is not None and parts.between == 0
+    assert variance([row('er(0.2)', seed, 50.0 + seed) for seed in (1, 2, 3)]) is None
+
+
+def test_the_report_gives_both_parts_of_the_variance_and_says_what_has_one_wiring(tmp_path: Path) -> None:
+    rows = [row(series, seed, 50 + 3 * seed + training, graph_seed=seed, training_seed=training,
+                id=f'{series}{seed}{training}')
+            for series, seeds in (('er(0.2)', (1, 2)), ('ws(4,0)', (1,))) for seed in seeds for training in (1, 2)]
+    text = report_table(write(tmp_path, rows, seeds=None, graph_seeds=[1, 2], training_seeds=[1, 2],
+                              graphs=['er(0.2)', 'ws(4,0)']), 'github')
+    assert 'ws(4,0): all seeds give the same graphs, one wiring' in text and 'have one seed' not in text
+    assert cells(text)['ws(4,0)'][:2] != cells(text)['er(0.2)'][:2]
+    parts = cells(text[text.index('between wirings'):text.index('By one-way')])
+    # Means 54.5 and 57.5, so a mean square of 2 × 4.5 = 9 between; 0.5 within; (9 − 0.5) / 2.
+    assert parts['er(0.2)'] == ['2', '4', f'{4.25 ** 0.5:.2f}', f'{0.5 ** 0.5:.2f}']
+    assert parts['ws(4,0)'] == ['1', '2', '–', f'{0.5 ** 0.5:.2f}']
+    together = [row('er(0.2)', seed, 50.0 + seed) for seed in (1, 2, 3)]
+    text = report_table(write(tmp_path, together, graphs=['er(0.2)']))
+    assert 'Graphs and training have one seed: ± is of both together.' in text and 'between trainings' not in text
+
+
+def test_differences_are_tested() -> None:
+    rng = random.Random(2)
+    groups = {series: [row(series, seed, rng.gauss(mean, 1)) for seed in range(1, n + 1)]
+              for series, mean, n in (('er(0.2)', 50, 5), ('ba(2)', 51, 4), ('ws(4,0.75)', 53, 6))}
+    found = differences(groups)
+    assert [(one.one, one.other) for one in found] == [
+        ('er(0.2)', 'ba(2)'), ('er(0.2)', 'ws(4,0.75)'), ('ba(2)', 'ws(4,0.75)')]
+    for one in found:
+        a, b = (np.array([x['top1'] for x in groups[name]]) for name in (one.one, one.other))
+        va, vb = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+        t, df = (a.mean() - b.mean()) / (va + vb) ** 0.5, (va + vb) ** 2 / (
+            va ** 2 / (len(a) - 1) + vb ** 2 / (len(b) - 1))
+        half = stats.t.ppf(0.975, df) * (va + vb) ** 0.5
+        assert (one.t, one.df, one.p) == pytest.approx((t, df, 2 * stats.t.sf(abs(t), df)))
+        assert (one.mean, one.low, one.high) == pytest.approx((a.mean() - b.mean(), one.mean - half, one.mean + half))
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06]) and holm([0.9, 0.8]) == [1, 1]
+    # Two trainings of one wiring are one value; a single wiring counts its trainings; one value is not tested.
+    doubled = [row('er(0.2)', seed, 50.0 + seed + 2 * training, wiring=str(seed))
+               for seed in (1, 2, 3) for training in (0, 1)]
+    assert units(doubled) == [52.0, 53.0, 54.0]
+    assert units([row('ws(4,0)', seed, 50.0 + seed) for seed in (1, 2, 3)]) == [51.0, 52.0, 53.0]
+    assert differences({'a': [row('er(0.2)', 1, 50.0)], 'b': doubled}) == []
+    many = {f'er(0.{i})': [row(f'er(0.{i})', seed, 40.0 + i + seed) for seed in (1, 2)] for i in range(1, 9)}
+    assert [one.one for one in differences(many)] == ['er(0.8)'] * 7
+
+
+def damage(nodes: Sequence[tuple[int, float]], edges: Sequence[tuple[int, float]] = ()) -> dict[str, Any]:
+    return {'images': 300, 'top1': 50.0,
+            'nodes': [['conv3', i, degree, loss] for i, (degree, loss) in enumerate(nodes)],
+            'edges': [['conv3', 0, i + 1, degree, loss] for i, (degree, loss) in enumerate(edges)]}
+
+
+def test_losses_are_averaged_by_degree_in_each_network_before_they_are_over_networks(tmp_path: Path) -> None:
+    first, second = ((0, 1.0), (0, 2.0), (5, 4.0), (12, 20.0)), ((0, 6.0), (6, 5.0), (11, 10.0))
+    many = tuple((degree, degree * 1.5 + (degree * 7) % 4) for degree in range(10))
+    rows = [row('ba(2)', 1, 50.0, damage=damage(first)), row('ba(2)', 2, 51.0, damage=damage(second)),
+            row('er(0.2)', 1, 50.0, damage=damage(many)), row('resnet18', 1, 60.0, graph=None)]
     text = report_table(write(tmp_path, rows), 'github')
     assert "a removed edge's target" not in text
     found = cells(text[text.index("by a removed node's out-degree"):])
-    assert found['series'] == ['0', '5–6', '10+', 'r']
-    r = np.corrcoef([0, 0, 5, 12, 0, 6, 11], [1, 2, 4, 20, 6, 5, 10])[0, 1]
-    assert found['ba(2)'] == ['3.00 (3)', '4.50 (2)', '15.00 (2)', f'{r:.2f}']
-    assert 'resnet18' not in found
+    assert found['series'] == ['networks', '0', '1', '2', '3', '4', '5–6', '7–9', '10+', 'r']
+    # At degree 0 the first network has (1 + 2) / 2, the second 6: not (1 + 2 + 6) / 3.
+    assert found['ba(2)'] == [
+        '2', '3.75 ± 3.18 (3)', '–', '–', '–', '–', '4.50 ± 0.71 (2)', '–', '15.00 ± 7.07 (2)', '–']
+    r = np.corrcoef([degree for degree, _ in many], [loss for _, loss in many])[0, 1]
+    assert found['er(0.2)'][-1] == f'{r:.2f}' and 'resnet18' not in found
+
+
+def test_the_panels_of_damage_show_nodes_above_and_edges_below() -> None:
+    rows = {'ba(2)': [row('ba(2)', 1, 50.0, damage=damage([(1, 4.0), (1, 6.0), (3, 9.0)], [(2, 1.0), (2, 2.0)])),
+                      row('ba(2)', 2, 50.0, damage=damage([(1, 7.0)], [(5, 0.5)]))]}
+    nodes, edges = (axes for axes in damage_figure(rows).axes if axes.get_visible())
+
+    def points(axes: Any, label: str) -> set[tuple[float, float]]:
+        drawn, = (line for line in axes.get_lines() if line.get_label().startswith(label))
+        return {(float(x), float(y)) for x, y in drawn.get_xydata()}
+
+    assert points(nodes, 'a network') == {(1, 5), (3, 9), (1, 7)} and points(edges, 'a network') == {(2, 1.5), (5, 0.5)}
+    assert nodes.get_xlabel() == "node's out-degree" and edges.get_xlabel() == "target's in-degree"
+    for axes, means in ((nodes, {(1.0, 6.0), (3.0, 9.0)}), (edges, {(2.0, 1.5), (5.0, 0.5)})):
+        (drawn, *_), = axes.containers
+        assert {(float(x), float(y)) for x, y in drawn.get_xydata()} == means
+
+
+def test_the_distribution_is_of_errors_and_rises_by_one_network_at_each() -> None:
+    rows = [row('er(0.2)', seed, top1) for seed, top1 in enumerate((70.0, 74.0, 71.5, 71.5), 1)]
+    errors, shares = error_distribution(rows)
+    for error in (25.9, 26.0, 27.0, 28.5, 29.9, 30.0, 31.0):  # from the definition
+        share = sum(100 - one['top1'] <= error for one in rows) / 4
+        assert max((s for e, s in zip(errors, shares, strict=True) if e <= error), default=0.0) == share
+    axes, = distributions_figure({'er(0.2)': rows}).axes
+    line, = axes.get_lines()
+    assert line.get_drawstyle() == 'steps-post' and 'error' in axes.get_xlabel()
+    drawn = [tuple(map(float, point)) for point in line.get_xydata()]
+    assert drawn == [(26, 0), (26, 0.25), (28.5, 0.5), (28.5, 0.75), (30, 1)]
+
+
+def test_no_code_of_a_file_that_the_results_name_is_run(tmp_path: Path) -> None:
+    (tmp_path / 'own.py').write_text(f"open({str(tmp_path / 'run')!r}, 'w').close()\n")
+    graphs = wiring('ws(4,0.75)', 1)
+    data = [graph.to_dict() for graph in graphs]
+    of_their_own = row('lattice(2)', 1, 55.0, graphs=data, wiring=graphs_sha256(graphs))
+    altered = row('moebius(2)', 1, 55.0, graphs=data, wiring='0' * 64)
+    folder = write(tmp_path / 'study', [of_their_own, altered], generators=str(tmp_path / 'own.py'),
+                   recipe=str(tmp_path / 'own.py'))
+    assert cli.main(['study', 'report', str(folder), '--html', str(tmp_path / 'page.html')]) == 0
+    assert not (tmp_path / 'run').exists()
+    # The graphs come from the row, where they are those of its sha256.
+    page = (tmp_path / 'page.html').read_text(encoding='utf-8')
+    assert 'Graphs of lattice(2), seed 1' in page and 'Graphs of moebius(2)' not in page
+
+
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>|`$x^$ \x1b[31m\u202e_'
+
+
+def hostile_study(folder: Path) -> Path:
+    """Every text that a file of results can hold says something to a browser, a terminal, Markdown or matplotlib."""
+    rows = [row(HOSTILE + str(i), 1, 50.0 + i, graph='er(0.2)', id=HOSTILE + str(i), node_op=operation, classes=10,
+                measures={'depth': 3.0 + i, 'degree': 2.0}, provenance={'torch': HOSTILE, HOSTILE: HOSTILE},
+                damage=damage([(1, 2.0), (2, 3.0)], [(1, 1.0)]), host=HOSTILE, eval_sizes={HOSTILE: {'top1': 1.0}})
+            for i, operation in enumerate(('sep_conv', 'conv', HOSTILE))]
+    rows.append({**row('_' + HOSTILE, 1, 49.0, graph=HOSTILE, wiring=HOSTILE), 'model': HOSTILE})
+    rows.append(failed(HOSTILE, 2, HOSTILE))
+    return write(folder, rows, title=HOSTILE, notes=HOSTILE, paper={HOSTILE + '0': HOSTILE}, graphs=[HOSTILE],
+                 node_ops=[HOSTILE], models=[HOSTILE], recipe=HOSTILE, data=HOSTILE, generators=HOSTILE,
+                 settings={HOSTILE: HOSTILE}, detection={})
+
+
+def test_a_hostile_file_of_results_is_only_words(tmp_path: Path) -> None:
+    folder = hostile_study(tmp_path / 'study')
+    write_html(folder, tmp_path / 'page.html')
+    page = (tmp_path / 'page.html').read_text(encoding='utf-8')
+
+    class Elements(HTMLParser):
+        seen: dict[str, int] = {}
+        attributes: set[str] = set()
+
+        def handle_starttag(self, tag: str, attrs: Any) -> None:
+            self.seen[tag] = self.seen.get(tag, 0) + 1
+            self.attributes.update(name for name, _ in attrs)
+
+    parser = Elements()
+    parser.feed(page)
+    assert not {'script', 'img', 'iframe', 'foreignobject', 'a'} & parser.seen.keys()
+    assert not [name for name in parser.attributes if name.startswith('on') or name == 'src']
+    # It is there to be read, `$x^$` in pictures too, and no id of the page is made of it.
+    assert page.count('$x^$') > 10 and '&lt;script&gt;' in page
+    figures = page[page.index('<figure>'):page.rindex('</figure>')]
+    assert '$x^$' in figures and 'alert' not in ' '.join(part.split('"')[0] for part in page.split(' id="')[1:])
+    for style in ('simple', 'github'):
+        text = report_table(folder, style)
+        assert '\x1b' not in text and '\u202e' not in text and '\ufffd' in text
+        if style == 'github':
+            assert '<script' not in text and len({line.replace('\\|', '').count('|') for line in text.splitlines()
+                                                  if line.startswith('| ')}) <= 4
+
+
+@pytest.mark.parametrize('changes', [
+    {'top1': 'x'}, {'macs': None}, {'series': 5}, {'damage': {'nodes': [['a', 1, 'x', 2.0]]}}, {'history': [1]},
+    {'measures': {'depth': 'x'}}, {'channels': 'x'}, {'seconds': 'x'}, {'training_seed': 'x'}, {'graphs': 7},
+    {'eval_sizes': {'32': 5}}, {'kwargs': []}, {'top1': float('nan')}, {'status': 'failed'}], ids=str)
+def test_a_row_that_is_none_costs_itself_only(changes: dict[str, Any], tmp_path: Path) -> None:
+    folder = write(tmp_path, [{**row('er(0.2)', 1, 50.0), **changes}, row('er(0.2)', 2, 51.0)])
+    text = report_table(folder, 'github')
+    assert '1 of 1 networks' in text and 'Of results.jsonl: line 2 is no row of a network.' in text
+
+
+def test_graphs_of_any_size_are_not_drawn(tmp_path: Path) -> None:
+    rows = [row('er(0.2)', 1, 50.0, graphs=[{'num_nodes': 10 ** 9, 'edges': []}]),
+            row('ba(2)', 1, 50.0, kwargs={'num_nodes': 10 ** 9, 'graph': 'ba(2)', 'seed': 1}),
+            row('ws(4,0)', 1, 50.0, graphs=[{'num_nodes': 3, 'edges': [[2, 1]]}]),
+            row('ws(4,0.5)', 1, 50.0, kwargs={'num_nodes': 'x', 'graph': [], 'seed': {}})]
+    write_html(write(tmp_path / 'study', rows), tmp_path / 'page.html')
+    assert 'Graphs of' not in (tmp_path / 'page.html').read_text(encoding='utf-8')
+
+
+def test_what_the_rows_were_made_with_is_said(tmp_path: Path) -> None:
+    made = {'date': '2026-01-02T03:04:05+00:00', 'torch': '2.14.1', 'kernels': 'native', 'threads': 1, 'commit': None,
+            'processor': '2 × X'}
+    rows = [row('er(0.2)', 1, 50.0, provenance=made),
+            row('er(0.2)', 2, 50.0, provenance={**made, 'torch': '2.15.0', 'date': '2026-02-02'})]
+    text = report_table(write(tmp_path, [*rows, row('er(0.2)', 3, 51.0)]))
+    assert ('Made 2026-01-02 to 2026-02-02 with torch 2.14.1 and 2.15.0, processor 2 × X, kernels native, threads 1; '
+            '1 rows do not say') in text
 
 
 def study_of_everything(folder: Path) -> Path:
@@ -176,12 +423,12 @@ def study_of_everything(folder: Path) -> Path:
                 top1 = 60 + 2 * i - 3 * NODE_OPS.index(operation) + rng.gauss(0, 0.7)
                 more: dict[str, Any] = {}
                 if operation == 'sep_conv':
-                    wiring = sample_graphs(parse_graph_model(graph), (8,) * 3, seed)
+                    graphs = wiring(graph, seed)
                     more['damage'] = {'images': 300, 'top1': top1, 'nodes': [
                         [f'conv{3 + k}', node, len(g.successors[node]), 2 + 3 * rng.random() * len(g.successors[node])]
-                        for k, g in enumerate(wiring) for node in range(8)], 'edges': [
+                        for k, g in enumerate(graphs) for node in range(8)], 'edges': [
                         [f'conv{3 + k}', *edge, len(g.predecessors[edge[1]]), 3 * rng.random()]
-                        for k, g in enumerate(wiring) for edge in g.edges]}
+                        for k, g in enumerate(graphs) for edge in g.edges]}
                 measures = {'degree': 3 + i + rng.random(), 'path length': 2.5 - 0.2 * i + rng.random() / 3,
                             'clustering': 0.1 * i + rng.random() / 8, 'edges': 16.0}
                 history = [[epoch, 2.3 / epoch ** 0.3 + rng.random() / 20, top1 - 20 / epoch] for epoch in range(1, 9)]
@@ -235,7 +482,7 @@ def test_there_is_no_page_without_a_result(tmp_path: Path, capsys: pytest.Captur
     assert 'no results at' in capsys.readouterr().err
 
 
-def test_a_single_network_and_a_lost_generator_still_make_a_page(tmp_path: Path) -> None:
+def test_a_single_network_and_gaps_still_make_a_page(tmp_path: Path) -> None:
     folder = write(tmp_path / 'one', [row('ws(4,0.75)', 1, 55.0, history=[[1, 2.0, 55.0]])])
     write_html(folder, tmp_path / 'one.html')
     assert (tmp_path / 'one.html').read_text(encoding='utf-8').count('<figure>') == 3
@@ -247,13 +494,6 @@ def test_a_single_network_and_a_lost_generator_still_make_a_page(tmp_path: Path)
     page = (tmp_path / 'gaps.html').read_text(encoding='utf-8')
     operations = page[page.index('Node operations (Figure 6)'):page.index('<h2>Graphs of')]
     assert 'nan' not in operations.lower() and 'ws(4,0.75)' in operations
-
-    # Results that were copied from the machine that has the generators.
-    known = row('ws(4,0.75)', 1, 55.0)
-    other = row('lattice(2)', 1, 56.0)
-    write_html(write(tmp_path / 'moved', [known, other], generators='/nowhere/own.py'), tmp_path / 'moved.html')
-    page = (tmp_path / 'moved.html').read_text(encoding='utf-8')
-    assert 'Graphs of ws(4,0.75)' in page and 'Graphs of lattice(2)' not in page and 'lattice(2)' in page
 
 
 def test_a_browser_shows_every_picture_and_asks_the_network_for_nothing(tmp_path: Path) -> None:
@@ -277,12 +517,18 @@ def test_a_browser_shows_every_picture_and_asks_the_network_for_nothing(tmp_path
             .filter(use => !document.querySelector(use.getAttribute('xlink:href').replace(/\\./g, '\\\\.'))).length''')
         if picture := os.environ.get('RANDWIRE_ZOO_SCREENSHOT'):
             page.screenshot(path=picture, full_page=True)
+        hostile_path = tmp_path / 'hostile.html'
+        write_html(hostile_study(tmp_path / 'hostile'), hostile_path)
+        page.on('dialog', lambda dialog: said.append('a script ran'))
+        page.goto(hostile_path.as_uri())
+        assert page.locator('script, img').count() == 0
+        page.goto(page_path.as_uri())
         page.set_viewport_size({'width': 400, 'height': 800})
         narrow = page.evaluate('document.documentElement.scrollWidth')
         browser.close()
     assert len(boxes) == len(TITLES) and all(box and box['width'] > 300 and box['height'] > 100 for box in boxes), boxes
     # The page itself, and its empty icon.
-    assert [line for line in said if line not in (page_path.as_uri(), 'data:,')] == []
+    assert [line for line in said if line not in (page_path.as_uri(), hostile_path.as_uri(), 'data:,')] == []
     assert hidden == 0, 'a picture refers to an id that is not there'
     assert narrow <= 400, 'the page is wider than a narrow window'
 

@@ -6,17 +6,19 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..drawing import EDGE, INK, INPUT, OUTPUT, PAPER, RUNS, draw_graphs, style
-from ..graphs import parse_graph_model
+from ..graphs import Graph, graphs_sha256
 from .analysis import (
     MEASURES,
     Row,
     accuracy,
+    error_distribution,
+    learned,
     losses_by_degree,
-    measure_correlation,
     operation_correlation,
     operation_means,
 )
@@ -26,43 +28,67 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ['draw_pictures']
+__all__ = ['damage_figure', 'distributions_figure', 'draw_pictures']
 
 Groups = Mapping[str, Sequence[Row]]
 WIDTH = 9.0  # inches
+LONGEST_NAME = 48  # of a series, in letters
+# More is not drawn: a file of results may claim graphs of any size.
+LARGEST_GRAPH, MOST_EDGES, MOST_GRAPHS = 256, 8192, 8
 
 
-def draw_pictures(groups: Groups, paper: Mapping[str, Any]) -> dict[str, str]:
+def _words_are_words(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """Draw with text as it stands: matplotlib would read `$x^2$` as mathematics, and fail at `$x^$`."""
+    @wraps(draw)
+    def drawing(*args: Any, **kwargs: Any) -> Any:
+        import matplotlib
+        with matplotlib.rc_context({'text.parse_math': False, 'svg.fonttype': 'none', 'svg.hashsalt': 'randwire-zoo'}):
+            return draw(*args, **kwargs)
+    return drawing
+
+
+@_words_are_words
+def draw_pictures(groups: Groups, paper: Mapping[str, Any], classes: int | None = None) -> dict[str, str]:
     """Every picture that the rows have data for, as SVG text by its title.
 
     Args:
         groups: Rows that are done, by series.
         paper: The paper's mean accuracy by series, where there is one.
+        classes: Classes of the data set, for rows that do not say it.
     """
+    groups = {_label(series, i): group for i, (series, group) in enumerate(groups.items())}
     rows = [row for group in groups.values() for row in group]
     pictures: dict[str, str] = {}
 
     def add(title: str, draw: Callable[[], Figure]) -> None:
-        pictures[title] = _svg(draw())
+        pictures[title] = _inline(_svg(draw()), f'p{len(pictures)}')
 
     metric = 'AP' if any('detection' in row for row in rows) else 'top-1 (%)'
     add(f'{metric} by series: mean and standard deviation over all seeds', lambda: _bars(groups, paper, metric))
     if metric != 'AP':
-        add('Error distribution of each series', lambda: _distributions(groups))
+        add('Error distribution of each series', lambda: distributions_figure(groups))
     measured = [row for row in rows if row.get('measures')]
     if measured:
-        add('Accuracy against graph measures', lambda: _against_measures(groups))
+        add('Accuracy against graph measures', lambda: _against_measures(
+            {series: learned(group, classes) for series, group in groups.items()}))
     if any(len(row.get('history', ())) > 1 for row in rows):
         add('Training curves', lambda: _curves(groups, metric))
     if any('damage' in row for row in rows):
-        add('Graph damage (Figure 5): loss in top-1 when a node or an edge is removed', lambda: _damage(groups))
+        add('Graph damage (Figure 5): loss in top-1 when a node or an edge is removed', lambda: damage_figure(groups))
     if len({row['node_op'] for row in rows if row['node_op']}) > 1:
         add('Node operations (Figure 6)', lambda: _operations(rows))
     for series, group in groups.items():
-        network = next((row for row in group if row['node_op'] == 'sep_conv' and _is_known(row['graph'])), None)
-        if network is not None:
-            pictures[f'Graphs of {series}, seed {network["graph_seed"]}'] = _wiring(network)
+        network = next((row for row in group if row['node_op'] == 'sep_conv' and row['graph']), None)
+        if network is not None and (graphs := _graphs(network)):
+            pictures[f'Graphs of {series}, seed {network["graph_seed"]}'] = _inline(
+                _wiring(graphs), f'p{len(pictures)}')
     return pictures
+
+
+def _label(series: str, place: int) -> str:
+    """A name that a legend takes: one that begins with an underscore it would leave out, a very long one fills it."""
+    series = f' {series}' if series.startswith('_') else series
+    return series if len(series) <= LONGEST_NAME else f'{series[:LONGEST_NAME - 6]}… {place + 1}'
 
 
 def _figure(panels: int, height: float = 3.6, columns: int | None = None) -> tuple[Figure, list[Axes]]:
@@ -87,6 +113,8 @@ def _colours(groups: Groups) -> dict[str, str]:
 def _legend(figure: Figure, axes: Axes) -> None:
     """The legend of all panels below them, in as many columns as its names leave room for."""
     lines, names = axes.get_legend_handles_labels()
+    if not names:
+        return
     size = 9 if len(names) <= 40 else 6
     inches = 0.6 + max(map(len, names)) * size / 110
     figure.legend(lines, names, loc='outside lower center', ncols=max(min(len(names), int((WIDTH - 0.2) / inches)), 1),
@@ -130,12 +158,12 @@ def _number(text: Any) -> float | None:
         return None
 
 
-def _distributions(groups: Groups) -> Figure:
+def distributions_figure(groups: Groups) -> Figure:
+    """The distribution of each series' errors, a step per network."""
     figure, (axes,) = _figure(1)
     for series, group in groups.items():
-        errors = sorted(100 - accuracy(row) for row in group)
-        steps = [i / len(errors) for i in range(1, len(errors) + 1)]
-        axes.step([errors[0], *errors], [0, *steps], where='post', label=series, color=_colours(groups)[series])
+        errors, shares = error_distribution(group)
+        axes.step([errors[0], *errors], [0, *shares], where='post', label=series, color=_colours(groups)[series])
     style(axes, 'top-1 error (%)', 'share of networks')
     _legend(figure, axes)
     return figure
@@ -149,10 +177,6 @@ def _against_measures(groups: Groups) -> Figure:
             if measured:
                 axes.plot([row['measures'][measure] for row in measured], [accuracy(row) for row in measured], 'o',
                           markersize=5, alpha=0.8, color=_colours(groups)[series], label=series)
-        rows = [row for group in groups.values() for row in group]
-        correlation = measure_correlation(rows, measure)
-        if correlation is not None and len(operation_means(rows)) == 1:  # else one of the table's lines each
-            axes.set_title(f'r = {correlation:.2f}', fontsize=10)
         style(axes, measure, 'top-1 (%)')
     _legend(figure, panels[0])
     return figure
@@ -176,7 +200,11 @@ def _curves(groups: Groups, metric: str) -> Figure:
     return figure
 
 
-def _damage(groups: Groups) -> Figure:
+def damage_figure(groups: Groups) -> Figure:
+    """Loss by degree: a point per network, the mean of its removals, and the mean of the networks.
+
+    Panels of nodes stand above those of edges, a column for each series that was damaged.
+    """
     from matplotlib.ticker import FixedLocator, MaxNLocator
     damaged = {series: group for series, group in groups.items() if any('damage' in row for row in group)}
     figure, panels = _figure(2 * len(damaged), 2.9, columns=len(damaged))
@@ -185,19 +213,20 @@ def _damage(groups: Groups) -> Figure:
                                   (panels[len(damaged) + i], 'edges', "target's in-degree")):
             if i:  # so that series can be compared
                 axes.sharey(panels[0] if kind == 'nodes' else panels[len(damaged)])
-            losses = losses_by_degree(group, kind)
-            degrees = list(losses)
+            means: dict[int, list[float]] = {}
+            for row in group:
+                for degree, losses in losses_by_degree(row, kind).items():
+                    means.setdefault(degree, []).append(statistics.mean(losses))
+            degrees = sorted(means)
             if degrees:
-                box = axes.boxplot([losses[degree] for degree in degrees], positions=degrees, widths=0.6,
-                                   showfliers=False, patch_artist=True, manage_ticks=False)
-                for patch in box['boxes']:
-                    patch.set(facecolor='#f4c58a', edgecolor=EDGE)
-                for degree in degrees:
-                    axes.plot([degree] * len(losses[degree]), losses[degree], '.', color=INPUT, markersize=4,
-                              alpha=0.5, label='one removal' if degree == degrees[0] else None)
-                axes.plot(degrees, [statistics.mean(losses[degree]) for degree in degrees], 'o', color=OUTPUT,
-                          markersize=4, label='mean')
-                box['boxes'][0].set_label('median and quartiles')
+                pairs = [(degree, loss) for degree in degrees for loss in means[degree]]
+                axes.plot([pair[0] for pair in pairs], [pair[1] for pair in pairs], 'o', color=INPUT, markersize=4,
+                          alpha=0.5, label='a network: mean of its removals')
+                axes.errorbar(degrees, [statistics.mean(means[degree]) for degree in degrees],
+                              [statistics.stdev(means[degree]) if len(means[degree]) > 1 else 0 for degree in degrees],
+                              fmt='o-', color=OUTPUT, markersize=4, linewidth=1, capsize=3,
+                              label='mean and standard deviation of the networks')
+                axes.axhline(0, color=EDGE, linewidth=0.7, zorder=0)
                 axes.set_xlim(degrees[0] - 0.7, degrees[-1] + 0.7)
                 axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True) if len(degrees) > 2 else
                                              FixedLocator(degrees))
@@ -216,7 +245,7 @@ def _operations(rows: Sequence[Row]) -> Figure:
     order = sorted(graphs, key=lambda graph: -first.get(graph, 0.0))
     for i, (operation, found) in enumerate(means.items()):
         line = [found.get(graph, float('nan')) for graph in order]
-        correlation = operation_correlation(first, found)
+        _, correlation = operation_correlation(first, found)
         label = operation if i == 0 or correlation is None else f'{operation} (r = {correlation:.2f})'
         axes.plot(range(len(order)), line, 'o-', color=RUNS[i % len(RUNS)], label=label)
     flat = sum(map(len, order)) + 3 * len(order) < 100
@@ -227,32 +256,36 @@ def _operations(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _is_known(graph: str) -> bool:
-    """Whether graphs of that model can be sampled here: the user's own file may be on another machine."""
+def _graphs(row: Row) -> tuple[Graph, ...]:
+    """The graphs that a row has, or that its sha256 says this package samples for it; none otherwise."""
+    network = Network(**{field.name: row.get(field.name) for field in fields(Network)})  # type: ignore[arg-type]
+    nodes = row['kwargs'].get('num_nodes', 32)
     try:
-        parse_graph_model(graph)
-    except ValueError:
-        return False
-    return True
+        if row.get('graphs') is not None:
+            graphs = tuple(Graph.from_dict(graph) for graph in row['graphs'][:MOST_GRAPHS + 1])
+        elif isinstance(nodes, int) and nodes <= LARGEST_GRAPH:  # a row of an earlier release
+            graphs = graphs_of(network)
+        else:
+            return ()
+        small = len(graphs) <= MOST_GRAPHS and all(
+            graph.num_nodes <= LARGEST_GRAPH and len(graph.edges) <= MOST_EDGES for graph in graphs)
+        return graphs if small and graphs_sha256(graphs) == row.get('wiring') else ()
+    except (ValueError, TypeError):  # no graphs, or of a random graph model that is not here
+        return ()
 
 
-def _wiring(row: Row) -> str:
-    network = Network(**{field.name: row[field.name] for field in fields(Network)})
-    graphs = graphs_of(network)
+def _wiring(graphs: Sequence[Graph]) -> str:
     names = [f'conv{6 - len(graphs) + i}' for i in range(len(graphs))]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'graphs.svg'
         draw_graphs(graphs, path, names=names)
-        return _inline(path.read_text(encoding='utf-8'), row['id'])
+        return path.read_text(encoding='utf-8')
 
 
 def _svg(figure: Figure) -> str:
-    import matplotlib
     text = io.StringIO()
-    with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'randwire-zoo'}):
-        figure.savefig(text, format='svg', facecolor=PAPER, metadata={'Date': None})
-    _svg.count = getattr(_svg, 'count', 0) + 1  # type: ignore[attr-defined]
-    return _inline(text.getvalue(), f'p{_svg.count}')  # type: ignore[attr-defined]
+    figure.savefig(text, format='svg', facecolor=PAPER, metadata={'Date': None})
+    return text.getvalue()
 
 
 def _inline(svg: str, prefix: str) -> str:

@@ -1,6 +1,13 @@
-"""What a study found: tables, first that of mean ± standard deviation over all seeds, and one page with pictures."""
+"""What a study found: tables, first that of mean ± standard deviation over all networks, and one page with pictures.
+
+A file of results is data: nothing that it names is imported or run, and nothing that it says is taken for markup.
+"""
 from __future__ import annotations
 
+import html
+import re
+import statistics
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,36 +18,66 @@ from jinja2 import Environment, StrictUndefined
 from tabulate import tabulate
 
 from ..files import write_atomically
+from ..recipes import load_recipe, recipe_names
 from .analysis import (
+    ENOUGH,
     MEASURES,
     Row,
     accuracy,
     by_series,
+    differences,
+    holm,
+    learned,
     losses_by_degree,
     measure_correlation,
+    network_correlations,
     operation_correlation,
     operation_means,
-    pearson,
     spread,
+    units,
+    variance,
 )
 from .plots import draw_pictures
-from .results import read_results
-from .study import load_generators
+from .results import load_results
 
 __all__ = ['report_table', 'write_html']
 
 # Degrees that share a column of the tables of damage: each from its number up to the next one.
 DEGREES = (0, 1, 2, 3, 4, 5, 7, 10)
-ENOUGH = 5  # networks that a correlation is worth giving for
 
 
 @dataclass(frozen=True)
 class _Table:
-    """Cells as text. The main table has no title."""
+    """Cells as text, of which the first `texts` columns are words. The main table has no title."""
 
     title: str
     heads: list[str]
     lines: list[list[str]]
+    note: str = ''
+    texts: int = 1
+
+
+@dataclass(frozen=True)
+class _Study:
+    """A file of results, ready to be shown.
+
+    Args:
+        title: Of the study.
+        spec: Its keys.
+        rows: In the order of the study, as networks end in any order.
+        summary, problems, made: Sentences: on the whole, on what is wrong with the file, on what it was made with.
+    """
+
+    title: str
+    spec: dict[str, Any]
+    rows: list[Row]
+    summary: str
+    problems: str
+    made: str
+
+    @property
+    def done(self) -> list[Row]:
+        return [row for row in self.rows if row['status'] == 'done']
 
 
 def report_table(path: str | Path, tablefmt: str = 'simple') -> str:
@@ -50,14 +87,23 @@ def report_table(path: str | Path, tablefmt: str = 'simple') -> str:
         path: Its folder, or the file of results.
         tablefmt: As `tabulate` names it; 'github' for Markdown.
     """
-    header, rows = _read(path)
-    parts = [header['study'], _summary(rows)]
-    for table in _tables(header['spec'], rows):
+    study = _read(path)
+
+    def text(cell: str) -> str:
+        if tablefmt != 'github':
+            return cell
+        return re.sub(r'([\\|`\[\]])', r'\\\1', html.escape(cell, quote=False))
+
+    parts = [text(study.title), text(study.summary)]
+    for table in _tables(study):
+        lines = [list(map(text, line)) for line in table.lines]
         parts += ['', *([table.title, ''] if table.title else []),
-                  tabulate(table.lines, table.heads, tablefmt=tablefmt, disable_numparse=True,
-                           colalign=('left', *('right',) * (len(table.heads) - 1)))]
-    failed = [f'{row["id"]} failed: {row["reason"]}' for row in rows if row['status'] != 'done']
-    return '\n'.join([*parts, *([''] if failed else []), *failed])
+                  tabulate(lines, list(map(text, table.heads)), tablefmt=tablefmt, disable_numparse=True, colalign=(
+                      *('left',) * table.texts, *('right',) * (len(table.heads) - table.texts))),
+                  *(['', text(table.note)] if table.note else [])]
+    failed = [text(f'{row["id"]} failed: {row["reason"]}') for row in study.rows if row['status'] != 'done']
+    return '\n'.join([*parts, '', text(study.made), *([text(study.problems)] if study.problems else []),
+                      *([''] if failed else []), *failed])
 
 
 def write_html(path: str | Path, output: str | Path) -> None:
@@ -66,48 +112,84 @@ def write_html(path: str | Path, output: str | Path) -> None:
     Raises:
         ValueError: if no network is done yet.
     """
-    header, rows = _read(path)
-    spec = header['spec']
-    if spec['generators'] and Path(spec['generators']).is_file():  # not where the results were copied to
-        load_generators(spec['generators'])
-    done = [row for row in rows if row['status'] == 'done']
+    study = _read(path)
+    spec, done = study.spec, study.done
     if not done:
         raise ValueError(f'{path} has no network that is done, so there is nothing to draw')
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(
         Path(__file__).with_name('report.html').read_text(encoding='utf-8'))
     write_atomically(output, template.render(
-        title=header['study'], summary=_summary(rows), notes=spec['notes'], tables=_tables(spec, rows),
-        pictures=draw_pictures(by_series(done), spec['paper']), failed=[r for r in rows if r['status'] != 'done'],
-        metric='AP' if spec['detection'] else 'top-1 (%)',
-        rows=[{'epochs': None, **row, 'value': accuracy(row)} for row in done],
+        title=study.title, summary=study.summary, problems=study.problems, made=study.made, notes=spec['notes'],
+        tables=_tables(study), pictures=draw_pictures(by_series(done), spec['paper'], _classes(spec)),
+        failed=[r for r in study.rows if r['status'] != 'done'], metric='AP' if spec['detection'] else 'top-1 (%)',
+        rows=[{'epochs': None, 'channels': None, 'seconds': 0, **row, 'value': accuracy(row)} for row in done],
         spec=yaml.safe_dump({name: value for name, value in spec.items() if value}, sort_keys=False)))
 
 
-def _read(path: str | Path) -> tuple[dict[str, Any], list[Row]]:
-    """Results with their rows as the study names them, since networks end in any order."""
-    header, rows = read_results(path)
+def _read(path: str | Path) -> _Study:
+    found = load_results(path)
+    header, rows = _printable(found.header), _printable(found.rows)
     spec = header['spec']
 
     def place(names: list[str], name: str | None) -> int:
         return names.index(name) if name in names else len(names)
 
-    return header, sorted(rows, key=lambda row: (
+    rows.sort(key=lambda row: (
         place(spec['node_ops'], row['node_op']), place(spec['graphs'], row['graph']),
-        place(spec['models'], row['model']), row['channels'] or 0, row['graph_seed'] or 0,
-        row['training_seed']))
+        place(spec['models'], row['model']), row.get('channels') or 0, row['graph_seed'] or 0, row['training_seed']))
+    problems = '; '.join(found.problems)
+    return _Study(header['study'], spec, rows, _summary(spec, rows),
+                  problems and f'Of {found.path.name}: {problems}.', _made(rows))
 
 
-def _summary(rows: Sequence[Row]) -> str:
+def _printable(value: Any) -> Any:
+    """The same data, without characters that would steer a terminal or hide in a page."""
+    if isinstance(value, str):
+        return ''.join(' ' if c in '\n\t' else '\ufffd' if unicodedata.category(c)[0] == 'C' else c for c in value)
+    if isinstance(value, dict):
+        return {_printable(name): _printable(entry) for name, entry in value.items()}
+    return [_printable(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _summary(spec: dict[str, Any], rows: Sequence[Row]) -> str:
     done = sum(row['status'] == 'done' for row in rows)
-    hours = sum(row.get('seconds', 0) for row in rows) / 3600
-    return (f'{done} of {len(rows)} networks that ended gave a result; {hours:.1f} hours of work in all. Mean ± '
-            'standard deviation over all seeds, never the best.')
+    hours = sum(row.get('seconds') or 0 for row in rows) / 3600
+    text = (f'{done} of {len(rows)} networks that ended gave a result; {hours:.1f} hours of work in all. Mean ± '
+            'standard deviation over all networks, never the best.')
+    if spec['seeds'] is not None and spec['graphs']:
+        text += ' Graphs and training have one seed: ± is of both together.'
+    return text
 
 
-def _tables(spec: dict[str, Any], rows: Sequence[Row]) -> list[_Table]:
+def _made(rows: Sequence[Row]) -> str:
+    """What the networks were trained with: one sentence, with all values where rows differ."""
+    known = [row['provenance'] for row in rows if row.get('provenance')]
+    if not known:
+        return 'The rows do not say what they were made with.'
+    parts = []
+    for name in ('randwire_zoo', 'commit', 'python', 'torch', 'timm', 'processor', 'device', 'kernels', 'threads'):
+        values = list(dict.fromkeys(str(made[name]) for made in known if made.get(name) is not None))
+        if values:
+            parts.append(f'{name} {" and ".join(values)}')
+    dates = sorted(str(made.get('date', ''))[:10] for made in known)
+    unknown = f'; {len(rows) - len(known)} rows do not say what they were made with' if len(known) < len(rows) else ''
+    return f'Made {" to ".join(dict.fromkeys((dates[0], dates[-1])))} with {", ".join(parts)}{unknown}.'
+
+
+def _classes(spec: dict[str, Any]) -> int | None:
+    """The number of classes, which rows of earlier releases lack. No file is read because the results name it."""
+    settings = spec['settings']
+    if 'num_classes' not in settings and spec['recipe'] in recipe_names():
+        settings = load_recipe(spec['recipe'])
+    classes = settings.get('num_classes')
+    return classes if isinstance(classes, int) and classes > 0 else None
+
+
+def _tables(study: _Study) -> list[_Table]:
     """The main table first, then those that there are rows for."""
-    done = [row for row in rows if row['status'] == 'done']
-    tables = [_main_table(spec, rows), _measures_table(done), _operations_table(done),
+    done = study.done
+    tables = [_main_table(study.spec, study.rows), _variance_table(done), _differences_table(done),
+              _measures_table(done, _classes(study.spec)), _operations_table(done),
               _damage_table(done, 'nodes', "a removed node's out-degree"),
               _damage_table(done, 'edges', "the in-degree of a removed edge's target")]
     return [table for table in tables if table is not None]
@@ -116,74 +198,140 @@ def _tables(spec: dict[str, Any], rows: Sequence[Row]) -> list[_Table]:
 def _main_table(spec: dict[str, Any], rows: Sequence[Row]) -> _Table:
     done = [row for row in rows if row['status'] == 'done']
     sizes = [str(size) for size in spec['eval_sizes']]
-    heads = ['series', 'networks', 'C', 'params, M', 'multiply-adds, M']
+    heads = ['series', 'networks', 'wirings', 'C', 'params, M', 'multiply-adds, M']
     detection = bool(spec['detection'])
     heads += ['AP', 'AP50', 'AP75', 'APs', 'APm', 'APl'] if detection else ['top-1 (%)', 'top-5 (%)']
     heads += [f'top-1 at {size} px' for size in sizes] + (['paper'] if spec['paper'] else [])
-    lines = []
+    lines, fixed = [], []
     for series, group in by_series(rows).items():
         good = [row for row in group if row in done]
-        widths = sorted({row['channels'] for row in group if row['channels']})
+        widths = sorted({row['channels'] for row in group if row.get('channels')})
+        wirings = {row['wiring'] for row in good if row.get('wiring')}
+        if len(wirings) == 1 and len(_graph_seeds(spec, group)) > 1:
+            fixed.append(series)
         line = [series, str(len(good)) if len(good) == len(group) else f'{len(good)} of {len(group)}',
+                str(len(wirings) or '–'),
                 ', '.join(map(str, widths)) or '–',
                 spread([row['params'] / 1e6 for row in group], 3) if group[0]['params'] else '–',
                 spread([row['macs'] / 1e6 for row in group], 2) if group[0]['macs'] else '–']
         if detection:
-            line += [spread([row['detection'][name] for row in good], 1) for name in heads[5:11]]
+            line += [spread([row['detection'][name] for row in good
+                             if row['detection'].get(name) is not None], 1) for name in heads[6:12]]
         else:
             line += [spread([row[name] for row in good]) for name in ('top1', 'top5')]
-        line += [spread([row['eval_sizes'][size]['top1'] for row in good]) for size in sizes]
+        line += [spread([row['eval_sizes'][size]['top1'] for row in good if size in row.get('eval_sizes', {})])
+                 for size in sizes]
         if spec['paper']:
             line.append(str(spec['paper'].get(series, '–')))
         lines.append(line)
-    return _Table('', heads, lines)
+    note = (f'{", ".join(fixed)}: all seeds give the same graphs, one wiring. Its ± is that of the training alone.'
+            if fixed else '')
+    return _Table('', heads, lines, note)
 
 
-def _measures_table(rows: Sequence[Row]) -> _Table | None:
-    """Accuracy against graph measures; node operations apart, as they differ in accuracy for other reasons."""
+def _graph_seeds(spec: dict[str, Any], rows: Sequence[Row]) -> set[int]:
+    """The seeds with which graphs were sampled; those that gave one wiring were trained once."""
+    return {row['graph_seed'] for row in rows if row['graph_seed'] is not None} | set(
+        spec['graph_seeds'] or [] if rows[0]['graph'] else [])
+
+
+def _variance_table(rows: Sequence[Row]) -> _Table | None:
+    """What of the spread is the wiring's and what the training's: where a wiring was trained more than once."""
     lines = []
-    for operation in operation_means(rows):
-        same = [row for row in rows if row['node_op'] == operation]
-        correlations = [_signed(measure_correlation(same, name)) for name in MEASURES]
-        if len(same) >= ENOUGH and any(r != '–' for r in correlations):
-            lines.append([operation, str(len(same)), *correlations])
+    for series, group in by_series(rows).items():
+        parts = variance(group)
+        if parts is None or group[0]['graph'] is None:
+            continue
+        lines.append([series, str(parts.wirings), str(parts.networks),
+                      '–' if parts.between is None else f'{parts.between:.2f}', f'{parts.within:.2f}'])
     if not lines:
         return None
-    return _Table("Pearson's r of the networks' accuracy and the means of their graphs' measures",
-                  ['node operation', 'networks', *MEASURES], lines)
+    return _Table('Standard deviation of the accuracy between wirings, and between trainings of one wiring, in points',
+                  ['series', 'wirings', 'networks', 'between wirings', 'between trainings'], lines,
+                  'By one-way analysis of variance with random effects.')
+
+
+def _differences_table(rows: Sequence[Row]) -> _Table | None:
+    groups = by_series(rows)
+    tested = differences(groups)
+    if not tested:
+        return None
+    counts = {series: len(units(group)) for series, group in groups.items()}
+    lines = [[one.one, one.other, f'{counts[one.one]}, {counts[one.other]}', f'{one.mean:.2f}',
+              f'{one.low:.2f} to {one.high:.2f}', f'{one.t:.2f}', f'{one.df:.1f}', _p(one.p), _p(corrected)]
+             for one, corrected in zip(tested, holm([one.p for one in tested]), strict=True)]
+    return _Table("Differences between series, in points (Welch's t test)",
+                  ['first', 'second', 'n', 'first − second', '95 % interval', 't', 'df', 'p', 'p (Holm)'], lines,
+                  'n: wirings, each with the mean of its trainings; trainings where there is one wiring. p (Holm) '
+                  f'allows for {len(tested)} tests.', texts=2)
+
+
+def _p(value: float) -> str:
+    return 'below 0.001' if value < 0.001 else f'{value:.3f}'
+
+def _measures_table(rows: Sequence[Row], classes: int | None) -> _Table | None:
+    """Accuracy against graph measures; node operations apart, as they differ in accuracy for other reasons."""
+    lines = []
+    operations = operation_means(rows)
+    better = learned(rows, classes)
+    for operation in operations:
+        same = [row for row in better if row['node_op'] == operation]
+        for measure in MEASURES:
+            found = measure_correlation(same, measure)
+            if found.over_all is None:
+                continue
+            left = '–' if found.without_one is None else '{:.2f} to {:.2f}'.format(*found.without_one)
+            interval = '' if found.low is None else f' ({found.low:.2f} to {found.high:.2f})'
+            lines.append([measure if len(operations) == 1 else f'{measure}, {operation}', str(found.wirings),
+                          _signed(found.over_all), left, str(found.wirings_within),
+                          _signed(found.within) + (interval if found.within is not None else '')])
+    if not lines:
+        return None
+    note = (f'Wirings count once each, and r is given of {ENOUGH} or more. Over all, differences between generators '
+            'are in it; the next column has the range of what is left without any one of them. Within generators: of '
+            "deviations from each generator's means, where the measure varies, with a 95 % interval.")
+    if len(better) < len(rows):
+        note += f' {len(rows) - len(better)} networks at chance are left out.'
+    heads = ['measure', 'wirings', 'r over all', 'r without one generator', 'wirings within', 'r within generators']
+    return _Table("Pearson's r of accuracy and the mean of a graph measure over the stages", heads, lines, note)
 
 
 def _operations_table(rows: Sequence[Row]) -> _Table | None:
     means = operation_means(rows)
-    if len(means) < 2:
+    found = {(one, other): operation_correlation(means[one], means[other])
+             for one in means for other in means if one != other}
+    if all(r is None for _, r in found.values()):
         return None
     return _Table("Pearson's r between node operations, of the random graph models' mean accuracy (Figure 6)",
-                  ['', *means], [[name, *('' if other == name else _signed(operation_correlation(one, means[other]))
-                                          for other in means)] for name, one in means.items()])
+                  ['', *means], [[one, *('' if other == one else _signed(found[one, other][1]) for other in means)]
+                                 for one in means],
+                  f'Over {min(n for n, _ in found.values())} random graph models or more.')
 
 
 def _damage_table(rows: Sequence[Row], kind: str, degree: str) -> _Table | None:
     lines = []
     for series, group in by_series(rows).items():
-        losses = losses_by_degree(group, kind)
-        if not losses:
+        networks = [losses for row in group if (losses := losses_by_degree(row, kind))]
+        if not networks:
             continue
-        line = [series]
-        for i, first in enumerate(DEGREES):
-            last = DEGREES[i + 1] - 1 if i + 1 < len(DEGREES) else max(first, *losses)
-            found = [loss for number, values in losses.items() if first <= number <= last for loss in values]
-            line.append(f'{sum(found) / len(found):.2f} ({len(found)})' if found else '–')
-        pairs = [(float(number), loss) for number, values in losses.items() for loss in values]
-        lines.append([*line, _signed(pearson([pair[0] for pair in pairs], [pair[1] for pair in pairs]))])
+        line = [series, str(len(networks))]
+        for first, last in zip(DEGREES, [*(number - 1 for number in DEGREES[1:]), 1 << 30], strict=True):
+            found = [[loss for number, values in losses.items() if first <= number <= last for loss in values]
+                     for losses in networks]
+            means = [statistics.mean(losses) for losses in found if losses]
+            line.append(f'{spread(means)} ({sum(map(len, found))})' if means else '–')
+        lines.append([*line, spread(network_correlations(group, kind))])
     if not lines:
         return None
     ends = [f'{first}' if last == first else f'{first}–{last}' for first, last in zip(
         DEGREES, [second - 1 for second in DEGREES[1:]], strict=False)]
     columns = [*ends, f'{DEGREES[-1]}+']
-    used = [i for i, _ in enumerate(columns) if any(line[i + 1] != '–' for line in lines)]
-    return _Table(f"Mean loss in top-1, in points, by {degree} (number of removals), and Pearson's r (Figure 5)",
-                  ['series', *(columns[i] for i in used), 'r'],
-                  [[line[0], *(line[i + 1] for i in used), line[-1]] for line in lines])
+    used = [i for i, _ in enumerate(columns) if any(line[i + 2] != '–' for line in lines)]
+    return _Table(f'Mean loss in top-1, in points, by {degree} (Figure 5)',
+                  ['series', 'networks', *(columns[i] for i in used), 'r'],
+                  [[*line[:2], *(line[i + 2] for i in used), line[-1]] for line in lines],
+                  'Each network is averaged for itself, then they are: mean ± standard deviation over networks, and '
+                  "how many removals in all. r: Pearson's, of each network's removals, likewise.")
 
 
 def _signed(correlation: float | None) -> str:

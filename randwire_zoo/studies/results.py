@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -23,6 +24,7 @@ RESULTS = 'results.jsonl'
 ASIDE = 'results.broken'  # lines that could not be read
 FORMAT = 2  # 1 had one seed for graphs and training
 Row = dict[str, Any]
+Check = Callable[[Any], bool]
 
 
 @dataclass(frozen=True)
@@ -220,24 +222,69 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_list(of: Check) -> Check:
+    return lambda value: isinstance(value, list) and all(map(of, value))
+
+
+def _is_dict(of: Check) -> Check:
+    return lambda value: isinstance(value, dict) and all(map(_is_text, value)) and all(map(of, value.values()))
+
+
+def _or_none(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _is_anything(value: Any) -> bool:
+    return True
+
+
+def _fits(data: dict[str, Any], needed: dict[str, Check], optional: dict[str, Check]) -> bool:
+    return all(name in data and check(data[name]) for name, check in needed.items()) and all(
+        name not in data or check(data[name]) for name, check in optional.items())
+
+
+# What reports read, and what they expect it to be: a file of results may come from anywhere.
+SPEC: dict[str, Check] = {
+    **dict.fromkeys(('title', 'recipe', 'data', 'generators', 'notes'), _is_text),
+    **dict.fromkeys(('graphs', 'node_ops', 'models'), _is_list(_is_text)), 'eval_sizes': _is_list(_is_whole),
+    **dict.fromkeys(('seeds', 'graph_seeds', 'training_seeds'), _or_none(_is_list(_is_whole))),
+    **dict.fromkeys(('model', 'settings', 'detection', 'paper'), _is_dict(_is_anything))}
+NETWORK: dict[str, Check] = {
+    **dict.fromkeys(('id', 'series', 'model', 'status'), _is_text), 'kwargs': _is_dict(_is_anything),
+    **dict.fromkeys(('graph', 'node_op'), _or_none(_is_text)), **dict.fromkeys(('macs', 'params'), _is_number)}
+MORE: dict[str, Check] = {
+    **dict.fromkeys(('seed', 'training_seed'), _is_whole),
+    **dict.fromkeys(('graph_seed', 'channels', 'epochs', 'classes'), _or_none(_is_whole)),
+    **dict.fromkeys(('seconds', 'loss'), _or_none(_is_number)), 'wiring': _or_none(_is_text),
+    'measures': _is_dict(_is_number), 'eval_sizes': _is_dict(_is_dict(_is_number)),
+    'graphs': _is_list(_is_dict(_is_anything)), 'provenance': _is_dict(_is_anything),
+    'history': _is_list(lambda point: isinstance(point, list) and len(point) == 3 and all(
+        map(_or_none(_is_number), point))),
+    'damage': lambda found: isinstance(found, dict) and all(
+        _is_list(lambda entry, length=length: isinstance(entry, list) and len(entry) == length  # type: ignore[misc]
+                 and _is_whole(entry[-2]) and _is_number(entry[-1]))(found.get(kind, []))
+        for kind, length in (('nodes', 4), ('edges', 5)))}
+
+
 def _is_header(header: dict[str, Any]) -> bool:
-    return (isinstance(header.get('study'), str) and isinstance(header.get('sha256'), str)
-            and isinstance(header.get('spec'), dict))
+    return _fits(header, {'study': _is_text, 'sha256': _is_text, 'spec': _is_dict(_is_anything)}, {}) and _fits(
+        header['spec'], {}, SPEC)
 
 
 def _is_row(row: Row) -> bool:
-    """Whether what reports read is there, and of the type that they expect."""
-    def text(*names: str) -> bool:
-        return all(isinstance(row.get(name), str) for name in names)
-
-    seeds = [row.get(name) for name in ('seed', 'graph_seed', 'training_seed') if row.get(name) is not None]
-    if not (text('id', 'series', 'model', 'status') and seeds and all(map(_is_number, seeds))
-            and all(row.get(name, '') is None or isinstance(row.get(name), str) for name in ('graph', 'node_op'))
-            and isinstance(row.get('kwargs'), dict) and _is_number(row.get('macs')) and _is_number(row.get('params'))):
+    if not _fits(row, NETWORK, MORE) or ('seed' not in row and 'training_seed' not in row):
         return False
     if row['status'] != 'done':
-        return text('reason')
+        return _is_text(row.get('reason'))
     if 'detection' in row:
-        return isinstance(row['detection'], dict) and all(
-            _is_number(row['detection'].get(name)) or row['detection'].get(name) is None for name in ('AP', 'AP50'))
-    return _is_number(row.get('top1')) and _is_number(row.get('top5'))
+        return _is_dict(_or_none(_is_number))(row['detection']) and _is_number(row['detection'].get('AP'))
+    return _is_number(row.get('top1')) and _is_number(row.get('top5')) and all(
+        'top1' in size for size in row.get('eval_sizes', {}).values())
