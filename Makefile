@@ -4,6 +4,7 @@ VENV ?= .venv
 # Tests run in this many processes of one thread each: importing torch and timm is most of what many of them do.
 JOBS ?= 2
 TESTFLAGS ?=
+MUTANTS ?=
 # The longest files first, so that no process waits for the other one's last.
 LONG := $(wildcard tests/test_detectron2_tools.py tests/test_timm_suite.py tests/test_stock_scripts.py)
 TESTS := $(LONG) $(filter-out $(LONG),$(sort $(wildcard tests/test_*.py)))
@@ -15,7 +16,7 @@ STAMP := $(VENV)/.randwire_zoo_installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check upstream benchmark clean
+.PHONY: help install quickstart test check mutants upstream benchmark clean
 
 help:  ## this list
 	@echo 'make TARGET [PYTHON=python3.12]; the targets:'
@@ -40,6 +41,10 @@ test: install  ## run all tests; TESTFLAGS='-k graphs' narrows them
 check: install  ## lint and type-check
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m mypy
+
+mutants: install  ## mutation testing, hours; MUTANTS='graphs hub/' narrows it
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,mutants]'
+	nice -n 19 $(BIN)/python tests/mutants.py $(MUTANTS)
 
 upstream: install  ## fetch timm's scripts and detectron2, and build its wheel, for the tests that need them
 	$(BIN)/python tests/upstream.py

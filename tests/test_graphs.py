@@ -1,6 +1,9 @@
 """The random graph models against processes written down here from the paper's sections 3.2 and 3.3."""
 from __future__ import annotations
 
+import copy
+import dataclasses
+import hashlib
 import itertools
 import math
 import random
@@ -16,6 +19,7 @@ from randwire_zoo.graphs import (
     Graph,
     GraphModel,
     WattsStrogatz,
+    check_graphs,
     graphs_sha256,
     parse_graph_model,
     sample_graphs,
@@ -236,6 +240,39 @@ def test_the_hash_of_a_network_depends_on_the_order_of_its_graphs() -> None:
     assert len({graphs_sha256(graphs) for graphs in ((a, b), (b, a), (a,), (a, a), ())}) == 5
 
 
+def test_edges_are_stored_by_target_and_the_sha256_is_that_of_the_graph_as_json() -> None:
+    graph = Graph(4, ((0, 3), (1, 2), (0, 2)))
+    assert graph.edges == ((0, 2), (1, 2), (0, 3))
+    assert graph.sha256 == hashlib.sha256(b'{"num_nodes":4,"edges":[[0,2],[1,2],[0,3]]}').hexdigest()
+
+
+def test_a_network_of_other_graphs_than_recorded_is_refused_with_both_hashes() -> None:
+    graphs = sample_graphs(WattsStrogatz(4, 0.75), (12, 12), 1)
+    recorded = hashlib.sha256(''.join(graph.sha256 for graph in graphs).encode()).hexdigest()
+    check_graphs(graphs, recorded, 'pico.json')
+    with pytest.raises(ValueError, match=rf'^pico.json .*{graphs_sha256(graphs[::-1])}, but it records {recorded}$'):
+        check_graphs(graphs[::-1], recorded, 'pico.json')
+
+
+@pytest.mark.parametrize('value', [ErdosRenyi(0.2), BarabasiAlbert(5), WattsStrogatz(4, 0.75), Graph(1, ())], ids=str)
+def test_a_graph_and_a_model_are_values_that_nothing_changes(value: object) -> None:
+    for name in vars(value):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, name, 1)
+    assert value in {copy.deepcopy(value)}
+
+
+@pytest.mark.parametrize(('model', 'text'), [
+    (ErdosRenyi(0.2), 'er(0.2)'), (BarabasiAlbert(5), 'ba(5)'), (WattsStrogatz(4, 0.75), 'ws(4,0.75)')])
+def test_a_model_is_written_as_in_the_paper(model: GraphModel, text: str) -> None:
+    assert str(model) == text and repr(model) == repr(parse_graph_model(text))
+
+
+def test_a_stage_may_have_one_node_and_the_seed_may_be_0() -> None:
+    assert sample_graphs(ErdosRenyi(0.5), (1, 2), 0)[0] == Graph(1, ())
+    assert len({sample_graphs(WattsStrogatz(4, 0.75), (32,), seed) for seed in range(3)}) == 3
+
+
 def test_an_undirected_graph_must_be_labelled_by_index() -> None:
     with pytest.raises(ValueError, match='labelled 0 … N − 1'):
         Graph.from_undirected(networkx.path_graph(['a', 'b']))
@@ -271,18 +308,18 @@ def test_json_data_that_is_no_graph_is_refused(data: object) -> None:
 
 
 @pytest.mark.parametrize(('text', 'named'), [
-    ('ws(3,0.5)', 'K=3'),
-    ('ws(0,0.5)', 'K=0'),
+    ('ws(3,0.5)', r'^WS\(K, P\) needs an even K, got K=3'),
+    ('ws(0,0.5)', r'^WS\(K, P\) needs an integer K of at least 2, got K=0'),
     ('ws(-2,0.5)', 'K=-2'),
     ('ws(4.0,0.5)', 'K=4.0'),
-    ('ws(4,-0.1)', 'P=-0.1'),
+    ('ws(4,-0.1)', r'^WS\(K, P\) needs .*P=-0.1'),
     ('ws(4,1.5)', 'P=1.5'),
     ('ws(4,nan)', 'P=nan'),
     ('ws(4,inf)', 'P=inf'),
-    ('er(1.01)', 'P=1.01'),
+    ('er(1.01)', r'^ER\(P\) needs .*P=1.01'),
     ('er(nan)', 'P=nan'),
     ('er(-1)', 'P=-1'),
-    ('ba(0)', 'M=0'),
+    ('ba(0)', r'^BA\(M\) needs an integer M of at least 1, got M=0'),
     ('ba(-5)', 'M=-5'),
     ('ba(2.5)', 'M=2.5'),
     ('ba(nan)', 'M=nan'),

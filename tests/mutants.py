@@ -1,0 +1,467 @@
+"""Mutation testing (`make mutants`): break the code in one place after another and see whether its tests notice.
+
+The changes are those of mutmut's operators. Mutmut's own runner is not used: it puts all mutants of a function into one
+file behind switches, which TorchScript and torch.compile cannot read, and it knows nothing of packages that lie beside
+their parent (`tool.setuptools.package-dir`). Here a mutant is a whole source file in a copy of the project; one process
+has imported everything that the tests import from elsewhere (torch and timm take seconds), and forks for every mutant a
+child that imports the project and runs those tests that reach the changed line, fastest first, until one fails.
+
+`tests/survivors.yaml` names the mutants that no test kills, with the reason of each: `equivalent` where the program
+still does the same, `accepted` where it does not and no test is worth it. A survivor that is not named there, or a name
+that survives no more, is reported, and the exit status is 1. `docs/data/mutants.json` keeps the numbers.
+
+Left alone are imports, annotations, `__all__`, what error messages say, and the encoding of files, which only shows
+where the locale is no UTF-8; a string is altered in one way, where mutmut has three.
+"""
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import hashlib
+import json
+import os
+import pickle
+import platform
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BUILD = ROOT / 'build' / 'mutants'
+TREE = BUILD / 'tree'
+VERDICTS = BUILD / 'verdicts.json'  # of earlier runs, so that a killed mutant is not run again
+SURVIVORS = ROOT / 'tests' / 'survivors.yaml'
+SUMMARY = ROOT / 'docs' / 'data' / 'mutants.json'
+BESIDE = ('configs', 'detection', 'hub')  # packages of randwire_zoo that lie beside it
+
+# What is mutated, and the tests that answer for it.
+MODULES: dict[str, list[str]] = {
+    'randwire_zoo/graphs.py': ['test_graphs', 'test_frozen'],
+    'randwire_zoo/frozen/__init__.py': ['test_frozen'],
+    'randwire_zoo/studies/analysis.py': ['test_studies', 'test_study_report'],
+    'randwire_zoo/studies/damage.py': ['test_damage'],
+    'randwire_zoo/network.py': ['test_network', 'test_models', 'test_damage', 'test_export'],
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of one file: the function it is in, the changed lines before and after, and the whole file after."""
+
+    path: str
+    function: str
+    lines: range
+    body: range
+    was: str
+    becomes: str
+    code: str
+    key: str
+
+
+def mutants_of(path: str) -> list[Mutant]:
+    """All mutants of a file, in the order of their lines."""
+    import libcst as cst
+    from libcst.metadata import MetadataWrapper, PositionProvider
+    from mutmut.mutation.file_mutation import NEVER_MUTATE_FUNCTION_CALLS, deep_replace
+    from mutmut.mutation.mutators import mutation_operators
+
+    source = (ROOT / path).read_text(encoding='utf-8')
+    wrapper = MetadataWrapper(cst.parse_module(source))
+    found: list[tuple[cst.CSTNode, cst.CSTNode, str, range, range]] = []
+
+    def encodings(node: cst.CSTNode) -> list[str]:
+        return [getattr(arg.value, 'value', '') for arg in node.args
+                if arg.keyword and arg.keyword.value == 'encoding'] if isinstance(node, cst.Call) else []
+
+    class Visitor(cst.CSTVisitor):
+        METADATA_DEPENDENCIES = (PositionProvider,)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.names: list[str] = []
+            self.bodies: list[range] = []
+
+        def span(self, node: cst.CSTNode) -> range:
+            place = self.get_metadata(PositionProvider, node)
+            return range(place.start.line, place.end.line + 1)
+
+        def on_visit(self, node: cst.CSTNode) -> bool:
+            if isinstance(node, (cst.Annotation, cst.Import, cst.ImportFrom, cst.Raise)):
+                return False
+            if isinstance(node, cst.Arg) and node.keyword and node.keyword.value == 'encoding':
+                return False
+            if isinstance(node, cst.Assign) and getattr(node.targets[0].target, 'value', None) == '__all__':
+                return False
+            if isinstance(node, cst.Call) and getattr(node.func, 'value', None) in NEVER_MUTATE_FUNCTION_CALLS:
+                return False
+            if isinstance(node, (cst.ClassDef, cst.FunctionDef)):
+                self.names.append(node.name.value)
+                if isinstance(node, cst.FunctionDef):
+                    self.bodies.append(self.span(node.body))
+            for kind, operator in mutation_operators:
+                if isinstance(node, kind):
+                    changed = list(operator(node))
+                    for other in changed[:1] if isinstance(node, cst.BaseString) else changed:
+                        if encodings(other) != encodings(node):
+                            continue
+                        # Operators such as `in` have no position of their own in every version of libcst.
+                        place = self.get_metadata(PositionProvider, node, None)
+                        lines = range(place.start.line, place.end.line + 1) if place else range(0)
+                        found.append((node, other, '.'.join(self.names), lines,
+                                      self.bodies[-1] if self.bodies else range(0)))
+            return True
+
+        def on_leave(self, node: cst.CSTNode) -> None:
+            if isinstance(node, (cst.ClassDef, cst.FunctionDef)):
+                self.names.pop()
+                if isinstance(node, cst.FunctionDef):
+                    self.bodies.pop()
+
+    wrapper.visit(Visitor())
+    before = source.splitlines()
+    mutants: dict[str, Mutant] = {}
+    for node, other, function, lines, body in found:
+        code = deep_replace(wrapper.module, node, other).code  # type: ignore[union-attr]
+        try:
+            compile(code, path, 'exec')
+        except SyntaxError:
+            continue
+        after = code.splitlines()
+        first = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), len(before))
+        last = next(i for i, (a, b) in enumerate(zip(before[::-1], after[::-1], strict=False)) if a != b)
+        was, becomes = (' '.join(line.strip() for line in text[first:len(text) - last]) for text in (before, after))
+        around = '\n'.join(before[body.start - 2:body.stop]) if body else ''
+        key = hashlib.sha256('\0'.join((path, function, around, was, becomes, code if not body else '')).encode())
+        mutants.setdefault(code, Mutant(path, function, lines, body, was, becomes, code, key.hexdigest()))
+    return sorted(mutants.values(), key=lambda mutant: mutant.lines.start)
+
+
+def copy_project() -> None:
+    """Copy what git knows or would add to TREE, with all packages inside randwire_zoo as an installation has them."""
+    shutil.rmtree(TREE, ignore_errors=True)
+    listed = subprocess.run(['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'], cwd=ROOT,
+                            check=True, capture_output=True, text=True).stdout
+    for name in filter(None, listed.split('\0')):
+        if (ROOT / name).is_file():
+            (TREE / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, TREE / name)
+    for name in BESIDE:
+        (TREE / 'randwire_zoo' / name).symlink_to(Path('..', name), target_is_directory=True)
+
+
+def in_a_child(job: Callable[[], Any], seconds: float) -> tuple[str, Any]:
+    """Run a function in a forked process: ('done', what it returned), ('timeout', None) or ('died', None).
+
+    Args:
+        job: Returns something to pickle.
+        seconds: How long it takes where nothing is wrong, roughly.
+    """
+    answer = BUILD / 'answer.pickle'
+    answer.unlink(missing_ok=True)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.setsid()
+            log = os.open(BUILD / 'child.log', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            for stream in (1, 2):
+                os.dup2(log, stream)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.environ.pop('TORCH_DEVICE_BACKEND_AUTOLOAD', None)
+            limit = int(10 + 5 * seconds)
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+            resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))
+            answer.write_bytes(pickle.dumps(job()))
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    end = time.monotonic() + 30 + 15 * seconds
+    status = None
+    while status is None and time.monotonic() < end:
+        time.sleep(0.01)
+        ended, code = os.waitpid(child, os.WNOHANG)
+        status = code if ended else None
+    try:
+        os.killpg(child, signal.SIGKILL)  # the child, and whatever its tests have left running
+    except ProcessLookupError:
+        pass
+    if status is None:
+        os.waitpid(child, 0)
+        return 'timeout', None
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL):
+        return 'timeout', None
+    if status != 0 or not answer.is_file():
+        return 'died', None
+    return 'done', pickle.loads(answer.read_bytes())
+
+
+class Watch:
+    """A pytest plugin that notes how long each test takes, which start processes, and which lines each one reaches."""
+
+    def __init__(self, coverage: Any) -> None:
+        self.coverage = coverage
+        self.seconds: dict[str, float] = {}
+        self.starting: set[str] = set()
+        self.current = ''
+        start = subprocess.Popen.__init__
+
+        def noted(*args: Any, **kwargs: Any) -> None:
+            self.starting.update({self.current} - {''})
+            start(*args, **kwargs)
+        subprocess.Popen.__init__ = noted  # type: ignore[method-assign]
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.current = nodeid
+        self.coverage.switch_context(nodeid)
+        for name, module in list(sys.modules.items()):
+            if name.startswith('randwire_zoo'):
+                for value in vars(module).values():
+                    if hasattr(value, 'cache_clear'):
+                        value.cache_clear()  # what this test would compute if it ran alone
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Iterator[None]:
+        if fixturedef.scope == 'function':
+            return (yield)
+        self.coverage.switch_context(request.node.nodeid)  # a file, or nothing: all tests in it
+        try:
+            return (yield)
+        finally:
+            self.coverage.switch_context(self.current)
+
+    def pytest_runtest_logfinish(self) -> None:
+        self.current = ''
+        self.coverage.switch_context('')
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+
+
+class Choose:
+    """A pytest plugin that runs the given tests alone: file by file, the fastest first."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        if not self.seconds.keys() <= {item.nodeid for item in items}:
+            os._exit(1)  # not even the tests' names are the same
+        files: Counter[str] = Counter()
+        for test, seconds in self.seconds.items():
+            files[file_of(test)] += seconds  # type: ignore[assignment]
+        items[:] = sorted((item for item in items if item.nodeid in self.seconds),
+                          key=lambda item: (files[file_of(item.nodeid)], self.seconds[item.nodeid]))
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            os._exit(1)  # that is all there is to know; tidying up takes time
+
+
+def file_of(test: str) -> str:
+    return test.partition('::')[0]
+
+
+@dataclass
+class Baseline:
+    """What the unchanged tests of a file did."""
+
+    status: int
+    reached: dict[int, list[str]]
+    seconds: dict[str, float]
+    starting: set[str]
+    imported: list[str]
+
+
+def pytest_main(files: list[str], *plugins: object) -> int:
+    # Neither plug-ins of other packages nor pytest's own that collect garbage at the end: they take longer than tests.
+    os.environ['PYTEST_DISABLE_PLUGIN_AUTOLOAD'] = '1'
+    return int(pytest.main([
+        '-x', '-q', '--no-header', '--tb=short', '-W', 'ignore::pytest.PytestConfigWarning',
+        f'--basetemp={BUILD / "tmp"}',
+        *(f'-pno:{name}' for name in ('cacheprovider', 'unraisableexception', 'threadexception', 'faulthandler')),
+        *files], plugins=plugins))
+
+
+def baseline(path: str, files: list[str]) -> Baseline:
+    """Run the tests of a file on it as it is."""
+    from coverage import Coverage
+
+    sys.dont_write_bytecode = False  # of the tests, for the mutants' runs
+    coverage = Coverage(data_file=None, include=[str(TREE / path)], config_file=False)
+    watch = Watch(coverage)
+    coverage.start()
+    status = pytest_main(files, watch)
+    coverage.stop()
+    data = coverage.get_data()
+    reached = {line: tests for name in data.measured_files()
+               for line, tests in data.contexts_by_lineno(name).items()}
+    imported = [name for name, module in sys.modules.items()
+                if not str(getattr(module, '__file__', None) or TREE).startswith(str(TREE))
+                and name.partition('.')[0] not in ('randwire_zoo', 'tests', '__main__', '_randwire_zoo_autoload')]
+    return Baseline(status, reached, watch.seconds, watch.starting, imported)
+
+
+def warm_up(names: list[str]) -> None:
+    """Import what the tests import from elsewhere, so that the children need not."""
+    for name in names:
+        if name not in sys.modules:
+            try:
+                import_module(name)
+            except Exception:  # a module of another platform, or one that another puts into sys.modules itself
+                continue
+    gc.collect()
+    gc.freeze()  # the children's collections need not go through all this
+
+
+def tests_for(mutant: Mutant, base: Baseline) -> dict[str, float]:
+    """The tests that may notice: those that reach the changed lines, and those that start processes."""
+    reached = {''}
+    if mutant.body and mutant.lines.start >= mutant.body.start:
+        reached = {test for line in mutant.lines for test in base.reached.get(line, ())}
+        reached = reached or {test for line in mutant.body for test in base.reached.get(line, ())}
+        reached |= base.starting
+    return {test: seconds for test, seconds in base.seconds.items()
+            if not reached.isdisjoint(('', file_of(test), test))}
+
+
+def verdict(mutant: Mutant, base: Baseline) -> str:
+    """'killed', 'timeout' or 'survived'."""
+    chosen = tests_for(mutant, base)
+    if not chosen:
+        return 'survived'
+    files = sorted(set(map(file_of, chosen)))
+    path = TREE / mutant.path
+    original = path.read_bytes()
+    for cached in (path.parent / '__pycache__').glob(f'{path.stem}.*'):
+        cached.unlink()  # its time stamp has a resolution of a second
+
+    def run() -> int:
+        sys.dont_write_bytecode = True
+        os.environ['PYTHONDONTWRITEBYTECODE'] = '1'
+        return pytest_main(files, Choose(chosen))
+
+    path.write_text(mutant.code, encoding='utf-8')
+    try:
+        ended, status = in_a_child(run, sum(chosen.values()))
+    finally:
+        path.write_bytes(original)
+    if ended == 'timeout':
+        return 'timeout'
+    return 'survived' if ended == 'done' and status in (0, 5) else 'killed'
+
+
+def read_survivors() -> dict[str, list[dict[str, str]]]:
+    import yaml
+
+    return yaml.safe_load(SURVIVORS.read_text(encoding='utf-8')) or {} if SURVIVORS.is_file() else {}
+
+
+def report(path: str, verdicts: list[tuple[Mutant, str]], named: list[dict[str, str]]) -> tuple[dict[str, Any], bool]:
+    """Compare survivors with the named ones; return the file's numbers, and whether all is as named."""
+    unnamed = list(named)
+    counts: Counter[str] = Counter(outcome for _, outcome in verdicts)
+    news: list[Mutant] = []
+    for mutant, outcome in verdicts:
+        if outcome == 'survived':
+            entry = next((entry for entry in unnamed if (entry['in'], entry['was'], entry['becomes']) == (
+                mutant.function, mutant.was, mutant.becomes)), None)
+            if entry is None:
+                news.append(mutant)
+            else:
+                unnamed.remove(entry)
+                counts['equivalent'] += 'equivalent' in entry
+    for mutant in news:
+        print(f'\nnew survivor, {path}, line {mutant.lines.start}:\n- ' + '\n  '.join(
+            f'{name}: {json.dumps(text, ensure_ascii=False)}' for name, text in (
+                ('in', mutant.function), ('was', mutant.was), ('becomes', mutant.becomes), ('equivalent', ''))))
+    for entry in unnamed:
+        print(f'\nsurvives no more, {path}: in {entry["in"]}: {entry["was"]} -> {entry["becomes"]}')
+    killed, counted = counts['killed'] + counts['timeout'], len(verdicts) - counts['equivalent']
+    numbers = {'mutants': len(verdicts), 'killed': counts['killed'], 'timeout': counts['timeout'],
+               'equivalent': counts['equivalent'], 'survived': counts['survived'] - counts['equivalent'],
+               'percent': round(100 * killed / max(counted, 1), 1)}
+    print(f'\n{path}: {numbers}', flush=True)
+    return numbers, not news and not unnamed
+
+
+def commit(*paths: str) -> str:
+    """The commit that is tested, with a + where these files differ from it."""
+    head = subprocess.run(['git', 'rev-parse', '--short=12', 'HEAD'], cwd=ROOT, check=True, capture_output=True,
+                          text=True)
+    changed = subprocess.run(['git', 'diff', '--quiet', 'HEAD', '--', *paths], cwd=ROOT)
+    return head.stdout.strip() + '+' * changed.returncode
+
+
+def progress(mutants: list[Mutant]) -> Iterator[Mutant]:
+    from tqdm import tqdm
+
+    yield from tqdm(mutants, disable=None, leave=False)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser.add_argument('modules', nargs='*', help='parts of the names of the files to mutate; all if none is given')
+    parser.add_argument('--fresh', action='store_true', help='run mutants again that an earlier run has killed')
+    parser.add_argument('--list', action='store_true', help='print the mutants and run nothing')
+    args = parser.parse_args()
+    paths = [path for path in MODULES if not args.modules or any(part in path for part in args.modules)]
+    if args.list:
+        for path in paths:
+            for mutant in mutants_of(path):
+                print(f'{path}:{mutant.lines.start} in {mutant.function}\n-{mutant.was}\n+{mutant.becomes}')
+        return 0
+
+    BUILD.mkdir(parents=True, exist_ok=True)
+    copy_project()
+    os.chdir(TREE)
+    sys.path[:] = [str(TREE), *(entry for entry in sys.path if entry and Path(entry) != ROOT / 'tests')]
+    os.environ.update(PYTHONPATH=str(TREE), OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
+    os.environ['TORCH_DEVICE_BACKEND_AUTOLOAD'] = '0'  # in this process, which must not import the project
+    known = json.loads(VERDICTS.read_text()) if VERDICTS.is_file() and not args.fresh else {}
+    summary = json.loads(SUMMARY.read_text(encoding='utf-8')) if SUMMARY.is_file() else {}
+    survivors, as_named = read_survivors(), True
+    for path in paths:
+        mutants = mutants_of(path)
+        tests = [f'tests/{name}.py' for name in MODULES[path]]
+        ended, base = in_a_child(lambda path=path, tests=tests: baseline(path, tests), 600)  # type: ignore[misc]
+        if ended != 'done' or base.status != 0:
+            print((BUILD / 'child.log').read_text(encoding='utf-8', errors='replace'))
+            print(f'the tests of {path} do not pass as it is')
+            return 1
+        warm_up(base.imported)
+        print(f'{path}: {len(mutants)} mutants, {len(base.seconds)} tests of {sum(base.seconds.values()):.0f} s',
+              flush=True)
+        verdicts = []
+        for mutant in progress(mutants):
+            outcome = known.get(mutant.key)
+            if outcome in (None, 'survived'):
+                outcome = known[mutant.key] = verdict(mutant, base)
+                VERDICTS.write_text(json.dumps(known))
+            verdicts.append((mutant, outcome))
+        numbers, as_expected = report(path, verdicts, survivors.get(path, []))
+        as_named = as_named and as_expected
+        summary[path] = {**numbers, 'commit': commit(path, *tests), 'date': datetime.date.today().isoformat(),
+                         'mutmut': version('mutmut'), 'torch': version('torch'), 'python': platform.python_version()}
+        SUMMARY.parent.mkdir(parents=True, exist_ok=True)
+        SUMMARY.write_text(json.dumps(dict(sorted(summary.items())), indent=1) + '\n', encoding='utf-8')
+    return 0 if as_named else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())
