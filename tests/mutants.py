@@ -174,7 +174,7 @@ def in_a_child(job: Callable[[], Any], seconds: float) -> tuple[str, Any]:
     answer.unlink(missing_ok=True)
     child = os.fork()
     if child == 0:
-        status = 1
+        code = 1
         try:
             os.setsid()
             log = os.open(BUILD / 'child.log', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -186,11 +186,11 @@ def in_a_child(job: Callable[[], Any], seconds: float) -> tuple[str, Any]:
             resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
             resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))
             answer.write_bytes(pickle.dumps(job()))
-            status = 0
+            code = 0
         except BaseException:
             traceback.print_exc()
         finally:
-            os._exit(status)
+            os._exit(code)
     end = time.monotonic() + 30 + 15 * seconds
     status = None
     while status is None and time.monotonic() < end:
