@@ -10,26 +10,34 @@ raised, and a registration that fails becomes one warning. TORCH_DEVICE_BACKEND_
 """
 import importlib
 import sys
+import threading
 import warnings
+import weakref
 from typing import Any
 
-# Importing the key calls for importing the value right after it.
+# Importing the key calls for importing the last of the values right after it. If the key had been imported before, and
+# this is another module of that name, those of the values that are there belong to the old one and are run again.
 _FOLLOWERS = {
-    'timm.models': 'randwire_zoo.models',
-    'detectron2.modeling.backbone': 'randwire_zoo.detection.builders',
+    'timm.models': ('randwire_zoo.models',),
+    'detectron2.modeling.backbone': (
+        'randwire_zoo.detection.checkpoints', 'randwire_zoo.detection.backbone', 'randwire_zoo.detection.builders'),
 }
+_followed: dict[str, weakref.ref[Any]] = {}
 
 
 class _Finder:
     """Finds the modules of `_FOLLOWERS` as the other finders do, with a loader that also runs `_follow`."""
 
     def __init__(self) -> None:
-        self.asking: set[str] = set()
+        self.local = threading.local()
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
-        if fullname not in _FOLLOWERS or fullname in self.asking:
+        if fullname not in _FOLLOWERS:
             return None
-        self.asking.add(fullname)  # another finder that asks all finders, as this one does, must not come back here
+        asking: set[str] = vars(self.local).setdefault('asking', set())
+        if fullname in asking:
+            return None
+        asking.add(fullname)  # another finder that asks all finders, as this one does, must not come back here
         try:
             for finder in sys.meta_path:
                 if finder is self or not hasattr(finder, 'find_spec'):
@@ -40,7 +48,7 @@ class _Finder:
                         spec.loader = _Loader(spec.loader)
                     return spec
         finally:
-            self.asking.discard(fullname)
+            asking.discard(fullname)
         return None
 
 
@@ -64,7 +72,13 @@ class _Loader:
 
 def _follow(fullname: str) -> None:
     try:
-        importlib.import_module(_FOLLOWERS[fullname])
+        module, before = sys.modules[fullname], _followed.get(fullname)
+        _followed[fullname] = weakref.ref(module)
+        if before is not None and before() is not module:
+            for follower in _FOLLOWERS[fullname]:
+                if follower in sys.modules:
+                    importlib.reload(sys.modules[follower])
+        importlib.import_module(_FOLLOWERS[fullname][-1])
     except Exception as error:
         _warn(f'randwire-zoo could not register with {fullname} ({type(error).__name__}: {error}); everything else '
               'works. Set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to keep it from trying.')

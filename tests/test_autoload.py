@@ -108,6 +108,41 @@ def test_the_hook_works_in_a_zip_file_whose_modules_share_one_loader(tmp_path: P
     assert done.stderr == ''
 
 
+def test_timm_that_was_purged_and_is_imported_again_has_our_models_again(tmp_path: Path) -> None:
+    done = standins(tmp_path, (
+        'import _randwire_zoo_autoload\n'
+        '_randwire_zoo_autoload.install()\n'
+        'for turn in range(3):\n'
+        '    for name in [name for name in sys.modules if name.partition(".")[0] == "timm"]:\n'
+        '        del sys.modules[name]\n'
+        '    import timm, log, randwire_zoo.models\n'
+        '    assert randwire_zoo.models.models is timm.models\n'
+        '    assert log.events == ["layers", "models", "randwire", "data", "timm"], log.events\n'
+        '    del log.events[:]\n'))
+    assert done.stderr == ''
+
+
+def test_another_thread_that_looks_for_timm_does_not_hide_it_from_the_hook(tmp_path: Path) -> None:
+    done = standins(tmp_path, (
+        'import threading, _randwire_zoo_autoload\n'
+        '_randwire_zoo_autoload.install()\n'
+        'inside, done = threading.Event(), threading.Event()\n'
+        'class Slow:\n'
+        '    def find_spec(self, name, *arguments):\n'
+        '        if name == "timm.models" and threading.current_thread() is thread:\n'
+        '            inside.set()\n'
+        '            done.wait()\n'
+        'sys.meta_path.insert(1, Slow())\n'
+        f'arguments = "timm.models", [{str(tmp_path / "world/timm")!r}]\n'
+        'thread = threading.Thread(target=sys.meta_path[0].find_spec, args=arguments)\n'
+        'thread.start()\n'
+        'inside.wait()\n'
+        'import timm, log\n'
+        'done.set()\n'
+        'assert log.events.count("randwire") == 1, log.events\n'))
+    assert done.stderr == ''
+
+
 @pytest.mark.parametrize('place', ['0', 'len(sys.meta_path)'])
 def test_the_hook_gets_on_with_another_finder_that_asks_all_finders(tmp_path: Path, place: str) -> None:
     done = standins(tmp_path, (
@@ -205,10 +240,15 @@ def test_importing_randwire_zoo_alone_imports_no_library_and_its_names_are_there
     assert done.stdout == "module 'randwire_zoo' has no attribute 'nothing'\n"
 
 
-def test_importing_randwire_zoo_before_timm_warns_of_nothing_even_after_a_reload(tmp_path: Path) -> None:
+def test_importing_randwire_zoo_before_timm_warns_of_nothing_even_after_a_reload_or_a_purge(tmp_path: Path) -> None:
     done = python(tmp_path, (
         'import randwire_zoo, importlib, timm\n'
         'assert timm.is_model("randwire_ws_pico")\n'
         'importlib.reload(timm.models)\n'
-        'assert timm.is_model("randwire_ws_pico")\n'), '-W', 'always')
+        'assert timm.is_model("randwire_ws_pico")\n'
+        'import sys\n'
+        'for name in [name for name in sys.modules if name.partition(".")[0] == "timm"]:\n'
+        '    del sys.modules[name]\n'
+        'import timm\n'
+        'assert timm.create_model("randwire_ws_pico", pretrained=True).num_classes == 10\n'), '-W', 'always')
     assert 'randwire' not in done.stderr and 'Overwriting' not in done.stderr, done.stderr

@@ -73,7 +73,11 @@ seen['hooks'] = [type(finder).__qualname__ for finder in sys.meta_path]
 timm = 'timm' in sys.modules
 ours = sorted(name for name in sys.modules if name.startswith('randwire_zoo'))
 DatasetCatalog.register('balloon_train', lambda: [])  # a user's own, whatever folders there are
-print(json.dumps({'seen': seen, 'timm': timm, 'ours': ours}, default=str, sort_keys=True))
+for name in [name for name in sys.modules if name.partition('.')[0] == 'detectron2']:
+    del sys.modules[name]
+from detectron2.modeling import BACKBONE_REGISTRY
+again = sorted(name for name, _ in BACKBONE_REGISTRY)
+print(json.dumps({'seen': seen, 'timm': timm, 'ours': ours, 'again': again}, default=str, sort_keys=True))
 '''
 
 
@@ -102,6 +106,7 @@ def test_detectron2_without_our_backbone_is_detectron2_as_it_was(tmp_path: Path)
     for name in registries:
         assert after[name].keys() - before[name].keys() == builders
         after[name] = {key: value for key, value in after[name].items() if key not in builders}
+    assert builders <= set(installed['again']), 'not registered with a detectron2 that was purged and imported again'
     assert [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)] == []
 
 
