@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .native import SeparableNode
 from .network import ConvBN, Node, RandWire, Stage
 
 __all__ = ['DeployedNode', 'deploy']
@@ -36,6 +37,13 @@ class DeployedNode(nn.Module):
         else:
             self.first = node.conv_dw if hasattr(node, 'conv_dw') else node.pool
             self.last = _fold(node.conv_pw, node.bn)
+
+    @torch.jit.unused
+    def separable(self) -> Optional[SeparableNode]:
+        """As `network.Node.separable`."""
+        if type(self) is not DeployedNode:
+            return None
+        return SeparableNode(self, self.first, self.last, None, self.weights)
 
     def forward(self, inputs: list[Tensor], kept_edges: Optional[Tensor] = None) -> Tensor:
         """Transform the inputs, each [B, in_chs, H, W], to [B, out_chs, H/stride, W/stride]."""

@@ -1,4 +1,4 @@
-// The passes of a RandWire stage over its data, fused, for the CPU: see `randwire_zoo.native` for what calls them.
+// The passes of a RandWire stage over its data, fused, for the CPU: see `randwire_zoo/kernels.py` for what calls them.
 //
 // All tensors are dense NHWC ("channels_last"). Vectors of per-channel numbers are padded to a multiple of LANES with
 // zeros, and so are the rows of data kept between two passes, so that inner loops have no remainder; tensors are not
@@ -8,15 +8,30 @@
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 #include <immintrin.h>
 #endif
+#ifdef _OPENMP
 #include <omp.h>
+#endif
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <new>
 #include <type_traits>
 #include <vector>
 
 namespace {
+
+#ifdef _OPENMP
+int max_threads() { return omp_get_max_threads(); }
+int num_threads() { return omp_get_num_threads(); }
+int thread_number() { return omp_get_thread_num(); }
+#else  // a compiler without OpenMP: one thread
+int max_threads() { return 1; }
+int num_threads() { return 1; }
+int thread_number() { return 0; }
+#endif
 
 constexpr int64_t LANES = 16;
 constexpr int64_t TILE_BYTES = 256 << 10;  // what may stand between the two convolutions of a node: half a second-level cache
@@ -84,6 +99,13 @@ ALWAYS void store_some(bfloat16* p, Vec v, int64_t n) {
 }
 #endif
 
+ALWAYS void convert(float x, float* to) { *to = x; }
+ALWAYS void convert(bfloat16 x, bfloat16* to) { *to = x; }
+ALWAYS void convert(bfloat16 x, float* to) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  std::memcpy(to, &bits, sizeof bits);
+}
+
 // A vector of n channels: all LANES of them, or, at a pixel's end, fewer.
 template <class T> ALWAYS Vec load(const T* p, int64_t n) { return n == LANES ? load_all(p) : load_some(p, n); }
 template <class T> ALWAYS void store(T* p, Vec v, int64_t n) { n == LANES ? store_all(p, v) : store_some(p, v, n); }
@@ -97,16 +119,18 @@ struct Shape {
   int64_t out_width() const { return (width - 1) / stride + 1; }
 };
 
-// Memory aligned to vectors.
+// Memory aligned to vectors; zeros, unless every element will be written before it is read.
 template <class T> struct Buffer {
-  std::vector<T> memory;
   T* data;
-  Buffer(Buffer&&) = default;
+  Buffer(Buffer&& other) : data(other.data) { other.data = nullptr; }
   Buffer(const Buffer&) = delete;
-  explicit Buffer(int64_t size) : memory(size + 64 / sizeof(T), T()) {
-    auto address = reinterpret_cast<uintptr_t>(memory.data());
-    data = reinterpret_cast<T*>((address + 63) / 64 * 64);
+  explicit Buffer(int64_t size, bool zeroed = true) {
+    const size_t bytes = (size * sizeof(T) + 63) / 64 * 64;
+    data = static_cast<T*>(std::aligned_alloc(64, bytes));
+    if (data == nullptr) throw std::bad_alloc();
+    if (zeroed) std::memset(static_cast<void*>(data), 0, bytes);
   }
+  ~Buffer() { std::free(data); }
 };
 
 // A weighted sum of tensors, each of which may stand before its BN: the sum of
@@ -131,12 +155,14 @@ template <class T> struct Sum {
 };
 
 // A kernel [channels][3][3] as [9][lanes], followed by the same turned around, which is that of the backward pass.
-Buffer<float> pack_kernel(const float* kernel, int64_t channels) {
+template <class T> Buffer<float> pack_kernel(const T* kernel, int64_t channels) {
   const int64_t lanes = padded(channels);
   Buffer<float> packed(18 * lanes);
   for (int64_t tap = 0; tap < 9; tap++)
-    for (int64_t c = 0; c < channels; c++)
-      packed.data[tap * lanes + c] = packed.data[(17 - tap) * lanes + c] = kernel[c * 9 + tap];
+    for (int64_t c = 0; c < channels; c++) {
+      convert(kernel[c * 9 + tap], packed.data + tap * lanes + c);
+      packed.data[(17 - tap) * lanes + c] = packed.data[tap * lanes + c];
+    }
   return packed;
 }
 
@@ -185,7 +211,12 @@ struct Rows {
   std::vector<int64_t> held;
   Rows(int64_t height, int64_t width, int64_t pixel, int64_t margin, int64_t slots)
       : height(height), pixel(pixel), margin(margin), row((width + 2 * margin) * pixel), slots(slots),
-        ring(slots * row), outside(row), held(slots, -1) {}
+        ring(slots * row, false), outside(row), held(slots, -1) {
+    for (int64_t slot = 0; slot < slots; slot++) {  // the margins, which nobody writes to
+      std::fill_n(ring.data + slot * row, margin * pixel, 0.0f);
+      std::fill_n(ring.data + (slot + 1) * row - margin * pixel, margin * pixel, 0.0f);
+    }
+  }
   // Where pixel -margin of row y lies, made by `make(y, to)` if it is not there yet.
   template <class Make> const float* get(int64_t y, Make make) {
     if (y < 0 || y >= height) return outside.data;
@@ -247,7 +278,7 @@ void forward(const Sum<T>& sum_of, const float* raw_kernel, T* out, Shape s) {
   const Buffer<float> kernel = pack_kernel(raw_kernel, s.channels);
   const int64_t out_height = s.out_height(), out_width = s.out_width(), d = s.dilation;
   // Whole images where there are enough; otherwise parts of them, which compute the rows at their seams twice.
-  const int64_t parts = std::clamp<int64_t>(2 * omp_get_max_threads() / s.batch, 1, std::max<int64_t>(out_height / 4, 1));
+  const int64_t parts = std::clamp<int64_t>(2 * max_threads() / s.batch, 1, std::max<int64_t>(out_height / 4, 1));
 #pragma omp parallel
   {
     Rows sums(s.height, s.width, padded(s.channels), d, 2 * d + 1);
@@ -286,13 +317,6 @@ template <class T> struct Operand { typedef float type; };
 #endif
 constexpr int64_t step_of(const float*) { return 1; }
 ALWAYS Vec multiply_add(Vec sum, const float* a, const float* b) { return sum + (zeros() + *a) * load_all(b); }
-
-ALWAYS void convert(float x, float* to) { *to = x; }
-ALWAYS void convert(bfloat16 x, bfloat16* to) { *to = x; }
-ALWAYS void convert(bfloat16 x, float* to) {
-  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  std::memcpy(to, &bits, sizeof bits);
-}
 
 // Output channels are computed in panels of a few vectors, as many pixels at a time as leave all sums in registers, of
 // which AVX-512 has 32 of a whole vector each, and AVX2 16 of half a vector.
@@ -356,15 +380,16 @@ ALWAYS void multiply_block(const E* a, int64_t lanes, const E* panel, int64_t de
         store(to + m * to_pixel + v * LANES, sums[m][v], std::min<int64_t>(LANES, columns - v * LANES));
 }
 
-template <int V, class E, class T>
+// M pixels at a time, and what is left over by halves of that.
+template <int M, int V, class E, class T>
 void multiply_panel(const E* a, int64_t pixels, int64_t lanes, const E* panel, int64_t depth, const float* bias, T* to,
                     int64_t to_pixel, int64_t columns) {
-  constexpr int M = rows_of(V);
   int64_t x = 0;
   for (; x + M <= pixels; x += M)
     multiply_block<M, V>(a + x * lanes, lanes, panel, depth, bias, to + x * to_pixel, to_pixel, columns);
-  for (; x < pixels; x++)
-    multiply_block<1, V>(a + x * lanes, lanes, panel, depth, bias, to + x * to_pixel, to_pixel, columns);
+  if constexpr (M > 1)
+    if (x < pixels)
+      multiply_panel<M / 2, V>(a + x * lanes, pixels - x, lanes, panel, depth, bias, to + x * to_pixel, to_pixel, columns);
 }
 
 template <class E, class T>
@@ -375,8 +400,9 @@ void multiply(const E* a, int64_t pixels, int64_t in_channels, const E* packed, 
   for (int64_t panel = 0, start = 0; start < out_channels; panel++, start = next) {
     next = panel_start(out_channels, panel + 1);
     auto run = [&](auto count) {
-      multiply_panel<decltype(count)::value>(a, pixels, lanes, packed + start * lanes, depth, bias + start, to + start,
-                                             out_channels, out_channels - start);
+      constexpr int V = decltype(count)::value;
+      multiply_panel<rows_of(V), V>(a, pixels, lanes, packed + start * lanes, depth, bias + start, to + start,
+                                    out_channels, out_channels - start);
     };
     switch ((next - start) / LANES) {
       case 1: run(std::integral_constant<int, 1>()); break;
@@ -393,22 +419,24 @@ void multiply(const E* a, int64_t pixels, int64_t in_channels, const E* packed, 
 // A whole node: 1x1 convolution of the depthwise 3x3 convolution of relu(sum). Neither is written to memory: a tile of
 // pixels goes through all of them while it is in the cache.
 template <class T, int S>
-void node(const Sum<T>& sum_of, const float* raw_kernel, const typename Operand<T>::type* packed, const float* raw_bias,
-          T* out, Shape s, int64_t out_channels) {
+void node(const Sum<T>& sum_of, const T* raw_kernel, const typename Operand<T>::type* packed, const T* raw_bias, T* out,
+          Shape s, int64_t out_channels) {
   typedef typename Operand<T>::type E;
   const Buffer<float> kernel = pack_kernel(raw_kernel, s.channels);
   Buffer<float> bias(padded(out_channels));
-  if (raw_bias) std::copy(raw_bias, raw_bias + out_channels, bias.data);
+  if (raw_bias)
+    for (int64_t c = 0; c < out_channels; c++) convert(raw_bias[c], bias.data + c);
   const int64_t out_height = s.out_height(), out_width = s.out_width(), d = s.dilation, lanes = padded(s.channels);
-  const int64_t all_rows = s.batch * out_height, tile = std::max(TILE_BYTES / (lanes * int64_t(sizeof(E))), BLOCK);
+  const int64_t all_rows = s.batch * out_height;
 #pragma omp parallel
   {
-    const int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
+    const int64_t threads = num_threads(), me = thread_number();
     Rows sums(s.height, s.width, lanes, d, 2 * d + 1);
+    const int64_t begin = all_rows * me / threads, end = all_rows * (me + 1) / threads;
+    const int64_t tile = std::min(std::max(TILE_BYTES / (lanes * int64_t(sizeof(E))), BLOCK), (end - begin) * out_width);
     Buffer<E> hidden((tile + out_width) * lanes);
-    int64_t held = 0, done = all_rows * me / threads * out_width, image = -1;
-    const int64_t end = all_rows * (me + 1) / threads;
-    for (int64_t row = all_rows * me / threads; row < end; row++) {
+    int64_t held = 0, done = begin * out_width, image = -1;
+    for (int64_t row = begin; row < end; row++) {
       if (row / out_height != image) {
         image = row / out_height;
         sums.clear();
@@ -443,14 +471,11 @@ struct Sums {
 };
 
 // Adds the threads' [rows][lanes] to [rows][channels].
-std::vector<float> reduce(const std::vector<std::vector<double>>& threads, int64_t rows, int64_t channels) {
-  std::vector<float> to(rows * channels);
+std::vector<double> reduce(const std::vector<std::vector<double>>& threads, int64_t rows, int64_t channels) {
+  std::vector<double> to(rows * channels);
   for (int64_t row = 0; row < rows; row++)
-    for (int64_t c = 0; c < channels; c++) {
-      double sum = 0;
-      for (const auto& thread : threads) if (!thread.empty()) sum += thread[row * padded(channels) + c];
-      to[row * channels + c] = static_cast<float>(sum);
-    }
+    for (int64_t c = 0; c < channels; c++)
+      for (const auto& thread : threads) if (!thread.empty()) to[row * channels + c] += thread[row * padded(channels) + c];
   return to;
 }
 
@@ -468,7 +493,7 @@ void backward(const Sum<T>& sum_of, const float* raw_kernel, const T* grad, cons
   const int64_t count = sum_of.count;
   const T* const* inputs = sum_of.inputs;
   const int64_t out_height = s.out_height(), out_width = s.out_width(), d = s.dilation, lanes = padded(s.channels);
-  const int threads = omp_get_max_threads();
+  const int threads = max_threads();
   std::vector<std::vector<double>> all_kernels(threads), all_dots(threads), all_totals(threads);
 #pragma omp parallel num_threads(threads)
   {
@@ -556,13 +581,13 @@ void backward(const Sum<T>& sum_of, const float* raw_kernel, const T* grad, cons
       }
       kernel_sums.flush(); dot_sums.flush(); total_sums.flush();
     }
-    const int me = omp_get_thread_num();
+    const int me = thread_number();
     all_kernels[me] = kernel_sums.total; all_dots[me] = dot_sums.total; all_totals[me] = total_sums.total;
   }
-  const std::vector<float> taps = reduce(all_kernels, 9, s.channels);
+  const std::vector<double> taps = reduce(all_kernels, 9, s.channels);
   for (int64_t c = 0; c < s.channels; c++)
     for (int64_t tap = 0; tap < 9; tap++) kernel_grad[c * 9 + tap] = taps[tap * s.channels + c];
-  const std::vector<float> d_sums = reduce(all_dots, count, s.channels), t_sums = reduce(all_totals, 1, s.channels);
+  const std::vector<double> d_sums = reduce(all_dots, count, s.channels), t_sums = reduce(all_totals, 1, s.channels);
   std::copy(d_sums.begin(), d_sums.end(), dots);
   std::copy(t_sums.begin(), t_sums.end(), total);
 }
@@ -605,41 +630,146 @@ void affine(T* out, const T* x, const T* y, const float* scale, const float* slo
   });
 }
 
-// Per channel, sums over all pixels: of (x - x[0]) and its square where y is null (for mean and variance), otherwise of
-// x and of x * y (for the gradients of BN).
+// Per channel, over all pixels, [2][channels]: the sums of x and of x * y, for the gradients of BN; or, where y is null,
+// those of d = x - origin and of d * d, for mean and variance. The origin is about the mean, and the squares of up to 64
+// pixels are taken about their own mean before they are moved to the origin in double: float holds nothing but deviations.
 template <class T>
-void moments(const T* x, const T* y, float* first, float* second, int64_t pixels, int64_t channels) {
+std::vector<double> moments(const T* x, const T* y, const float* origin, int64_t pixels, int64_t channels) {
   const int64_t lanes = padded(channels), step = 64;
-  const int threads = omp_get_max_threads();
+  const int threads = max_threads();
   std::vector<std::vector<double>> all(threads);
-  Buffer<float> origin(lanes);
-  if (y == nullptr)
-    for (int64_t c = 0; c < channels; c += LANES) store_all(origin.data + c, load(x + c, std::min(LANES, channels - c)));
 #pragma omp parallel num_threads(threads)
   {
-    Sums sums(2 * lanes);
+    std::vector<double> total(2 * lanes, 0.0);
 #pragma omp for schedule(static)
     for (int64_t begin = 0; begin < pixels; begin += step) {
       const int64_t end = std::min(begin + step, pixels);
+      const float count = static_cast<float>(end - begin);
       for (int64_t c = 0; c < channels; c += LANES) {
         const int64_t n = std::min(LANES, channels - c);
         Vec one = zeros(), two = zeros();
-        const Vec zero = load_all(origin.data + c);
-        for (int64_t i = begin; i < end; i++) {
-          const Vec value = load(x + i * channels + c, n) - zero;
-          one += value;
-          two += value * (y == nullptr ? value : load(y + i * channels + c, n));
+        if (y == nullptr) {
+          const Vec zero = load_all(origin + c);
+          for (int64_t i = begin; i < end; i++) one += load(x + i * channels + c, n) - zero;
+          const Vec mean = one / count;
+          for (int64_t i = begin; i < end; i++) {
+            const Vec deviation = load(x + i * channels + c, n) - zero - mean;
+            two += deviation * deviation;
+          }
+        } else {
+          for (int64_t i = begin; i < end; i++) {
+            const Vec value = load(x + i * channels + c, n);
+            one += value;
+            two += value * load(y + i * channels + c, n);
+          }
         }
-        store_all(sums.now.data + c, one);
-        store_all(sums.now.data + lanes + c, two);
+        for (int64_t lane = 0; lane < n; lane++) {
+          const double sum = one[lane];
+          total[c + lane] += sum;
+          total[lanes + c + lane] += two[lane] + (y == nullptr ? sum * sum / count : 0.0);
+        }
       }
-      sums.flush();
     }
-    all[omp_get_thread_num()] = sums.total;
+    all[thread_number()] = total;
   }
-  const std::vector<float> both = reduce(all, 2, channels);
-  std::copy(both.begin(), both.begin() + channels, first);
-  std::copy(both.begin() + channels, both.end(), second);
+  return reduce(all, 2, channels);
+}
+
+template <class T> void dots(const T* x, const T* y, float* total, float* dot, int64_t pixels, int64_t channels) {
+  const std::vector<double> sums = moments(x, y, nullptr, pixels, channels);
+  std::copy(sums.begin(), sums.begin() + channels, total);
+  std::copy(sums.begin() + channels, sums.end(), dot);
+}
+
+// BN from the batch's own statistics, as scale * x + shift: mean and biased variance too, all [channels].
+template <class T>
+void batch_norm(const T* x, const float* weight, const float* bias, double eps, float* mean, float* variance,
+                float* scale, float* shift, int64_t pixels, int64_t channels) {
+  const int64_t first = std::min<int64_t>(pixels, 64);
+  Buffer<float> origin(padded(channels));
+  for (int64_t c = 0; c < channels; c += LANES) {
+    const int64_t n = std::min(LANES, channels - c);
+    Vec sum = zeros();
+    for (int64_t i = 0; i < first; i++) sum += load(x + i * channels + c, n);
+    store(origin.data + c, sum / static_cast<float>(first), n);
+  }
+  const std::vector<double> sums = moments<T>(x, nullptr, origin.data, pixels, channels);
+  for (int64_t c = 0; c < channels; c++) {
+    const double shifted = sums[c] / pixels, m = origin.data[c] + shifted;
+    double v = sums[channels + c] / pixels - shifted * shifted;
+    if (v < 0) v = 0;  // by rounding; NaN stays NaN
+    const double a = weight[c] / std::sqrt(v + eps);
+    mean[c] = m;
+    variance[c] = v;
+    scale[c] = a;
+    shift[c] = bias[c] - m * a;
+  }
+}
+
+// A whole stage, as `randwire_zoo/plans.py` defines it; addresses of what is left out are null.
+struct StageArguments {
+  int64_t batch, height, width, in_channels, channels, num_nodes, num_outputs, stride, input_dilation, dilation;
+  const int64_t *sources, *in_degrees, *outputs;
+  const float* edge_weights;
+  const void *x, *const *depthwise, *const *packed, *const *biases;
+  const float *norm_weight, *norm_bias, *given_mean, *given_variance;
+  const double* eps;
+  const uint8_t* of_batch;
+  void* const* nodes;  // of each node; a node's memory may be that of another which nobody reads any more
+  float *mean, *variance;
+  void* out;  // null where the only output node is the stage's output
+};
+
+template <class T> void stage(const StageArguments& s) {
+  typedef typename Operand<T>::type E;
+  std::vector<float> scale(s.num_nodes * s.channels), shift(s.num_nodes * s.channels);
+  std::vector<const T*> inputs;
+  std::vector<const float*> scales, shifts;
+  std::vector<float> weights;
+  auto add = [&](int64_t source, float weight) {
+    const bool plain = source < 0 || s.norm_weight == nullptr;
+    inputs.push_back(static_cast<const T*>(source < 0 ? s.x : s.nodes[source]));
+    scales.push_back(plain ? nullptr : scale.data() + source * s.channels);
+    shifts.push_back(plain ? nullptr : shift.data() + source * s.channels);
+    weights.push_back(weight);
+  };
+  auto sum_of = [&](int64_t channels) {
+    return Sum<T>(inputs.data(), inputs.size(), weights.data(), scales.data(), shifts.data(), channels);
+  };
+  auto clear = [&] { inputs.clear(); scales.clear(); shifts.clear(); weights.clear(); };
+  const Shape input{s.batch, s.height, s.width, s.in_channels, s.stride, s.input_dilation};
+  const Shape inner{s.batch, input.out_height(), input.out_width(), s.channels, 1, s.dilation};
+  const int64_t pixels = s.batch * inner.height * inner.width;
+  const int64_t* next_source = s.sources;
+  const float* next_weight = s.edge_weights;
+  for (int64_t i = 0; i < s.num_nodes; i++) {
+    const bool reads_input = *next_source < 0;
+    const Shape& shape = reads_input ? input : inner;
+    clear();
+    for (int64_t k = 0; k < s.in_degrees[i]; k++) add(*next_source++, s.in_degrees[i] > 1 ? *next_weight++ : 1.0f);
+    T* out = static_cast<T*>(s.nodes[i]);
+    (reads_input && s.stride == 2 ? node<T, 2> : node<T, 1>)(
+        sum_of(shape.channels), static_cast<const T*>(s.depthwise[i]), static_cast<const E*>(s.packed[i]),
+        s.biases ? static_cast<const T*>(s.biases[i]) : nullptr, out, shape, s.channels);
+    if (s.norm_weight == nullptr) continue;
+    const int64_t row = i * s.channels;
+    if (s.of_batch[i]) {
+      batch_norm(out, s.norm_weight + row, s.norm_bias + row, s.eps[i], s.mean + row, s.variance + row, &scale[row],
+                 &shift[row], pixels, s.channels);
+    } else {
+      for (int64_t c = 0; c < s.channels; c++) {
+        const double mean = s.mean[row + c] = s.given_mean[row + c];
+        const double variance = s.variance[row + c] = s.given_variance[row + c];
+        const double a = s.norm_weight[row + c] / std::sqrt(variance + s.eps[i]);
+        scale[row + c] = a;
+        shift[row + c] = s.norm_bias[row + c] - mean * a;
+      }
+    }
+  }
+  if (s.out == nullptr) return;
+  clear();
+  for (int64_t i = 0; i < s.num_outputs; i++) add(s.outputs[i], 1.0f / s.num_outputs);
+  sum(sum_of(s.channels), static_cast<T*>(s.out), pixels, s.channels);
 }
 
 }  // namespace
@@ -651,13 +781,7 @@ void moments(const T* x, const T* y, float* first, float* second, int64_t pixels
   extern "C" void pack_##NAME(const T* matrix, int64_t in_channels, int64_t out_channels, void* packed) {            \
     pack_matrix(matrix, in_channels, out_channels, static_cast<Operand<T>::type*>(packed));                          \
   }                                                                                                                  \
-  extern "C" void node_##NAME(const T* const* inputs, int64_t count, const float* edge_weights,                      \
-                              const float* const* scales, const float* const* shifts, const float* kernel,           \
-                              const void* packed, const float* bias, T* out, const Shape* s, int64_t out_channels) { \
-    const Sum<T> sum_of(inputs, count, edge_weights, scales, shifts, s->channels);                                   \
-    (s->stride == 1 ? node<T, 1> : node<T, 2>)(sum_of, kernel, static_cast<const Operand<T>::type*>(packed), bias,   \
-                                               out, *s, out_channels);                                               \
-  }                                                                                                                  \
+  extern "C" void stage_##NAME(const StageArguments* arguments) { stage<T>(*arguments); }                             \
   extern "C" void forward_##NAME(const T* const* inputs, int64_t count, const float* edge_weights,                   \
                                  const float* const* scales, const float* const* shifts, const float* kernel,        \
                                  T* out, const Shape* s) {                                                           \
@@ -681,10 +805,30 @@ void moments(const T* x, const T* y, float* first, float* second, int64_t pixels
                                 const float* shift, int64_t pixels, int64_t channels) {                              \
     affine<T>(out, x, y, scale, slope, shift, pixels, channels);                                                     \
   }                                                                                                                  \
-  extern "C" void moments_##NAME(const T* x, const T* y, float* first, float* second, int64_t pixels,                \
-                                 int64_t channels) {                                                                 \
-    moments<T>(x, y, first, second, pixels, channels);                                                               \
+  extern "C" void dots_##NAME(const T* x, const T* y, float* total, float* dot, int64_t pixels, int64_t channels) {    \
+    dots<T>(x, y, total, dot, pixels, channels);                                                                     \
   }
+
+// How many threads the passes take; without OpenMP it stays one.
+extern "C" void use_threads(int64_t count) {
+#ifdef _OPENMP
+  omp_set_num_threads(static_cast<int>(count));
+#endif
+}
+
+// A sample of each of `count` arrays: up to 64 of their words, evenly spaced, in one number.
+extern "C" void samples(const uint8_t* const* data, const int64_t* bytes, int64_t count, uint64_t* out) {
+  for (int64_t k = 0; k < count; k++) {
+    const int64_t words = bytes[k] / 2, taken = std::min<int64_t>(words, 64);
+    uint64_t hash = 14695981039346656037u;
+    for (int64_t i = 0; i < taken; i++) {
+      uint16_t word;
+      std::memcpy(&word, data[k] + 2 * (words * i / taken), 2);
+      hash = (hash ^ word) * 1099511628211u;
+    }
+    out[k] = hash;
+  }
+}
 
 EXPORT(float32, float)
 EXPORT(bfloat16, bfloat16)

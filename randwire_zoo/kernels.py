@@ -1,44 +1,34 @@
-"""Fused passes over a stage's data for the CPU, in C++: built on first use, off unless they are asked for.
+"""Fused passes over a stage's data for the CPU, in C++: built on first use (`build`), off unless they are asked for.
 
 The functions take dense channels_last tensors in fp32 or bf16, [B, C, H, W], and compute without autograd; `plans`
-makes the forward and backward pass of a stage of them. Numbers per channel are fp32, [C].
+makes operators of torch of them. Numbers per channel are fp32, [C]. This is where tensors become addresses, so this is
+where type, device, layout and every size are checked: what does not fit is a ValueError.
 
     RANDWIRE_ZOO_KERNELS=native python train.py …        # or, in Python: randwire_zoo.use_kernels('native')
-
-The library is one C++ file without dependencies, compiled with $CXX (c++) for the processor at hand, in a few seconds,
-and kept under $RANDWIRE_ZOO_CACHE (~/.cache/randwire_zoo).
 """
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
-import platform
-import shlex
-import subprocess
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
 
-from .files import atomic_path, cache_folder
+from .build import KernelError, load_library
+from .stages import DTYPES, Operands, Settings, StageResult, check
 
 __all__ = [
-    'KERNELS', 'KernelError', 'Source', 'SumGradients', 'affine', 'channel_dots', 'kernels_in_use', 'mean_and_variance',
-    'sum_relu_depthwise', 'sum_relu_depthwise_backward', 'use_kernels', 'weighted_sum',
+    'KERNELS', 'KernelError', 'Source', 'SumGradients', 'affine', 'channel_dots', 'kernels_in_use', 'match_threads',
+    'pack_pointwise', 'samples', 'stage', 'sum_relu_depthwise', 'sum_relu_depthwise_backward', 'use_kernels',
+    'weighted_sum',
 ]
 
 KERNELS = ('torch', 'native')
 VARIABLE = 'RANDWIRE_ZOO_KERNELS'
-_FLAGS = ('-O3', '-march=native', '-std=c++17', '-fopenmp', '-shared', '-fPIC')
 _in_use: Optional[str] = None
-
-
-class KernelError(RuntimeError):
-    """The native kernels were asked for and cannot be had."""
 
 
 class Source(NamedTuple):
@@ -91,18 +81,7 @@ def kernels_in_use() -> str:
 
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
-    """The compiled kernels, built unless the same source was built here before."""
-    source = Path(__file__).with_name('kernels.cpp').read_bytes()
-    compiler = shlex.split(os.environ.get('CXX', '')) or ['c++']
-    built_for = f'{compiler} {_FLAGS} {platform.machine()} {_processor()}'.encode()
-    path = cache_folder() / 'kernels' / f'{hashlib.sha256(source + built_for).hexdigest()[:16]}.so'
-    if not path.is_file():
-        with atomic_path(path) as temporary:
-            _compile(compiler, Path(__file__).with_name('kernels.cpp'), temporary)
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError as e:
-        raise KernelError(f'the native kernels were built and cannot be loaded: {e}') from None
+    return load_library()
 
 
 def _keep_freed_memory() -> None:
@@ -115,28 +94,9 @@ def _keep_freed_memory() -> None:
     except (OSError, AttributeError):
         return  # not glibc
     for parameter in (-1, -3):  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
-        mallopt(parameter, 2 ** 30)
-
-
-def _compile(compiler: list[str], source: Path, to: Path) -> None:
-    command = [*compiler, *_FLAGS, '-o', str(to), str(source)]
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise KernelError(f'the native kernels need a C++ compiler, and there is no {compiler[0]!r}: install g++ or '
-                          f'set CXX, or unset {VARIABLE}') from None
-    except subprocess.CalledProcessError as e:
-        lines = [line for line in e.stderr.splitlines() if 'error' in line] or e.stderr.splitlines() or ['no message']
-        raise KernelError(f'{shlex.join(command[:1])} could not build the native kernels: {lines[0].strip()}') from None
-
-
-def _processor() -> str:
-    """What `-march=native` depends on: a cache folder may be shared by several machines."""
-    try:
-        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(('flags', 'Features'))), '')
+        # Older versions of glibc refuse what is above half of a heap's largest size, which most tensors are below.
+        if not mallopt(parameter, 2 ** 30):
+            mallopt(parameter, 2 ** 25)
 
 
 class _Shape(ctypes.Structure):
@@ -155,22 +115,143 @@ def _array(kind: Any, length: int) -> Any:
     return kind * length
 
 
-def _pointers(tensors: Sequence[Optional[Tensor]]) -> Any:
-    return _array(ctypes.c_void_p, len(tensors))(*[None if t is None else t.data_ptr() for t in tensors])
+def _picture(x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> int:
+    """The address of data of this shape."""
+    if x.dtype is not dtype or x.shape != shape or not x.is_cpu or not x.is_contiguous(
+            memory_format=torch.channels_last):
+        raise ValueError(f'the native kernels take {dtype} {tuple(shape)} in channels_last on the CPU here, '
+                         f'got {_described(x)}')
+    return x.data_ptr()
 
 
-def _pointer(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
+def _numbers(x: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> int:
+    """The address of numbers that lie one after the other."""
+    if x.dtype is not dtype or x.shape != shape or not x.is_cpu or not x.is_contiguous():
+        raise ValueError(f'the native kernels take contiguous {dtype} {tuple(shape)} on the CPU here, '
+                         f'got {_described(x)}')
+    return x.data_ptr()
 
 
-def _sum_arguments(sources: Sequence[Source]) -> tuple[Any, ...]:
-    data, weights, scales, shifts = zip(*sources, strict=True)
-    return (_pointers(data), ctypes.c_int64(len(sources)), _array(ctypes.c_float, len(sources))(*weights),
-            _pointers(scales), _pointers(shifts))
+def _described(x: Tensor) -> str:
+    return f'{x.dtype} {tuple(x.shape)} on {x.device} with strides {x.stride()}'
+
+
+class _Data(NamedTuple):
+    """The first source's data, which all others have to be like."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    channels: tuple[int]
+
+    def empty(self, channels: int, stride: int) -> Tensor:
+        """What a node puts out."""
+        batch, _, height, width = self.shape
+        return torch.empty((batch, channels, (height - 1) // stride + 1, (width - 1) // stride + 1), dtype=self.dtype,
+                           device='cpu', memory_format=torch.channels_last)
+
+    def c_shape(self, stride: int, dilation: int) -> Any:
+        """Batch, height, width, channels, stride and dilation, for C++."""
+        batch, channels, height, width = self.shape
+        if stride not in (1, 2) or not 0 < dilation < 2 ** 20:
+            raise ValueError(f'the native kernels take strides 1 and 2 and dilations from 1, got {stride}, {dilation}')
+        return ctypes.byref(_Shape(batch, height, width, channels, stride, dilation))
+
+
+def _data(x: Tensor) -> _Data:
+    if x.dim() != 4 or x.numel() == 0 or x.dtype not in DTYPES:
+        raise ValueError(f'the native kernels take float32 and bfloat16 [B, C, H, W], got {_described(x)}')
+    return _Data(x.shape, x.dtype, (x.shape[1],))
+
+
+def _sum_arguments(sources: Sequence[Source], of: _Data) -> tuple[Any, ...]:
+    count = len(sources)
+    pointers = _array(ctypes.c_void_p, count)
+    return (
+        pointers(*[_picture(source.data, of.shape, of.dtype) for source in sources]), ctypes.c_int64(count),
+        _array(ctypes.c_float, count)(*[source.weight for source in sources]),
+        pointers(*[None if source.scale is None else _numbers(source.scale, of.channels) for source in sources]),
+        pointers(*[None if source.shift is None else _numbers(source.shift, of.channels) for source in sources]))
+
+
+def _pointer(address: int) -> ctypes.c_void_p:
+    return ctypes.c_void_p(address)
 
 
 def _pixels(x: Tensor) -> ctypes.c_int64:
     return ctypes.c_int64(x.numel() // x.shape[1])
+
+
+def match_threads() -> None:
+    """Take as many threads as torch does: it may have been built with another OpenMP than the kernels."""
+    _library().use_threads(ctypes.c_int64(torch.get_num_threads()))
+
+
+def stage(operands: Operands, settings: Settings, packed: Sequence[Tensor]) -> StageResult:
+    """A whole stage; see `stages`.
+
+    Args:
+        operands, settings: What it is.
+        packed: The matrices of the 1×1 convolutions, from `pack_pointwise`.
+    """
+    check(operands, settings)
+    if not operands.x.is_cpu:
+        raise ValueError(f'the native kernels compute on the CPU, and this stage is on {operands.x.device}')
+    x = operands.x.contiguous(memory_format=torch.channels_last)
+    dtype, count = x.dtype, settings.num_nodes
+    batch, channels, *size = settings.output_shape(operands)
+
+    def picture() -> Tensor:
+        return torch.empty((batch, channels, *size), dtype=dtype, device='cpu', memory_format=torch.channels_last)
+
+    def addresses(tensors: Sequence[Tensor]) -> Any:
+        return _array(ctypes.c_void_p, len(tensors))(*[tensor.data_ptr() for tensor in tensors])
+
+    def address(tensor: Optional[Tensor]) -> Optional[int]:
+        return None if tensor is None else tensor.data_ptr()
+
+    for matrix, tensor in zip(operands.pointwise, packed, strict=True):
+        if tensor.numel() != _packed_bytes(matrix.shape[1], channels, dtype) or tensor.dtype is not torch.uint8:
+            raise ValueError(f'this is no matrix {tuple(matrix.shape)} from pack_pointwise: {_described(tensor)}')
+    norm = operands.norm_weight is not None
+    mean, variance = (torch.empty((count * norm, channels), dtype=torch.float32, device='cpu') for _ in range(2))
+    alone = len(settings.outputs) == 1 and not norm and not settings.keep
+    slots = list(range(count)) if settings.keep else _slots(settings)
+    pictures = [picture() for _ in range(max(slots) + 1)]
+    nodes = [pictures[slot] for slot in slots]
+    out = nodes[settings.outputs[0]] if alone else picture()
+    depthwise = [kernel.contiguous() for kernel in operands.depthwise]
+    biases = [bias.contiguous() for bias in operands.biases]
+    of_nodes = [None if tensor is None else tensor.contiguous() for tensor in (
+        operands.norm_weight, operands.norm_bias, operands.mean, operands.variance)]
+    edge_weights = operands.edge_weights.contiguous()
+    arguments = _StageArguments(
+        batch, *x.shape[2:], x.shape[1], channels, count, len(settings.outputs), settings.stride,
+        settings.input_dilation, settings.dilation, *[
+            _array(ctypes.c_int64, len(row))(*row)
+            for row in (settings.sources, settings.in_degrees, settings.outputs)],
+        edge_weights.data_ptr(), x.data_ptr(), addresses(depthwise), addresses(packed),
+        addresses(biases) if biases else None, *[address(tensor) for tensor in of_nodes],
+        _array(ctypes.c_double, count)(*settings.eps), _array(ctypes.c_uint8, count)(*settings.of_batch),
+        addresses(nodes), mean.data_ptr(), variance.data_ptr(), None if alone else out.data_ptr())
+    _function('stage', dtype)(ctypes.byref(arguments))
+    return StageResult(out, mean, variance, nodes if settings.keep else [])
+
+
+def _slots(settings: Settings) -> list[int]:
+    """Which memory each node writes to: that of nodes which nobody reads any more is taken again."""
+    last_reader = {source: i for i, sources in enumerate(settings.wiring) for source in sources}
+    slots: list[int] = []
+    free: list[int] = []
+    taken = 0
+    for i, sources in enumerate(settings.wiring):
+        if free:
+            slots.append(free.pop())
+        else:
+            slots.append(taken)
+            taken += 1
+        free += [slots[source] for source in {*sources}
+                 if source >= 0 and last_reader[source] == i and source not in settings.outputs]
+    return slots
 
 
 def sum_relu_depthwise(sources: Sequence[Source], kernel: Tensor, stride: int, dilation: int) -> Tensor:
@@ -182,47 +263,56 @@ def sum_relu_depthwise(sources: Sequence[Source], kernel: Tensor, stride: int, d
         stride: 1 or 2.
         dilation: Also the padding.
     """
-    x = sources[0].data
-    batch, channels, height, width = x.shape
-    out = torch.empty((batch, channels, (height - 1) // stride + 1, (width - 1) // stride + 1), dtype=x.dtype,
-                      memory_format=torch.channels_last)
-    shape = _Shape(batch, height, width, channels, stride, dilation)
-    _function('forward', x.dtype)(*_sum_arguments(sources), _pointer(kernel), _pointer(out), ctypes.byref(shape))
+    data = _data(sources[0].data)
+    shape, out = data.c_shape(stride, dilation), data.empty(data.shape[1], stride)
+    _function('forward', data.dtype)(
+        *_sum_arguments(sources, data), _pointer(_numbers(kernel, (data.shape[1], 1, 3, 3))), _pointer(out.data_ptr()),
+        shape)
     return out
+
+
+@cache
+def _packed_bytes(in_channels: int, out_channels: int, dtype: torch.dtype) -> int:
+    return _function('packed_bytes', dtype)(ctypes.c_int64(in_channels), ctypes.c_int64(out_channels))
 
 
 def pack_pointwise(matrix: Tensor) -> Tensor:
     """The matrix of a 1×1 convolution, [out, in] and contiguous, laid out for `separable_node`: bytes."""
+    if matrix.dim() != 2 or matrix.dtype not in DTYPES or matrix.numel() == 0:
+        raise ValueError(f'the native kernels take a float32 or bfloat16 matrix here, got {_described(matrix)}')
+    address = _numbers(matrix, matrix.shape, matrix.dtype)
     out_channels, in_channels = matrix.shape
-    sizes = ctypes.c_int64(in_channels), ctypes.c_int64(out_channels)
     # Vectors begin where cache lines do.
-    memory = torch.empty(_function('packed_bytes', matrix.dtype)(*sizes) + 64, dtype=torch.uint8)
-    packed = memory[-memory.data_ptr() % 64:]
-    _function('pack', matrix.dtype)(_pointer(matrix), *sizes, _pointer(packed))
+    size = _packed_bytes(in_channels, out_channels, matrix.dtype)
+    memory = torch.empty(size + 64, dtype=torch.uint8, device='cpu')
+    packed = memory[-memory.data_ptr() % 64:][:size]
+    _function('pack', matrix.dtype)(_pointer(address), ctypes.c_int64(in_channels), ctypes.c_int64(out_channels),
+                                    _pointer(packed.data_ptr()))
     return packed
 
 
-def separable_node(
-        sources: Sequence[Source], kernel: Tensor, packed: Tensor, bias: Optional[Tensor], out_channels: int,
-        stride: int, dilation: int,
-) -> Tensor:
-    """`sum_relu_depthwise` and the 1×1 convolution that follows, in one pass that writes only what comes out.
+def samples(arrays: Sequence[Tensor]) -> list[int]:
+    """A number for each array that changes, most likely, when all or many of its elements do."""
+    count = len(arrays)
+    out = _array(ctypes.c_uint64, count)()
+    _library().samples(
+        _array(ctypes.c_void_p, count)(*[_numbers(t, t.shape, t.dtype) for t in arrays]),
+        _array(ctypes.c_int64, count)(*[t.numel() * t.element_size() for t in arrays]), ctypes.c_int64(count), out)
+    return list(out)
 
-    Args:
-        sources, kernel, stride, dilation: As in `sum_relu_depthwise`.
-        packed: From `pack_pointwise`, of the dtype of the data.
-        bias: [out_channels] fp32, or None.
-        out_channels: Channels of the result.
-    """
-    x = sources[0].data
-    batch, channels, height, width = x.shape
-    out = torch.empty((batch, out_channels, (height - 1) // stride + 1, (width - 1) // stride + 1), dtype=x.dtype,
-                      memory_format=torch.channels_last)
-    shape = _Shape(batch, height, width, channels, stride, dilation)
-    _function('node', x.dtype)(
-        *_sum_arguments(sources), _pointer(kernel), _pointer(packed), None if bias is None else _pointer(bias),
-        _pointer(out), ctypes.byref(shape), ctypes.c_int64(out_channels))
-    return out
+
+class _StageArguments(ctypes.Structure):
+    _fields_ = [
+        *[(name, ctypes.c_int64) for name in (
+            'batch', 'height', 'width', 'in_channels', 'channels', 'num_nodes', 'num_outputs', 'stride',
+            'input_dilation', 'dilation')],
+        *[(name, ctypes.POINTER(ctypes.c_int64)) for name in ('sources', 'in_degrees', 'outputs')],
+        ('edge_weights', ctypes.c_void_p), ('x', ctypes.c_void_p),
+        *[(name, ctypes.POINTER(ctypes.c_void_p)) for name in ('depthwise', 'packed', 'biases')],
+        *[(name, ctypes.c_void_p) for name in ('norm_weight', 'norm_bias', 'given_mean', 'given_variance')],
+        ('eps', ctypes.POINTER(ctypes.c_double)), ('of_batch', ctypes.POINTER(ctypes.c_uint8)),
+        ('nodes', ctypes.POINTER(ctypes.c_void_p)),
+        *[(name, ctypes.c_void_p) for name in ('mean', 'variance', 'out')]]
 
 
 class SumGradients(NamedTuple):
@@ -252,49 +342,51 @@ def sum_relu_depthwise_backward(
             gradient is wanted.
         first: True for those to be written over instead, as nothing was added before.
     """
-    x = sources[0].data
-    batch, channels, height, width = x.shape
-    out = SumGradients(torch.empty_like(kernel), torch.empty(len(sources), channels), torch.empty(channels))
-    shape = _Shape(batch, height, width, channels, stride, dilation)
-    _function('backward', x.dtype)(
-        *_sum_arguments(sources), _pointer(kernel), _pointer(grad), _pointers(edge_grads),
-        _array(ctypes.c_uint8, len(first))(*first), _pointer(out.kernel), _pointer(out.dots), _pointer(out.total),
-        ctypes.byref(shape))
+    data = _data(sources[0].data)
+    batch, channels, height, width = data.shape
+    count = len(sources)
+    if len(edge_grads) != count or len(first) != count:
+        raise ValueError(f'{count} sources need as many gradients, got {len(edge_grads)} and {len(first)} flags')
+    out = SumGradients(*[torch.empty(shape, dtype=torch.float32, device='cpu')
+                         for shape in ((channels, 1, 3, 3), (count, channels), (channels,))])
+    shape = data.c_shape(stride, dilation)
+    grad_shape = (batch, channels, (height - 1) // stride + 1, (width - 1) // stride + 1)
+    _function('backward', data.dtype)(
+        *_sum_arguments(sources, data), _pointer(_numbers(kernel, (channels, 1, 3, 3))),
+        _pointer(_picture(grad, grad_shape, data.dtype)),
+        _array(ctypes.c_void_p, count)(*[None if t is None else _picture(t, data.shape, data.dtype)
+                                         for t in edge_grads]),
+        _array(ctypes.c_uint8, count)(*first), *[_pointer(t.data_ptr()) for t in out], shape)
     return out
 
 
 def weighted_sum(sources: Sequence[Source]) -> Tensor:
     """The weighted sum alone."""
     x = sources[0].data
-    out = torch.empty_like(x)
-    _function('sum', x.dtype)(*_sum_arguments(sources), _pointer(out), _pixels(x), ctypes.c_int64(x.shape[1]))
+    data = _data(x)
+    out = data.empty(data.shape[1], 1)
+    _function('sum', data.dtype)(
+        *_sum_arguments(sources, data), _pointer(out.data_ptr()), _pixels(x), ctypes.c_int64(data.shape[1]))
     return out
 
 
 def affine(x: Tensor, y: Tensor, scale: Tensor, slope: Tensor, shift: Tensor, out: Optional[Tensor] = None) -> Tensor:
     """scale · x + slope · y + shift, each [C]; out may be x."""
+    data = _data(x)
     if out is None:
-        out = torch.empty_like(x)
-    _function('affine', x.dtype)(_pointer(out), _pointer(x), _pointer(y), _pointer(scale), _pointer(slope),
-                                 _pointer(shift), _pixels(x), ctypes.c_int64(x.shape[1]))
+        out = data.empty(data.shape[1], 1)
+    _function('affine', data.dtype)(
+        *[_pointer(_picture(t, data.shape, data.dtype)) for t in (out, x, y)],
+        *[_pointer(_numbers(t, data.channels)) for t in (scale, slope, shift)], _pixels(x),
+        ctypes.c_int64(data.shape[1]))
     return out
-
-
-def mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel over batch and pixels, from one pass over the data."""
-    first, second = _moments(x, None)
-    count = x.numel() // x.shape[1]
-    shifted = first / count
-    return x[0, :, 0, 0] + shifted, (second / count - shifted * shifted).clamp_(min=0)
 
 
 def channel_dots(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The sums of x, and of x · y, over batch and pixels: each [C]."""
-    return _moments(x, y)
-
-
-def _moments(x: Tensor, y: Optional[Tensor]) -> tuple[Tensor, Tensor]:
-    sums = torch.empty(2, x.shape[1])
-    _function('moments', x.dtype)(_pointer(x), None if y is None else _pointer(y), _pointer(sums[0]),
-                                  _pointer(sums[1]), _pixels(x), ctypes.c_int64(x.shape[1]))
-    return sums[0], sums[1]
+    data = _data(x)
+    total, dot = (torch.empty(data.channels, dtype=torch.float32, device='cpu') for _ in range(2))
+    _function('dots', data.dtype)(
+        *[_pointer(_picture(t, data.shape, data.dtype)) for t in (x, y)], _pointer(total.data_ptr()),
+        _pointer(dot.data_ptr()), _pixels(x), ctypes.c_int64(data.shape[1]))
+    return total, dot

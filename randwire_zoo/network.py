@@ -16,7 +16,7 @@ from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
 from .graphs import Graph
-from .plans import run_stage
+from .native import SeparableNode, run_stage
 from .wiring import WiringMark
 
 __all__ = ['NODE_OPS', 'REGIMES', 'Node', 'RandWire', 'Stage', 'checkpoint_filter_fn', 'stage_node_counts']
@@ -133,6 +133,13 @@ class Node(nn.Module):
             x = inputs[0] if self.rectified else F.relu(inputs[0])
         return self.bn(self.transform(x))
 
+    @torch.jit.unused
+    def separable(self) -> Optional[SeparableNode]:
+        """What native operators have to know of this node; None where it is something else than its class says."""
+        if type(self) is not Node or not hasattr(self, 'conv_dw') or 'transform' in vars(self):
+            return None
+        return SeparableNode(self, self.conv_dw, self.conv_pw, self.bn, self.edge_weight)
+
     def transform(self, x: Tensor) -> Tensor:
         """The convolution between ReLU and BN."""
         if hasattr(self, 'conv_dw'):  # TorchScript resolves hasattr while compiling
@@ -155,7 +162,7 @@ def aggregate(inputs: list[Tensor], weights: Tensor) -> Tensor:
     weights = weights.to(inputs[0].dtype)  # under autocast the data may be bf16 and the weights fp32
     if not torch.jit.is_scripting():
         # Compilers fuse the plain form better, and exporters know no Python functions.
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+        if not torch.compiler.is_compiling() and not torch.jit.is_tracing():
             return _Aggregate.apply(weights, *inputs)
     return F.relu_(_weighted_sum(inputs, weights))
 
@@ -177,6 +184,7 @@ class _Aggregate(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(output, *inputs)
+        ctx.save_for_forward(output, *inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
@@ -190,12 +198,33 @@ class _Aggregate(torch.autograd.Function):
         grad_inputs.append(grad * weights[-1] if torch.is_grad_enabled() else grad.mul_(weights[-1]))
         return (grad_weights, *grad_inputs)
 
+    @staticmethod
+    def jvp(ctx: Any, grad_weights: Optional[Tensor], *grad_inputs: Optional[Tensor]) -> Tensor:
+        output, weights, *inputs = ctx.saved_tensors
+        total = torch.zeros_like(output)
+        for i, (x, grad) in enumerate(zip(inputs, grad_inputs, strict=True)):
+            if grad is not None:
+                total = total + weights[i] * grad
+            if grad_weights is not None:
+                total = total + grad_weights[i] * x
+        return torch.ops.aten.threshold_backward(total, output, 0)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Tensor) -> tuple[Tensor, int]:
+        def plain(weights: Tensor, *inputs: Tensor) -> Tensor:
+            total = inputs[0] * weights[0]
+            for i in range(1, len(inputs)):
+                total = total + inputs[i] * weights[i]
+            return F.relu(total)
+        return torch.vmap(plain, in_dims, randomness=info.randomness)(*inputs), 0
+
 
 def _inner_product(a: Tensor, b: Tensor) -> Tensor:
     """Sum of a·b over all elements, without writing the products where both lie alike in memory."""
-    if a.dtype in (torch.float32, torch.float64) and a.stride() == b.stride() and a.is_contiguous(
-            memory_format=torch.channels_last if a.stride(1) == 1 else torch.contiguous_format):
-        return torch.dot(a.as_strided((a.numel(),), (1,)), b.as_strided((b.numel(),), (1,)))
+    if a.dtype in (torch.float32, torch.float64) and a.stride() == b.stride():
+        for order in ((0, 1, 2, 3), (0, 2, 3, 1)):
+            if a.permute(order).is_contiguous():
+                return torch.dot(a.permute(order).reshape(-1), b.permute(order).reshape(-1))
     return (a * b).sum(dtype=torch.promote_types(a.dtype, torch.float32)).to(a.dtype)
 
 

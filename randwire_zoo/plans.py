@@ -1,131 +1,115 @@
-"""How a stage runs on the native kernels: fewer passes over the data than its modules make one by one.
+"""A stage of separable nodes as operators of torch: fewer passes over the data than its modules make one by one.
 
-Nothing is written but what the nodes' 1×1 convolutions put out. The nodes that read it apply its BN as they sum, since
-both are linear, and a tile of the sum goes through ReLU, depthwise and 1×1 convolution while it is in the processor's
-cache (`kernels.separable_node`). A deployed network's BN is part of its 1×1 convolutions, which are laid out once.
+The operators
+    randwire_zoo::stage(operands, settings) -> (out, mean, variance, nodes)
+    randwire_zoo::stage_backward(grad, operands, mean, variance, nodes, settings) -> gradients
+compute a whole stage, and its gradients, as functions of tensors: nothing that they are given is written to, and all
+that the backward pass reads is an argument of it. They are registered for the CPU (fp32, and in evaluation bf16) with
+`torch.library`, with shapes for fake tensors, autograd, vmap and a count of floating-point operations.
 
-In training the same outputs are all that is kept: the backward pass computes sums and depthwise convolutions again,
-adds each edge's gradient to its source's in the pass that computes it, and gets the sums that BN's backward pass needs
-out of that same pass. Parameters, and their names, are those of the modules.
+    operands, see `Operands`: the stage's input, the edges' weights as they are multiplied (after sigmoid and removal),
+        the parameters of the convolutions and BN, and running statistics for the nodes that normalise by them
+    settings, see `Settings`: the wiring, strides and dilations, each BN's eps and whether it normalises by the batch
+    out: [B, C, H', W'], channels_last: the mean of the output nodes
+    mean, variance: [N, C] fp32, what each node normalised by, the variance biased; where that is the batch, the caller
+        brings the running statistics up to date
+    nodes: if `keep` is set, what the N 1×1 convolutions put out, each like `out`; otherwise none
+    gradients: those of all operands in one row, empty where they are not `needed`
+
+Nothing else is written to memory: the nodes that read an output apply its BN as they sum, since both are linear, and a
+tile of the sum goes through ReLU, depthwise and 1×1 convolution while it is in the processor's cache. The backward pass
+computes sums and depthwise convolutions again, adds each edge's gradient to its source's in the pass that computes it,
+and gets the sums that BN's backward pass needs out of that same pass.
+
+`stages.compute` is the same function in torch's own operators. It stands in where the C++ does not reach: under vmap,
+for forward-mode tangents, and for gradients that are to be differentiated again. `run` is how to call the operators: as
+an `autograd.Function`, since what `torch.library.register_autograd` makes fails under `torch.func`'s transforms.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from .kernels import (
-    Source,
-    SumGradients,
-    affine,
-    channel_dots,
-    kernels_in_use,
-    mean_and_variance,
-    pack_pointwise,
-    separable_node,
-    sum_relu_depthwise,
-    sum_relu_depthwise_backward,
-    weighted_sum,
-)
+from . import kernels
+from .kernels import Source
+from .stages import FLAT, LISTS, STATISTICS, Operands, Settings, StageResult, check, compute, nested
 
-__all__ = ['run_stage']
+__all__ = ['run']
 
-def run_stage(stage: Any, x: Tensor, kept_edges: Optional[Tensor]) -> Optional[Tensor]:
-    """Run a stage on the native kernels if they are in use; None where its modules have to do it.
+_TENSORS = ('Tensor x, Tensor edge_weights, Tensor? norm_weight, Tensor? norm_bias, Tensor? mean, Tensor? variance, '
+            'Tensor[] depthwise, Tensor[] pointwise, Tensor[] biases')
+_CONSTANTS = ('float[] eps, bool[] of_batch, int[] sources, int[] in_degrees, int[] outputs, int stride, '
+              'int input_dilation, int dilation, bool keep, bool constant')
 
-    Args:
-        stage: A `network.Stage`.
-        x: Its input, [B, in_chs, H, W].
-        kept_edges: One entry per removable edge of this stage, 0 for a removed one; None keeps all.
+
+def run(operands: Operands, settings: Settings) -> StageResult:
+    """The operator `randwire_zoo::stage`, differentiable by all of torch's means.
+
+    Raises:
+        ValueError: where operands and settings do not fit each other.
     """
-    if kernels_in_use() != 'native':
-        return None
-    nodes = [_operations(node) for node in stage.nodes]
-    if not _serves(nodes, x):
-        return None
-    x = x.contiguous(memory_format=torch.channels_last)
-    if torch.is_grad_enabled():
-        parameters = [p for node in stage.nodes for p in node.parameters()]
-        if x.requires_grad or any(p.requires_grad for p in parameters):
-            if x.dtype != torch.float32 or any(node.norm is None for node in nodes):
-                return None
-            return _LearningStage.apply(stage, nodes, kept_edges, x, *parameters)
-    with torch.no_grad():
-        return _forward(stage, nodes, x, kept_edges)[0]
+    return _result(_Stage.apply(settings, *operands.flat()))
 
 
-class _Operations(NamedTuple):
-    """A node's modules: those of a `network.Node`, or of a `deployment.DeployedNode`, which has no norm."""
-
-    module: Any
-    depthwise: Any
-    pointwise: Any
-    norm: Any
-
-    def edge_weights(self, kept_edges: Optional[Tensor]) -> list[float]:
-        """One per source, 0 for a removed edge."""
-        if self.norm is None:
-            return self.module.weights or [1.0]
-        if self.module.edge_weight is None:
-            return [1.0]
-        weights = torch.sigmoid(self.module.edge_weight.detach()).float()
-        return (weights if kept_edges is None else weights * kept_edges).tolist()
+def _result(row: Sequence[Tensor]) -> StageResult:
+    out, mean, variance, *nodes = row
+    return StageResult(out, mean, variance, nodes)
 
 
-def _operations(node: Any) -> _Operations:
-    if hasattr(node, 'first'):
-        return _Operations(node, node.first, node.last, None)
-    return _Operations(node, getattr(node, 'conv_dw', None), getattr(node, 'conv_pw', None), node.bn)
+# The operators
 
 
-def _serves(nodes: list[_Operations], x: Tensor) -> bool:
-    """Whether the kernels compute what the modules would, and nobody has to see the modules at work."""
-    if (type(x) is not Tensor or x.device.type != 'cpu' or x.dim() != 4 or x.numel() == 0
-            or x.dtype not in (torch.float32, torch.bfloat16) or torch.is_autocast_enabled('cpu')
-            or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
-            or torch._C._functorch.maybe_current_level() is not None or _has_hooks(vars(torch_module), '_global')):
-        return False
-    for node in nodes:
-        depthwise, norm = node.depthwise, node.norm
-        if type(depthwise) is not nn.Conv2d or depthwise.groups != depthwise.in_channels or type(
-                node.pointwise) is not nn.Conv2d or type(norm) not in (nn.BatchNorm2d, type(None)):
-            return False
-        if depthwise.weight.dtype != x.dtype or node.pointwise.weight.dtype != x.dtype:
-            return False
-        if any(_has_hooks(module.__dict__) for module in node if module is not None):
-            return False
-        if norm is not None:
-            stride = depthwise.stride[0]
-            height, width = ((size - 1) // stride + 1 for size in x.shape[2:])
-            if norm.weight is None or (_of_the_batch(norm) and x.shape[0] * height * width < 2):
-                return False  # BN itself says what is wrong with a single value per channel
-    return True
+@torch.library.custom_op('randwire_zoo::stage', mutates_args=(), device_types='cpu',
+                         schema=f'({_TENSORS}, {_CONSTANTS}) -> (Tensor, Tensor, Tensor, Tensor[])')
+def _stage(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    operands, settings = Operands(*arguments[:LISTS]), Settings(*arguments[LISTS:])
+    kernels.match_threads()
+    return kernels.stage(operands, settings, _laid_out(operands.pointwise, settings.constant))
 
 
-def _has_hooks(attributes: dict[str, Any], prefix: str = '') -> bool:
-    """Of a module, or of all modules with the prefix `_global`."""
-    return bool(attributes[f'{prefix}_forward_hooks'] or attributes[f'{prefix}_forward_pre_hooks']
-                or attributes[f'{prefix}_backward_hooks'] or attributes[f'{prefix}_backward_pre_hooks'])
+# What constant matrices were laid out as, with what they were like then: version and address tell of what torch knows
+# of, and a sample of the numbers of what is written behind its back, through `.data` or NumPy.
+_known_layouts: Any = WeakTensorKeyDictionary()
 
 
-class _Record(NamedTuple):
-    """What a node leaves behind: the output of its 1×1 convolution, and its BN if that is still to be applied."""
+def _laid_out(matrices: list[Tensor], constant: bool) -> list[Tensor]:
+    """1×1 convolutions as the kernels take them."""
+    def lay_out(matrix: Tensor) -> Tensor:
+        return kernels.pack_pointwise(matrix.detach().flatten(1).contiguous())
 
-    out: Tensor
-    norm: Optional[_Normalisation]
-    edge_weights: list[float]
+    if not constant or any(matrix.is_inference() or not matrix.is_contiguous() for matrix in matrices):
+        return [lay_out(matrix) for matrix in matrices]  # inference tensors have no versions
+    found = []
+    for matrix, sample in zip(matrices, kernels.samples(matrices), strict=True):
+        state = matrix._version, matrix.data_ptr(), sample
+        known = _known_layouts.get(matrix)
+        if known is None or known[0] != state:
+            known = _known_layouts[matrix] = state, lay_out(matrix)
+        found.append(known[1])
+    return found
 
-    def source(self, weight: float) -> Source:
-        """This node's output as a term of a sum."""
-        return Source(self.out, weight) if self.norm is None else Source(
-            self.out, weight, self.norm.scale, self.norm.shift)
+
+@_stage.register_fake
+def _stage_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    operands, settings = Operands(*arguments[:LISTS]), Settings(*arguments[LISTS:])
+    check(operands, settings)
+
+    def node() -> Tensor:
+        return torch.empty(settings.output_shape(operands), dtype=operands.x.dtype, device=operands.x.device,
+                           memory_format=torch.channels_last)
+    out = node()
+    mean, variance = (torch.empty((settings.num_nodes * (operands.norm_weight is not None), out.shape[1]),
+                                  dtype=torch.float32, device=out.device) for _ in range(2))
+    return out, mean, variance, [node() for _ in range(settings.num_nodes * settings.keep)]
 
 
 class _Normalisation(NamedTuple):
-    """BN, each [C]: scale · x + shift, where scale = weight · inv_std."""
+    """A node's BN, each [C]: scale · x + shift, where scale = weight · inv_std."""
 
     scale: Tensor
     shift: Tensor
@@ -133,159 +117,109 @@ class _Normalisation(NamedTuple):
     inv_std: Tensor
 
 
-def _forward(
-        stage: Any, nodes: list[_Operations], x: Tensor, kept_edges: Optional[Tensor], keep: bool = False,
-) -> tuple[Tensor, dict[int, _Record]]:
-    """The stage's output, and the records of all nodes, or of the outputs alone unless all are to be kept."""
-    records: dict[int, _Record] = {}
-    for i, node in enumerate(nodes):
-        weights = node.edge_weights(_edges_of(stage, i, kept_edges))
-        sources = [Source(x, weight) if source < 0 else records[source].source(weight)
-                   for source, weight in zip(stage.sources[i], weights, strict=True)]
-        out = separable_node(
-            sources, *_constants(node), node.pointwise.out_channels, *_steps(node))
-        records[i] = _Record(out, None if node.norm is None else _normalisation(node.norm, out), weights)
-        del out, sources
-        if not keep:
-            for source in stage.expired[i]:
-                records.pop(source, None)
-    sinks = [records[i] for i in range(len(nodes)) if stage.is_output[i]]
-    if len(sinks) == 1 and sinks[0].norm is None:
-        return sinks[0].out, records
-    return weighted_sum([sink.source(1.0 / len(sinks)) for sink in sinks]), records
+class _Record(NamedTuple):
+    """What a node left behind: the output of its 1×1 convolution, and its BN, which is still to be applied."""
+
+    data: Tensor
+    norm: Optional[_Normalisation] = None
+
+    def source(self, weight: float) -> Source:
+        """This node's output as a term of a sum."""
+        return Source(self.data, weight) if self.norm is None else Source(
+            self.data, weight, self.norm.scale, self.norm.shift)
 
 
-def _edges_of(stage: Any, i: int, kept_edges: Optional[Tensor]) -> Optional[Tensor]:
-    """A node's part of the stage's kept_edges."""
-    count = stage.nodes[i].num_edges
-    start = stage.edge_offsets[i]
-    return None if kept_edges is None or count == 0 else kept_edges[start:start + count]
+def _normalisations(operands: Operands, settings: Settings, mean: Tensor, variance: Tensor) -> list[_Normalisation]:
+    assert operands.norm_weight is not None and operands.norm_bias is not None
+    eps = torch.tensor(settings.eps, dtype=torch.float32, device='cpu')[:, None]
+    inv_std = torch.rsqrt(variance + eps)
+    scale = operands.norm_weight * inv_std
+    rows = scale, operands.norm_bias - mean * scale, mean, inv_std
+    return [_Normalisation(*row) for row in zip(*[t.contiguous() for t in rows], strict=True)]
 
 
-class _Constants(NamedTuple):
-    """A node's convolutions as the kernels take them: [C, 1, 3, 3], laid out, and [out_channels]."""
+@torch.library.custom_op(
+    'randwire_zoo::stage_backward', mutates_args=(), device_types='cpu',
+    schema=f'(Tensor grad, {_TENSORS}, Tensor batch_mean, Tensor batch_variance, Tensor[] nodes, bool[] needed, '
+           f'{_CONSTANTS}) -> Tensor[]')
+def _stage_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
+    """The gradients of all operands in one row, empty where not needed."""
+    operands, mean, variance, nodes, needed, settings = _backward_arguments(arguments)
+    _check_backward(grad, operands, mean, variance, nodes, needed, settings)
+    kernels.match_threads()
+    count = settings.num_nodes
+    wiring, weights = settings.wiring, settings.weights_of_edges(operands.edge_weights.tolist())
+    needs = nested(needed, settings)
+    norms = _normalisations(operands, settings, mean, variance)
+    records = {i: _Record(nodes[i].contiguous(memory_format=torch.channels_last), norms[i]) for i in range(count)}
+    records[-1] = _Record(operands.x.contiguous(memory_format=torch.channels_last))
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    collected = [_Collected() for _ in range(count + 1)]  # the last one, index -1, is the stage's input
+    share = 1.0 / len(settings.outputs)
+    depthwise_grads, pointwise_grads, norm_grads, edge_grads = ([_none(grad)] * count for _ in range(4))
+    bias_grads = [_none(grad)] * count
+    for i in reversed(range(count)):
+        received, norm, sources = collected[i], norms[i], wiring[i]
+        if i in settings.outputs:
+            total, dot = kernels.channel_dots(grad, records[i].data)
+            received = _Collected(grad, total * share, dot * share)
+        inner, norm_grads[i] = _through_norm(
+            records[i].data, norm, received, settings.of_batch[i], share if i in settings.outputs else None)
+        bias_grads[i] = received.total
+        collected[i] = _Collected()
+        terms = [records[source].source(weight) for source, weight in zip(sources, weights[i], strict=True)]
+        kernel, steps = operands.depthwise[i].float().contiguous(), settings.steps(sources)
+        hidden = kernels.sum_relu_depthwise(terms, kernel, *steps)
+        hidden_grad, pointwise_grad, _ = torch.ops.aten.convolution_backward(
+            inner, hidden, operands.pointwise[i], None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1,
+            [True, needs.pointwise[i], False])
+        del inner, received, hidden
+        if pointwise_grad is not None:
+            pointwise_grads[i] = pointwise_grad
+        first = [collected[source].grad is None for source in sources]
+        for source, term in zip(sources, terms, strict=True):
+            if collected[source].grad is None and (source >= 0 or needs.x):
+                collected[source].grad = torch.empty_like(term.data, memory_format=torch.channels_last)
+        sums = kernels.sum_relu_depthwise_backward(
+            terms, kernel, *steps, hidden_grad.contiguous(memory_format=torch.channels_last),
+            [collected[source].grad for source in sources], first)
+        depthwise_grads[i] = sums.kernel
+        edge_grads[i] = _edge_weight_grads(terms, sums)
+        for source, weight, dots in zip(sources, weights[i], sums.dots, strict=True):
+            collected[source].total = collected[source].total + weight * sums.total
+            collected[source].dot = collected[source].dot + weight * dots
+    edges = [edge_grads[i] for i in range(count) if settings.in_degrees[i] > 1]
+    x_grad = collected[-1].grad
+    gradients = Operands(
+        _none(grad) if x_grad is None else x_grad,
+        torch.cat(edges) if edges else torch.zeros_like(operands.edge_weights),
+        torch.stack(norm_grads), torch.stack(bias_grads), None, None, depthwise_grads, pointwise_grads, [])
+    return [_none(grad) if t is None or not wanted else t for t, wanted in zip(gradients.flat(), needed, strict=True)]
 
-    kernel: Tensor
-    packed: Tensor
-    bias: Optional[Tensor]
+
+def _none(like: Tensor) -> Tensor:
+    """Stands for a gradient that nobody needs."""
+    return torch.empty(0, dtype=torch.float32, device=like.device)
 
 
-# What deployed nodes have laid out, with the storage it was made of: their parameters are constants. Those of a network
-# that may still learn are laid out anew each time, as nothing tells for sure that they are what they were.
-_laid_out: WeakKeyDictionary[nn.Module, tuple[int, _Constants]] = WeakKeyDictionary()
+def _backward_arguments(arguments: Sequence[Any]) -> tuple[
+        Operands, Tensor, Tensor, list[Tensor], list[bool], Settings]:
+    mean, variance, nodes, needed = arguments[LISTS:LISTS + 4]
+    return Operands(*arguments[:LISTS]), mean, variance, nodes, needed, Settings(*arguments[LISTS + 4:])
 
 
-def _constants(node: _Operations) -> _Constants:
-    """A node's convolutions."""
-    known = _laid_out.get(node.module) if node.norm is None else None
-    address = node.pointwise.weight.data_ptr()
-    if known is not None and known[0] == address:
-        return known[1]
-    with torch.no_grad(), torch.inference_mode(False):
-        weight, bias = node.pointwise.weight.detach(), node.pointwise.bias
-        constants = _Constants(_kernel(node), pack_pointwise(weight.flatten(1).contiguous()),
-                               None if bias is None else bias.detach().float())
-    if node.norm is None:
-        _laid_out[node.module] = address, constants
-    return constants
-
-
-def _kernel(node: _Operations) -> Tensor:
-    return node.depthwise.weight.detach().float().contiguous()
-
-
-def _steps(node: _Operations) -> tuple[int, int]:
-    """Stride and dilation."""
-    return node.depthwise.stride[0], node.depthwise.dilation[0]
-
-
-def _normalisation(norm: nn.BatchNorm2d, out: Tensor) -> _Normalisation:
-    """BN of what a 1×1 convolution put out, with the running statistics brought up to date as BN does it."""
-    if norm.training or norm.running_mean is None or norm.running_var is None:
-        mean, variance = mean_and_variance(out)
-        if norm.training and norm.running_mean is not None and norm.running_var is not None:
-            assert norm.num_batches_tracked is not None
-            norm.num_batches_tracked.add_(1)
-            momentum = 1.0 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
-            count = out.numel() // out.shape[1]
-            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
-            norm.running_var.lerp_((variance * (count / (count - 1))).to(norm.running_var.dtype), momentum)
-    else:
-        mean, variance = norm.running_mean.float(), norm.running_var.float()
-    inv_std = torch.rsqrt(variance + norm.eps)
-    scale = norm.weight.float() * inv_std
-    return _Normalisation(scale, norm.bias.float() - mean * scale, mean, inv_std)
-
-
-def _of_the_batch(norm: nn.BatchNorm2d) -> bool:
-    """Whether a BN takes mean and variance from the batch."""
-    return norm.training or norm.running_mean is None or norm.running_var is None
-
-
-class _LearningStage(torch.autograd.Function):
-    """A stage and its backward pass; the parameters are given so that autograd knows of them."""
-
-    @staticmethod
-    def forward(
-            ctx: Any, stage: Any, nodes: list[_Operations], kept_edges: Optional[Tensor], x: Tensor,
-            *parameters: Tensor) -> Tensor:
-        out, records = _forward(stage, nodes, x, kept_edges, keep=True)
-        tensors = [tensor for i in range(len(nodes)) for tensor in (records[i].out, *(records[i].norm or ()))]
-        ctx.save_for_backward(x, *tensors, *parameters)
-        ctx.stage, ctx.nodes, ctx.kept_edges = stage, nodes, kept_edges
-        ctx.edge_weights = [records[i].edge_weights for i in range(len(nodes))]
-        ctx.batch_statistics = [_of_the_batch(node.norm) for node in nodes]
-        return out
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
-        stage, nodes = ctx.stage, ctx.nodes
-        x, *tensors = ctx.saved_tensors
-        records = [_Record(tensors[5 * i], _Normalisation(*tensors[5 * i + 1:5 * i + 5]), weights)
-                   for i, weights in enumerate(ctx.edge_weights)]
-        parameters = [p for node in stage.nodes for p in node.parameters()]
-        needed = dict(zip(parameters, ctx.needs_input_grad[4:], strict=True))
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        parameter_grads: dict[Tensor, Tensor] = {}
-        collected = [_Collected() for _ in range(len(nodes) + 1)]  # the last one, index -1, is the stage's input
-        share = 1.0 / stage.num_outputs
-        for i in reversed(range(len(nodes))):
-            node, record, received = nodes[i], records[i], collected[i]
-            if stage.is_output[i]:
-                total, dot = channel_dots(grad, record.out)
-                received = _Collected(grad, total * share, dot * share)
-            inner, parameter_grads[node.norm.weight] = _through_norm(
-                record, received, ctx.batch_statistics[i], share if stage.is_output[i] else None)
-            parameter_grads[node.norm.bias] = received.total
-            collected[i] = _Collected()
-            targets = stage.sources[i]
-            sources = [Source(x, weight) if source < 0 else records[source].source(weight)
-                       for source, weight in zip(targets, record.edge_weights, strict=True)]
-            kernel, (stride, dilation) = _kernel(node), _steps(node)
-            hidden = sum_relu_depthwise(sources, kernel, stride, dilation)
-            hidden_grad, pointwise_grad, _ = torch.ops.aten.convolution_backward(
-                inner, hidden, node.pointwise.weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1,
-                [True, needed[node.pointwise.weight], False])
-            del inner, received, hidden
-            if pointwise_grad is not None:
-                parameter_grads[node.pointwise.weight] = pointwise_grad
-            first = [collected[target].grad is None for target in targets]
-            for target, source in zip(targets, sources, strict=True):
-                if collected[target].grad is None and (target >= 0 or ctx.needs_input_grad[3]):
-                    collected[target].grad = torch.empty_like(source.data)
-            sums = sum_relu_depthwise_backward(
-                sources, kernel, stride, dilation, hidden_grad.contiguous(memory_format=torch.channels_last),
-                [collected[target].grad for target in targets], first)
-            parameter_grads[node.depthwise.weight] = sums.kernel
-            if node.module.edge_weight is not None and needed[node.module.edge_weight]:
-                parameter_grads[node.module.edge_weight] = _edge_weight_grad(
-                    node, sources, sums, _edges_of(stage, i, ctx.kept_edges))
-            for target, weight, dots in zip(targets, record.edge_weights, sums.dots, strict=True):
-                collected[target].total = collected[target].total + weight * sums.total
-                collected[target].dot = collected[target].dot + weight * dots
-        return (None, None, None, collected[-1].grad,
-                *(parameter_grads.get(p) if wanted else None for p, wanted in needed.items()))
+def _check_backward(grad: Tensor, operands: Operands, mean: Tensor, variance: Tensor, nodes: list[Tensor],
+                    needed: list[bool], settings: Settings) -> None:
+    check(operands, settings)
+    shape = settings.output_shape(operands)
+    if operands.x.dtype != torch.float32 or operands.norm_weight is None:
+        raise ValueError('randwire_zoo::stage_backward: only float32 stages with BN have a backward pass')
+    if len(nodes) != settings.num_nodes or len(needed) != len(operands.flat()) or any(
+            t.shape != shape or t.dtype != torch.float32 or t.device != operands.x.device for t in (grad, *nodes)):
+        raise ValueError(f'randwire_zoo::stage_backward: grad and {settings.num_nodes} nodes must be float32 {shape}')
+    if any(t.shape != operands.norm_weight.shape or t.dtype != torch.float32 or t.device != operands.x.device
+           for t in (mean, variance)):
+        raise ValueError('randwire_zoo::stage_backward: statistics must be those of the forward pass')
 
 
 class _Collected:
@@ -296,31 +230,194 @@ class _Collected:
 
 
 def _through_norm(
-        record: _Record, received: _Collected, batch_statistics: bool, share: Optional[float],
+        data: Tensor, norm: _Normalisation, received: _Collected, of_batch: bool, share: Optional[float],
 ) -> tuple[Tensor, Tensor]:
     """The gradient before the BN, in the place of that after it unless that is `share` of somebody else's; and its
     weight's."""
-    assert record.norm is not None and received.grad is not None
-    scale, _, mean, inv_std = record.norm
-    weight_grad = (received.dot - mean * received.total) * inv_std
-    slope, shift = torch.zeros_like(scale), torch.zeros_like(scale)
-    if batch_statistics:
-        count = record.out.numel() // record.out.shape[1]
-        slope = scale * inv_std * weight_grad / -count
-        shift = scale * received.total / -count - slope * mean
+    assert received.grad is not None
+    weight_grad = (received.dot - norm.mean * received.total) * norm.inv_std
+    slope, shift = torch.zeros_like(norm.scale), torch.zeros_like(norm.scale)
+    if of_batch:
+        count = data.numel() // data.shape[1]
+        slope = norm.scale * norm.inv_std * weight_grad / -count
+        shift = norm.scale * received.total / -count - slope * norm.mean
     if share is None:
-        grad = affine(received.grad, record.out, scale, slope, shift, out=received.grad)
+        grad = kernels.affine(received.grad, data, norm.scale, slope, shift, out=received.grad)
     else:
-        grad = affine(received.grad, record.out, scale * share, slope, shift)
+        grad = kernels.affine(received.grad, data, norm.scale * share, slope, shift)
     return grad, weight_grad
 
 
-def _edge_weight_grad(
-        node: _Operations, sources: list[Source], sums: SumGradients, kept_edges: Optional[Tensor]) -> Tensor:
-    """Of the parameter before its sigmoid."""
-    of_sum = torch.stack([
-        dots.sum() if source.scale is None or source.shift is None else source.scale @ dots + source.shift @ sums.total
-        for source, dots in zip(sources, sums.dots, strict=True)])
-    sigmoid = torch.sigmoid(node.module.edge_weight.detach())
-    grad = of_sum * sigmoid * (1 - sigmoid)
-    return grad if kept_edges is None else grad * kept_edges
+def _edge_weight_grads(terms: list[Source], sums: kernels.SumGradients) -> Tensor:
+    """One per source."""
+    return torch.stack([
+        dots.sum() if term.scale is None or term.shift is None else term.scale @ dots + term.shift @ sums.total
+        for term, dots in zip(terms, sums.dots, strict=True)])
+
+
+@_stage_backward.register_fake
+def _stage_backward_shapes(grad: Tensor, *arguments: Any) -> list[Tensor]:
+    operands, mean, variance, nodes, needed, settings = _backward_arguments(arguments)
+    _check_backward(grad, operands, mean, variance, nodes, needed, settings)
+    flat = operands.flat()
+    return [_none(grad) if t is None or not wanted or i in STATISTICS else torch.empty_like(
+        t, memory_format=torch.channels_last if i == 0 else torch.contiguous_format)
+        for i, (t, wanted) in enumerate(zip(flat, needed, strict=True))]
+
+
+# What makes them operators that everything in torch works with
+
+
+def _gradients_by_torch(operands: Operands, settings: Settings, grad: Tensor) -> list[Optional[Tensor]]:
+    """The gradients of all operands in one row, differentiable in turn."""
+    flat = operands.flat()
+    wanted = [i for i, t in enumerate(flat) if t is not None and i not in STATISTICS]
+
+    def out(*tensors: Tensor) -> Tensor:
+        row = list(flat)
+        for i, t in zip(wanted, tensors, strict=True):
+            row[i] = t
+        return compute(nested(row, settings), settings).out
+    pull_back = torch.func.vjp(out, *[flat[i] for i in wanted])[1]
+    gradients: list[Optional[Tensor]] = [None] * len(flat)
+    for i, gradient in zip(wanted, pull_back(grad), strict=True):
+        gradients[i] = gradient
+    return gradients
+
+
+def _save(ctx: Any, operands: Operands, settings: Settings, result: Sequence[Any]) -> None:
+    _, mean, variance, *nodes = result
+    ctx.settings = settings
+    ctx.save_for_backward(*operands.flat(), mean, variance, *nodes)
+    ctx.mark_non_differentiable(mean, variance, *nodes)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, grad: Optional[Tensor], needed: Sequence[Any]) -> list[Optional[Tensor]]:
+    """The gradients of all operands in one row: from the saved tensors alone."""
+    settings, count = ctx.settings, len(needed)
+    if grad is None:
+        return [None] * count
+    saved = ctx.saved_tensors
+    operands = nested(saved[:count], settings)
+    mean, variance, *nodes = saved[count:]
+    # To be differentiated again, or asked for by an outer transform, or for many gradients at once.
+    if torch.is_grad_enabled() or not nodes or not _has_memory(grad):
+        return _gradients_by_torch(operands, settings, grad)
+    found = torch.ops.randwire_zoo.stage_backward(
+        grad, *operands, mean, variance, nodes, list(needed), *settings.values())
+    return [t if wanted and i not in STATISTICS else None
+            for i, (t, wanted) in enumerate(zip(found, needed, strict=True))]
+
+
+def _has_memory(grad: Tensor) -> bool:
+    """False of the gradients of `torch.autograd.grad(is_grads_batched=True)`, for which no operator can have a rule."""
+    try:
+        grad.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
+
+
+class _Stage(torch.autograd.Function):
+    """The operator for autograd and `torch.func`; settings first, then the operands in one row."""
+
+    @staticmethod
+    def forward(settings: Settings, *flat: Optional[Tensor]) -> tuple[Tensor, ...]:
+        out, mean, variance, nodes = torch.ops.randwire_zoo.stage(*nested(flat, settings), *settings.values())
+        return (out, mean, variance, *nodes)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        settings, *flat = inputs
+        _save(ctx, nested(flat, settings), settings, output)
+        ctx.save_for_forward(*flat)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Optional[Tensor], *others: Optional[Tensor]) -> tuple[Optional[Tensor], ...]:
+        return (None, *_gradients(ctx, grad, ctx.needs_input_grad[1:]))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], settings: Settings, *flat: Optional[Tensor]) -> Any:
+        def stage(*flat: Optional[Tensor]) -> tuple[Tensor, ...]:
+            out, mean, variance, nodes = compute(nested(flat, settings), settings)
+            return (out, mean, variance, *nodes)
+        results = torch.vmap(stage, in_dims[1:], randomness=info.randomness)(*flat)
+        return results, (0,) * len(results)
+
+    @staticmethod
+    def jvp(ctx: Any, settings: None, *tangents: Optional[Tensor]) -> tuple[Optional[Tensor], ...]:
+        """The derivative along the tangents, by differentiating the backward pass: forward mode does not nest."""
+        flat = ctx.saved_tensors[:len(tangents)]
+        operands = nested(flat, ctx.settings)
+        out = compute(operands, ctx.settings).out
+        moved = [i for i, t in enumerate(tangents) if t is not None and i not in STATISTICS]
+
+        def pull_back(grad: Tensor) -> list[Tensor]:
+            gradients = _gradients_by_torch(operands, ctx.settings, grad)
+            return [gradients[i] for i in moved]  # type: ignore[misc]
+        push_forward = torch.func.vjp(pull_back, torch.zeros_like(out))[1]
+        tangent, = push_forward([tangents[i] for i in moved])
+        return (tangent, *[None] * (2 + ctx.settings.num_nodes * ctx.settings.keep))
+
+
+def _whole(gradients: list[Optional[Tensor]], settings: Settings) -> tuple[Any, ...]:
+    """Gradients in one row, in the structure of the operator's arguments."""
+    empty: list[Any] = [[] if isinstance(value, list) and not value else None for value in settings.values()]
+    return (*nested(gradients, settings), *empty)
+
+
+def _stage_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    out, mean, variance, nodes = output
+    _save(ctx, Operands(*inputs[:LISTS]), Settings(*inputs[LISTS:]), (out, mean, variance, *nodes))
+
+
+def _stage_gradients(ctx: Any, grad: Optional[Tensor], *others: Any) -> tuple[Any, ...]:
+    needed = Operands(*ctx.needs_input_grad[:LISTS]).flat()
+    return _whole(_gradients(ctx, grad, needed), ctx.settings)
+
+
+def _stage_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
+    settings = Settings(*arguments[LISTS:])
+    (out, mean, variance, *nodes), _ = _Stage.vmap(
+        info, (None, *Operands(*in_dims[:LISTS]).flat()), settings, *Operands(*arguments[:LISTS]).flat())
+    return (out, mean, variance, nodes), (0, 0, 0, [0] * len(nodes))
+
+
+def _stage_backward_vmap(info: Any, in_dims: tuple[Any, ...], grad: Tensor, *arguments: Any) -> Any:
+    operands, *_, needed, settings = _backward_arguments(arguments)
+
+    def gradients(grad: Tensor, *flat: Optional[Tensor]) -> list[Tensor]:
+        found = _gradients_by_torch(nested(flat, settings), settings, grad)
+        return [_none(grad) if t is None or not wanted else t for t, wanted in zip(found, needed, strict=True)]
+    in_row = (in_dims[0], *Operands(*in_dims[1:1 + LISTS]).flat())
+    results = torch.vmap(gradients, in_row, randomness=info.randomness)(grad, *operands.flat())
+    return results, [0] * len(results)
+
+
+def _no_third_time(ctx: Any, *grads: Any) -> Any:
+    raise RuntimeError('randwire_zoo::stage_backward is not differentiable itself; differentiate randwire_zoo::stage '
+                       'with create_graph=True')
+
+
+_stage.register_autograd(_stage_gradients, setup_context=_stage_setup)
+_stage.register_vmap(_stage_vmap)
+_stage_backward.register_autograd(_no_third_time)
+_stage_backward.register_vmap(_stage_backward_vmap)
+
+
+def _multiply_adds(operands_shapes: Sequence[Any], settings: Settings) -> int:
+    x, depthwise, pointwise = operands_shapes[0], operands_shapes[FLAT], operands_shapes[FLAT + 1]
+    pixels = x[0] * ((x[2] - 1) // settings.stride + 1) * ((x[3] - 1) // settings.stride + 1)
+    return pixels * sum(
+        9 * kernel[0] + matrix[0] * matrix[1] for kernel, matrix in zip(depthwise, pointwise, strict=True))
+
+
+@register_flop_formula(torch.ops.randwire_zoo.stage)
+def _stage_flops(*shapes: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return 2 * _multiply_adds(shapes, Settings(*shapes[LISTS:]))
+
+
+@register_flop_formula(torch.ops.randwire_zoo.stage_backward)
+def _stage_backward_flops(*shapes: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return 4 * _multiply_adds(shapes[1:], Settings(*shapes[-len(Settings.__dataclass_fields__):]))

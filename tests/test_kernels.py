@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from randwire_zoo import deploy, kernels, plans, use_kernels
+from randwire_zoo import deploy, kernels, native, plans, use_kernels
 from randwire_zoo.complexity import count_complexity
 from randwire_zoo.kernels import KernelError, Source
 from randwire_zoo.network import Node, RandWire, Stage
+from randwire_zoo.stages import Operands, Settings
 
 COMPILER = os.environ.get('CXX', 'c++').split()[0]
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f'the kernels are built with {COMPILER}')
@@ -35,7 +36,7 @@ SHAPES = [
 
 
 @pytest.fixture(autouse=True)
-def native() -> Iterator[None]:
+def on_native_kernels() -> Iterator[None]:
     """Every test starts on the native kernels and leaves those of torch behind."""
     use_kernels('native')
     yield
@@ -73,20 +74,39 @@ def naive_depthwise(total: Tensor, kernel: Tensor, stride: int, dilation: int) -
 
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 3e-6), (torch.bfloat16, 1e-2)], ids=str)
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
-def test_a_node_in_one_pass(shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
-    channels, stride, dilation, out_channels = shape[1], *shape[4:6], shape[7]
+def test_a_weighted_sum_and_a_depthwise_convolution_in_one_pass(
+        shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
+    channels, stride, dilation = shape[1], *shape[4:6]
     sources = terms(shape, dtype)
-    kernel, bias = torch.randn(channels, 1, 3, 3), torch.randn(out_channels)
-    matrix = torch.randn(out_channels, channels).to(dtype)
+    kernel = torch.randn(channels, 1, 3, 3)
     total = naive_sum(sources, [source.data.double() for source in sources])
-    hidden = naive_depthwise(total, kernel.double(), stride, dilation)
-    expected = F.conv2d(hidden, matrix.double()[:, :, None, None], bias.double())
-    found = kernels.separable_node(
-        sources, kernel, kernels.pack_pointwise(matrix), bias, out_channels, stride, dilation)
+    found = kernels.sum_relu_depthwise(sources, kernel, stride, dilation)
+    assert found.dtype == dtype and found.is_contiguous(memory_format=CHANNELS_LAST)
+    assert error(found, naive_depthwise(total, kernel.double(), stride, dilation)) < tolerance
+    assert error(kernels.weighted_sum(sources), total) < tolerance
+
+
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 3e-6), (torch.bfloat16, 1e-2)], ids=str)
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+def test_a_stage_of_one_node_that_reads_the_input_and_one_that_reads_it_many_times(
+        shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
+    batch, channels, height, width, stride, dilation, count, out_channels = shape
+    x = torch.randn(batch, channels, height, width).to(dtype)
+    edge_weights = torch.rand(count if count > 1 else 0)
+    shapes = [(channels, out_channels), (out_channels, out_channels)]
+    depthwise = [torch.randn(inner, 1, 3, 3).div(3).to(dtype) for inner, _ in shapes]
+    pointwise = [torch.randn(outer, inner, 1, 1).div(inner ** 0.5).to(dtype) for inner, outer in shapes]
+    biases = [torch.randn(out_channels).to(dtype) for _ in range(2)]
+    found = plans.run(
+        Operands(x, edge_weights, None, None, None, None, depthwise, pointwise, biases),
+        Settings([], [], [-1, *[0] * count], [1, count], [1], stride, dilation, dilation)).out
+    hidden = naive_depthwise(x.double(), depthwise[0].double(), stride, dilation)
+    first = F.conv2d(hidden, pointwise[0].double(), biases[0].double()).to(dtype).double()
+    total = first * (edge_weights.double().sum() if count > 1 else 1)
+    expected = F.conv2d(naive_depthwise(total, depthwise[1].double(), 1, dilation), pointwise[1].double(),
+                        biases[1].double())
     assert found.dtype == dtype and found.is_contiguous(memory_format=CHANNELS_LAST)
     assert error(found, expected) < tolerance
-    assert error(kernels.sum_relu_depthwise(sources, kernel, stride, dilation), hidden) < tolerance
-    assert error(kernels.weighted_sum(sources), total) < tolerance
 
 
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
@@ -117,11 +137,27 @@ def test_the_backward_pass_of_the_sum_and_the_depthwise_convolution(shape: tuple
             assert error(added, source.weight * total.grad) < 1e-5
 
 
-def test_mean_and_variance_far_from_zero() -> None:
-    x = (torch.randn(7, 21, 13, 11) + 1000).contiguous(memory_format=CHANNELS_LAST)
-    mean, variance = kernels.mean_and_variance(x)
-    assert error(mean, x.double().mean((0, 2, 3))) < 1e-6
-    assert error(variance, x.double().var((0, 2, 3), unbiased=False)) < 1e-4
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance by which a stage of one node normalises x, which passes its convolutions as it is."""
+    channels = x.shape[1]
+    kernel = torch.zeros(channels, 1, 3, 3)
+    kernel[:, :, 1, 1] = 1
+    result = plans.run(
+        Operands(x, torch.zeros(0), torch.ones(1, channels), torch.zeros(1, channels), None, None, [kernel],
+                 [torch.eye(channels)[:, :, None, None]], []),
+        Settings([1e-5], [True], [-1], [1], [0], 1, 1, 1))
+    return result.mean[0], result.variance[0]
+
+
+@pytest.mark.parametrize(('offset', 'outlier'), [(1000.0, 0.0), (0.0, 1e6), (3.0, 1e4)])
+def test_statistics_of_a_batch_far_from_zero_or_with_a_pixel_far_from_all_others(offset: float, outlier: float) -> None:
+    x = (torch.randn(7, 21, 13, 11) + offset).relu()
+    x[0, :, 0, 0] += outlier  # in an image's first pixel and in its last: no pixel is a good origin for all
+    x[-1, 3, -1, -1] += outlier
+    mean, variance = statistics(x)
+    expected = x.double().var((0, 2, 3), correction=0)
+    assert ((mean - x.double().mean((0, 2, 3))) / expected.sqrt()).abs().max() < 1e-4
+    assert ((variance - expected) / expected).abs().max() < 1e-4
 
 
 def test_values_that_are_no_numbers_stay_so() -> None:
@@ -132,7 +168,7 @@ def test_values_that_are_no_numbers_stay_so() -> None:
 
 @pytest.mark.skipif(platform.machine() not in ('x86_64', 'AMD64'), reason='AVX-512 is a matter of x86 processors')
 def test_the_same_on_a_processor_without_avx_512() -> None:
-    done = run_tests('test_kernels.py', '-k', 'one_pass or backward_pass', CXX=f'{COMPILER} -mno-avx512f')
+    done = run_tests('test_kernels.py', '-k', 'one_pass or one_node or backward_pass', CXX=f'{COMPILER} -mno-avx512f')
     assert done.returncode == 0, done.stdout
 
 
@@ -189,7 +225,7 @@ def distance(model: nn.Module, reference: nn.Module) -> float:
 def planned(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """What `run_stage` answered: True for each stage that ran on the kernels."""
     answers: list[bool] = []
-    original = plans.run_stage
+    original = native.run_stage
 
     def run_stage(*args: Any) -> Any:
         out = original(*args)
