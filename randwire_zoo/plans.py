@@ -4,8 +4,8 @@ The operators
     randwire_zoo::stage(operands, settings) -> (out, mean, variance, nodes)
     randwire_zoo::stage_backward(grad, operands, mean, variance, nodes, settings) -> gradients
 compute a whole stage, and its gradients, as functions of tensors: nothing that they are given is written to, and all
-that the backward pass reads is an argument of it. They are registered for the CPU (fp32, and in evaluation bf16) with
-`torch.library`, with shapes for fake tensors, autograd, vmap and a count of floating-point operations.
+that the backward pass reads is an argument of it. They are registered with `torch.library` for the CPU (fp32, and in
+evaluation bf16), with shapes for fake tensors, with autograd and with vmap.
 
     operands, see `Operands`: the stage's input, the edges' weights as they are multiplied (after sigmoid and removal),
         the parameters of the convolutions and BN, and running statistics for the nodes that normalise by them
@@ -32,7 +32,6 @@ from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import kernels
@@ -404,20 +403,3 @@ _stage.register_autograd(_stage_gradients, setup_context=_stage_setup)
 _stage.register_vmap(_stage_vmap)
 _stage_backward.register_autograd(_no_third_time)
 _stage_backward.register_vmap(_stage_backward_vmap)
-
-
-def _multiply_adds(operands_shapes: Sequence[Any], settings: Settings) -> int:
-    x, depthwise, pointwise = operands_shapes[0], operands_shapes[FLAT], operands_shapes[FLAT + 1]
-    pixels = x[0] * ((x[2] - 1) // settings.stride + 1) * ((x[3] - 1) // settings.stride + 1)
-    return pixels * sum(
-        9 * kernel[0] + matrix[0] * matrix[1] for kernel, matrix in zip(depthwise, pointwise, strict=True))
-
-
-@register_flop_formula(torch.ops.randwire_zoo.stage)
-def _stage_flops(*shapes: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return 2 * _multiply_adds(shapes, Settings(*shapes[LISTS:]))
-
-
-@register_flop_formula(torch.ops.randwire_zoo.stage_backward)
-def _stage_backward_flops(*shapes: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return 4 * _multiply_adds(shapes[1:], Settings(*shapes[-len(Settings.__dataclass_fields__):]))

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
+from torch.utils.flop_counter import FlopCounterMode
 
 from randwire_zoo import native, plans, use_kernels
 from randwire_zoo.graphs import Graph
@@ -174,3 +176,41 @@ def test_every_transform_gives_what_the_modules_give_in_float64(
     use_kernels(kernels)
     assert_equal(transform(stage, parameters_of(stage), images()), expected, 1e-4)
     assert bool(served) == (kernels == 'native'), 'the stage ran on something else'
+
+
+# What else torch asks of an operator
+
+
+def calls(stage: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
+    """What the operator is called with for this stage."""
+    seen: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(native, 'run', lambda operands, settings: seen.append((operands, settings)) or plans.run(
+        operands, settings))
+    stage(x)
+    (operands, settings), = seen
+    return (*operands, *settings.values())
+
+
+@pytest.mark.parametrize('training', [False, True], ids=['running statistics', 'batch statistics'])
+def test_torch_finds_nothing_wrong_with_the_operators(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = calls(a_stage(training), images().requires_grad_(), monkeypatch)
+    torch.library.opcheck(torch.ops.randwire_zoo.stage.default, arguments, atol=1e-4, rtol=1e-3)
+    out, mean, variance, nodes = torch.ops.randwire_zoo.stage(*arguments)
+    operands = [[t.detach() for t in x] if isinstance(x, list) else None if x is None else x.detach()
+                for x in arguments[:len(Operands._fields)]]
+    torch.library.opcheck(
+        torch.ops.randwire_zoo.stage_backward.default,
+        (torch.randn_like(out), *operands, mean, variance, [node.detach() for node in nodes],
+         [i % 3 > 0 for i in range(len(Operands(*operands).flat()))], *arguments[len(operands):]))
+
+
+def test_operations_are_counted_as_without_the_kernels(served: list[Any]) -> None:
+    model = timm.create_model('randwire', num_nodes=5, channels=6, num_classes=3)
+    counts = []
+    for kernels in ('torch', 'native'):
+        use_kernels(kernels)
+        with FlopCounterMode(display=False) as counter:
+            model(torch.randn(2, 3, 64, 64)).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+    assert not served, 'the counter looks at modules, so these have to run'
