@@ -15,11 +15,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import ParseKwargs
 
 __all__ = ['DEFAULTS', 'KEYS', 'STOCK', 'Key', 'add_key', 'add_recipe_arguments', 'check_settings', 'load_recipe',
-           'public_settings', 'read_packaged', 'recipe_names']
+           'public_settings', 'read_packaged', 'recipe_names', 'scheduled_epochs']
 
 
 @dataclass(frozen=True)
@@ -287,6 +289,16 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     if unknown:
         raise ValueError(f'unknown key {", ".join(map(repr, unknown))}; the trainer knows {", ".join(KEYS)}')
     return {name: _convert(KEYS[name], value) for name, value in settings.items()}
+
+
+def scheduled_epochs(settings: Mapping[str, Any]) -> int:
+    """How many epochs a training of these settings has, by timm's scheduler: with cooldown, and a warm-up before it.
+
+    Checkpoints and summary.csv count epochs from 0, as timm does: the last one of a whole training is one less.
+    """
+    args = argparse.Namespace(**{**DEFAULTS, **settings})
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    return int(create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=1)[1])
 
 
 def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

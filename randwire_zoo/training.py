@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -62,10 +62,18 @@ from .files import atomic_path, write_atomically
 from .recipes import DEFAULTS, KEYS, add_recipe_arguments, check_settings, load_recipe
 from .weights_io import loading, one_line
 
-__all__ = ['TrainingResult', 'add_arguments', 'main', 'read_summary', 'train']
+__all__ = ['PeerFailure', 'TrainingResult', 'add_arguments', 'main', 'read_summary', 'train']
 
 SUMMARY = 'summary.csv'
 LAST = 'last.pth.tar'
+LEFT_OVER = '.tmp'
+
+
+Made = TypeVar('Made')
+
+
+class PeerFailure(ValueError):
+    """Another process of the training has failed, and says why itself; this one ends with it."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,7 @@ def train(config: str | Path | None = None, *, progress: bool = True, **settings
     Raises:
         ValueError: naming what is wrong with a setting, the model, the data or the checkpoint; nothing is written.
         OSError: if a file or folder is missing; FileExistsError if the experiment's folder is in use.
+        PeerFailure: in all processes but one, if there is anything wrong in that one.
     """
     args = _resolve(config, settings)
     for module in args.device_modules or ():
@@ -115,7 +124,9 @@ def train(config: str | Path | None = None, *, progress: bool = True, **settings
     written_args = yaml.safe_dump(vars(args), default_flow_style=False)
     device = init_distributed_device(args)
     try:
-        return _Run(args, device, written_args, progress and args.rank == 0).run()
+        training = _together(args, lambda: _Run(args, device, written_args, progress and args.rank == 0))
+        training.connect()
+        return training.run()
     finally:
         if args.distributed:
             torch.distributed.destroy_process_group()
@@ -138,10 +149,13 @@ def main(args: argparse.Namespace) -> int:
     if not logging.root.handlers:
         setup_default_logging(logging.WARNING)
     settings = {name: value for name, value in vars(args).items() if name in KEYS}
-    result = train(args.config, progress=not args.no_progress, **settings)
+    try:
+        result = train(args.config, progress=not args.no_progress, **settings)
+    except PeerFailure:
+        return 1  # one line, by the process that failed
     if result.folder is not None:
-        if result.best_metric is not None:
-            print(f'best: {result.best_metric:.4g} in epoch {result.best_epoch}')
+        if result.best_metric is not None and result.best_epoch is not None:
+            print(f'best: {result.best_metric:.4g} in epoch {result.best_epoch + 1}')  # counted from 1, for people
         print(result.folder)
     return 0
 
@@ -168,6 +182,24 @@ def _resolve(config: str | Path | None, settings: dict[str, Any]) -> argparse.Na
     return args
 
 
+def _together(args: argparse.Namespace, action: Callable[[], Made]) -> Made:
+    """What action gives; if it fails in one process, it fails in all of them, and nobody waits for the one."""
+    error: Exception | None = None
+    try:
+        made = action()
+    except Exception as caught:  # whatever it is, the others must know
+        error = caught
+    if args.distributed:
+        errors: list[str | None] = [None] * args.world_size
+        torch.distributed.all_gather_object(errors, None if error is None else one_line(error))
+        failed = [rank for rank, text in enumerate(errors) if text is not None]
+        if failed and failed[0] != args.rank:
+            raise PeerFailure(f'process {failed[0]}: {errors[failed[0]]}') from error
+    if error is not None:
+        raise error
+    return made
+
+
 def _seed_everything(seed: int, epoch: int, rank: int) -> None:
     """Seed Python's, numpy's and torch's generators from all three numbers."""
     random_seed(int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0]))
@@ -180,7 +212,9 @@ class _Saver(CheckpointSaver):
         os.replace(src, dst)
 
     def _duplicate(self, src: str, dst: str) -> None:
-        temporary = f'{dst}.tmp'
+        if os.path.exists(dst) and os.path.samefile(src, dst):
+            return  # to move one link of a file over another does nothing, and would leave both
+        temporary = f'{dst}{LEFT_OVER}'
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         try:
@@ -221,6 +255,24 @@ class _Run:
         self._set_learning_rate()
         self.optimizer = self._create_optimizer()
         self.start_epoch = self._resume_and_setup_ema()
+        decreasing = self._eval_metric() == 'loss'
+        self.scheduler, self.num_epochs = create_scheduler_v2(
+            self.optimizer, **scheduler_kwargs(args, decreasing_metric=decreasing),
+            updates_per_epoch=self.updates_per_epoch)
+        self.folder, self.continues = self._choose_folder()
+        # A whole run may be resumed, by whoever does not know that it is; a new folder would remain empty.
+        if args.resume and self.start_epoch > self.num_epochs - (not self.continues):
+            raise ValueError(f'nothing to train: {args.resume} has {self.start_epoch} epochs behind it, and '
+                             f'epochs: {args.epochs} asks for {self.num_epochs}')
+        if self.scheduler is not None and self.start_epoch > 0:
+            if args.sched_on_updates:
+                self.scheduler.step_update(self.start_epoch * self.updates_per_epoch)
+            else:
+                self.scheduler.step(self.start_epoch)
+
+    def connect(self) -> None:
+        """Compile, and join the other processes: what follows is done by all of them at once, or hangs."""
+        args = self.args
         if args.torchcompile:
             self.task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
             if self.task.has_ema():
@@ -228,17 +280,7 @@ class _Run:
         self.eval_model: Any = self.task.get_eval_model()  # not wrapped: evaluation is no affair of DDP
         if args.distributed:
             # DDP takes no device for a module on the CPU.
-            self.task.prepare_distributed(device_ids=None if device.type == 'cpu' else [device])
-
-        decreasing = self._eval_metric() == 'loss'
-        self.scheduler, self.num_epochs = create_scheduler_v2(
-            self.optimizer, **scheduler_kwargs(args, decreasing_metric=decreasing),
-            updates_per_epoch=self.updates_per_epoch)
-        if self.scheduler is not None and self.start_epoch > 0:
-            if args.sched_on_updates:
-                self.scheduler.step_update(self.start_epoch * self.updates_per_epoch)
-            else:
-                self.scheduler.step(self.start_epoch)
+            self.task.prepare_distributed(device_ids=None if self.device.type == 'cpu' else [self.device])
 
     def _build_model(self) -> nn.Module:
         args = self.args
@@ -348,28 +390,33 @@ class _Run:
                     load_task_ema_checkpoint(self.task, args.resume)
         return start_epoch
 
-    def _make_folder(self) -> tuple[Path, CheckpointSaver]:
-        """Make the experiment's folder, or enter the one that the checkpoint lies in."""
+    def _choose_folder(self) -> tuple[Path, bool]:
+        """The experiment's folder, and whether the run goes on there: in the one that the checkpoint lies in."""
         args = self.args
         resumed = Path(args.resume).resolve().parent if args.resume else None
         if resumed is not None and not args.experiment:
-            folder = resumed
-        else:
-            name = args.experiment or '-'.join([
-                datetime.now().strftime('%Y%m%d-%H%M%S'), safe_model_name(args.model),
-                str(self.description.input_size[-1])])
-            folder = Path(args.output or 'output/train') / name
-        continues = resumed is not None and folder.resolve() == resumed
+            return resumed, True
+        parts = datetime.now().strftime('%Y%m%d-%H%M%S'), safe_model_name(args.model), self.description.input_size[-1]
+        name = args.experiment or '-'.join(map(str, parts))
+        folder = Path(args.output or 'output/train') / name
+        return folder, resumed is not None and folder.resolve() == resumed
+
+    def _make_folder(self) -> tuple[Path, CheckpointSaver]:
+        """Make the experiment's folder, or enter it again."""
+        args, folder, continues = self.args, self.folder, self.continues
         if not continues and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise FileExistsError(f'{folder} is in use; choose another --experiment, '
                                   f'or continue with --resume {folder / LAST}')
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / 'args.yaml', self.written_args)
+        if self.start_epoch < self.num_epochs:  # settings with which nothing is trained are not kept
+            write_atomically(folder / 'args.yaml', self.written_args)
         saver = _Saver(
             model=self.task.get_trainable_module(), optimizer=self.optimizer, args=args, amp_scaler=self.loss_scaler,
             checkpoint_dir=str(folder), recovery_dir=str(folder), decreasing=self._eval_metric() == 'loss',
             max_history=args.checkpoint_hist, task=self.task)
         if continues:
+            for left_over in folder.glob(f'*.pth.tar{LEFT_OVER}'):  # by a kill
+                left_over.unlink()
             saver.load_state_dict_from_checkpoint(args.resume)
             best = folder / f'checkpoint-{saver.best_epoch}.pth.tar'
             if best.is_file():  # a kill may have come just before this copy was made
@@ -386,10 +433,13 @@ class _Run:
         """Train from the start epoch to the last."""
         args, folder, saver = self.args, None, None
         history: list[dict[str, float]] = []
-        if args.rank == 0:
-            folder, saver = self._make_folder()
+        made = _together(args, lambda: self._make_folder() if args.rank == 0 else None)
+        if made is not None:
+            folder, saver = made
             if (folder / SUMMARY).is_file():
                 history = read_summary(folder / SUMMARY)
+        if self.progress and self.start_epoch == self.num_epochs:
+            tqdm.write(f'nothing left to train: all {self.num_epochs} epochs are done')
         best_metric, best_epoch = (saver.best_metric, saver.best_epoch) if saver is not None else (None, None)
         for epoch in range(self.start_epoch, self.num_epochs):
             train_metrics = self._train_one_epoch(epoch)

@@ -1,12 +1,13 @@
 """timm's unmodified train.py, validate.py, inference.py, benchmark.py and onnx_export.py on our models.
 
-Nobody imports randwire_zoo here: the scripts run in processes of their own and know nothing of it.
+The scripts run in processes of their own and know nothing of randwire_zoo.
 """
 from __future__ import annotations
 
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ import yaml
 from PIL import Image
 
 import randwire_zoo.configs
+from randwire_zoo.evaluation import evaluate_checkpoint
+from randwire_zoo.training import train
 
 RECIPE = Path(randwire_zoo.configs.__file__).parent / 'digits' / 'randwire_ws_pico.yaml'
 SCRIPTS = upstream.timm_scripts()
@@ -87,6 +90,18 @@ def test_validate_py_measures_what_train_py_measured(trained: Path, images: Path
     row = summary(trained)[-1]
     assert measured['top1'] == pytest.approx(float(row['eval_top1']), abs=0.01)
     assert measured['img_size'] == SIZE
+
+
+def test_a_run_of_train_py_is_evaluated_and_resumed_by_this_package(trained: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained, tmp_path / 'run')
+    row = {name: float(value) for name, value in summary(folder)[-1].items()}
+    measured = evaluate_checkpoint(folder / 'last.pth.tar', {'workers': 0}, progress=False)
+    for name in ('loss', 'top1', 'top5'):  # train.py adds up single-precision batch means
+        assert measured[name] == pytest.approx(row[f'eval_{name}'], rel=1e-6)
+    resumed = train(resume=str(folder / 'last.pth.tar'), epochs=18, workers=0, progress=False)
+    assert resumed.folder == folder and [row['epoch'] for row in resumed.history] == list(range(18))
+    assert [float(row['eval_loss']) for row in summary(trained)] == [row['eval_loss'] for row in resumed.history[:16]]
+    assert resumed.last['train_loss'] < 2 * row['train_loss'], 'the optimiser goes on where it was'
 
 
 def test_inference_py_predicts_what_validate_py_counted(trained: Path, images: Path, tmp_path: Path) -> None:

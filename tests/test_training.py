@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import upstream
 import yaml
 from PIL import Image
 
 from randwire_zoo.description import Description, build_model
 from randwire_zoo.evaluation import evaluate_folder
+from randwire_zoo.recipes import DEFAULTS, STOCK, scheduled_epochs
 from randwire_zoo.training import add_arguments, main, read_summary, train
 
 NETWORK = {'graph': 'ws(2,0.5)', 'seed': 1, 'channels': 4, 'num_nodes': 4}
@@ -116,22 +116,11 @@ def test_a_run_leaves_the_files_of_train_py(images: Path, tmp_path: Path) -> Non
     assert (description.mean, description.crop_pct, description.input_size) == ((0.5,) * 3, 1.0, (3, 32, 32))
     assert description.label_names == ('0', '1', '2') and description.arguments['drop_path_rate'] == 0.5
 
-    scripts = upstream.timm_scripts()
-    if scripts is None:
-        pytest.skip(f"timm's stock scripts are not there to read the checkpoint; {upstream.HOW}")
-    done = subprocess.run(
-        [sys.executable, scripts / 'validate.py', '--data-dir', images, '--model', 'randwire', '--device', 'cpu',
-         '--checkpoint', folder / 'last.pth.tar', '--num-classes', '3', '--img-size', '32', '--crop-pct', '1.0',
-         '--mean', '0.5', '0.5', '0.5', '--std', '0.5', '0.5', '0.5', '-j', '0',
-         '--model-kwargs', *(f'{name}={value}' for name, value in NETWORK.items())],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert f'"top1": {round(result.last["eval_top1"], 3)}' in done.stdout, done.stdout + done.stderr
 
-
-def test_two_processes_agree_and_measure_every_held_out_image_once(images: Path, tmp_path: Path) -> None:
+def test_two_processes_fail_together_agree_and_measure_every_held_out_image_once(images: Path, tmp_path: Path) -> None:
     script = tmp_path / 'two.py'
     script.write_text(textwrap.dedent(f"""
-        import hashlib, os
+        import hashlib, os, time
         from pathlib import Path
         import torch
         from randwire_zoo import training
@@ -145,16 +134,40 @@ def test_two_processes_agree_and_measure_every_held_out_image_once(images: Path,
                 f'{{digest}} {{result.last["eval_loss"]}} {{result.folder is not None}}')
             return result
 
+        # One process group for all of these runs: gloo finds the old addresses if it is asked to connect once more.
+        connect = torch.distributed.init_process_group
+        torch.distributed.init_process_group = lambda *args, **kwargs: (
+            None if torch.distributed.is_initialized() else connect(*args, **kwargs))
+        torch.distributed.destroy_process_group = lambda: None
+        # In each process: the folder is in use, which the first alone can see; then the second alone has no data.
+        rank, said = int(os.environ['RANK']), []
+        settings = dict(**{ {**PLAIN, 'epochs': 2, 'batch_size': 4}!r}, output={str(tmp_path)!r}, progress=False)
+        for experiment, data_dir in (('used', {str(images)!r}), ('none', ({str(images)!r}, 'nowhere')[rank])):
+            start = time.monotonic()
+            try:
+                training.train(**settings, data_dir=data_dir, experiment=experiment)
+            except Exception as error:
+                said.append(f'{{type(error).__name__}}: {{error}} ({{time.monotonic() - start < 30}})')
+        Path({str(tmp_path)!r}, f'said{{rank}}').write_text('\\n'.join(said))
         training._Run.run = run
         training.train(**{ {**PLAIN, 'epochs': 2, 'batch_size': 4}!r}, data_dir={str(images)!r},
                        output={str(tmp_path)!r}, experiment='two', progress=False)
     """))
+    (tmp_path / 'used').mkdir()
+    (tmp_path / 'used' / 'precious').write_text('precious')
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo', 'MASTER_ADDR': '127.0.0.1'}
     done = subprocess.run(
         [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_addr', '127.0.0.1',
          '--master_port', '0', '--rdzv_backend', 'c10d', '--rdzv_endpoint', '127.0.0.1:0', script],
         env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
+    in_use = f'{tmp_path / "used"} is in use; choose another --experiment, or continue with --resume '
+    in_use += str(tmp_path / 'used' / 'last.pth.tar')
+    missing = 'no data folder nowhere; name one with --data-dir'
+    assert [(tmp_path / f'said{rank}').read_text().splitlines() for rank in (0, 1)] == [
+        [f'FileExistsError: {in_use} (True)', f'PeerFailure: process 1: {missing} (True)'],
+        [f'PeerFailure: process 0: {in_use} (True)', f'FileNotFoundError: {missing} (True)']]
+    assert [path.name for path in (tmp_path / 'used').iterdir()] == ['precious'] and not (tmp_path / 'none').exists()
     first, second = ((tmp_path / f'rank{rank}').read_text().split() for rank in (0, 1))
     assert first[:2] == second[:2], 'weights or metrics differ between the processes'
     assert (first[2], second[2]) == ('True', 'False'), 'the first process alone writes'
@@ -185,6 +198,53 @@ def test_a_new_run_never_writes_over_an_earlier_one(images: Path, tmp_path: Path
     with pytest.raises(FileExistsError, match='is in use; choose another --experiment, or continue with --resume'):
         train(**PLAIN, data_dir=str(images), output=str(tmp_path), experiment='run', progress=False)
     assert contents(tmp_path) == before
+
+
+def test_a_resumed_run_writes_nothing_unless_there_is_something_to_train(images: Path, tmp_path: Path) -> None:
+    settings = {**PLAIN, 'data_dir': str(images), 'output': str(tmp_path), 'checkpoint_hist': 1}
+    first = train(**{**settings, 'epochs': 2}, experiment='run', progress=False)
+    assert first.folder is not None
+    before = contents(tmp_path)
+    last = str(first.folder / 'last.pth.tar')
+    with pytest.raises(ValueError) as error:
+        train(resume=last, epochs=1, lr=0.5, progress=False)
+    assert str(error.value) == f'nothing to train: {last} has 2 epochs behind it, and epochs: 1 asks for 1'
+    with pytest.raises(ValueError, match=r'nothing to train: .* has 2 epochs behind it, and epochs: 2 asks for 2'):
+        train(resume=last, experiment='new', progress=False)
+    # A study that was killed after the last epoch asks for the run that is whole.
+    assert train(resume=last, lr=0.5, progress=False).history == first.history
+    # The best epoch is the last one: model_best and the checkpoint are two names of one file.
+    assert contents(tmp_path) == before
+    # One more epoch, with half of a copy that a kill left behind.
+    (first.folder / 'model_best.pth.tar.tmp').write_bytes(b'half')
+    longer = train(resume=last, epochs=3, progress=False)
+    assert [row['epoch'] for row in longer.history] == [0, 1, 2]
+    assert [path.name for path in first.folder.iterdir() if 'tmp' in path.name] == []
+
+
+def test_a_whole_args_yaml_of_train_py_resumes_to_the_same_weights(images: Path, tmp_path: Path) -> None:
+    settings = {**PLAIN, 'data_dir': str(images), 'output': str(tmp_path)}
+    whole = train(**{**settings, 'epochs': 2}, experiment='whole', progress=False)
+    half = train(**{**settings, 'epochs': 2, 'sched': 'constant'}, experiment='half', progress=False)
+    assert whole.folder is not None and half.folder is not None
+    for name in ('last', 'checkpoint-0'):  # the state after the first epoch, as train.py keeps it
+        state = load(whole.folder / 'checkpoint-0.pth.tar')
+        del state['args'].description
+        torch.save(state, half.folder / f'{name}.pth.tar')
+    (half.folder / 'args.yaml').write_text(yaml.safe_dump({
+        **DEFAULTS, **STOCK, **PLAIN, 'epochs': 2, 'data': str(images), 'data_dir': None, 'log_interval': 7}))
+    resumed = train(resume=str(half.folder / 'last.pth.tar'), progress=False)
+    ours, theirs = load(half.folder / 'last.pth.tar'), load(whole.folder / 'last.pth.tar')
+    assert differences(ours['state_dict'], theirs['state_dict']) == []
+    assert resumed.folder == half.folder and resumed.last == whole.last
+
+
+@pytest.mark.parametrize(('change', 'epochs'), [
+    ({}, 4), ({'cooldown_epochs': 3}, 7), ({'warmup_epochs': 2, 'warmup_prefix': True}, 6),
+    ({'sched': 'step', 'warmup_epochs': 2, 'warmup_prefix': True, 'cooldown_epochs': 3}, 6), ({'sched': 'none'}, 4),
+], ids=str)
+def test_the_epochs_of_a_run_are_those_of_its_schedule(change: dict[str, Any], epochs: int) -> None:
+    assert scheduled_epochs({**DEFAULTS, 'epochs': 4, 'warmup_epochs': 0, **change}) == epochs
 
 
 class Hostile:
