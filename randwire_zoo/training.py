@@ -172,7 +172,10 @@ def _resolve(config: str | Path | None, settings: dict[str, Any]) -> argparse.Na
     resume = explicit.get('resume')
     if config is None and resume and (Path(resume).parent / 'args.yaml').is_file():
         config = Path(resume).parent / 'args.yaml'
-    recipe = load_recipe(config) if config is not None else {}
+        # The run goes on where its checkpoint lies, wherever it lay when its settings were written.
+        recipe = {name: value for name, value in load_recipe(config).items() if name not in ('output', 'experiment')}
+    else:
+        recipe = load_recipe(config) if config is not None else {}
     args = argparse.Namespace(**{**copy.deepcopy(DEFAULTS), **recipe, **explicit})
     args.device = default_device(args.device)
     if args.resume and not Path(args.resume).is_file():

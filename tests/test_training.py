@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,11 +216,12 @@ def test_a_resumed_run_writes_nothing_unless_there_is_something_to_train(images:
     assert train(resume=last, lr=0.5, progress=False).history == first.history
     # The best epoch is the last one: model_best and the checkpoint are two names of one file.
     assert contents(tmp_path) == before
-    # One more epoch, with half of a copy that a kill left behind.
+    # One more epoch, with half of a copy that a kill left behind; in a folder that has moved.
     (first.folder / 'model_best.pth.tar.tmp').write_bytes(b'half')
-    longer = train(resume=last, epochs=3, progress=False)
-    assert [row['epoch'] for row in longer.history] == [0, 1, 2]
-    assert [path.name for path in first.folder.iterdir() if 'tmp' in path.name] == []
+    moved = shutil.copytree(first.folder, tmp_path / 'elsewhere' / 'moved')
+    longer = train(resume=str(moved / 'last.pth.tar'), epochs=3, progress=False)
+    assert [row['epoch'] for row in longer.history] == [0, 1, 2] and longer.folder == moved
+    assert [path.name for path in moved.iterdir() if 'tmp' in path.name] == []
 
 
 def test_a_whole_args_yaml_of_train_py_resumes_to_the_same_weights(images: Path, tmp_path: Path) -> None:
