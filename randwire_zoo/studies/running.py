@@ -129,9 +129,13 @@ def _work_through(waiting: list[_Task], results: Results, engine: Engine, bar: _
     finally:
         for _, job in active.values():
             job.stop()
-        # What ended in the meantime is not thrown away. Where it cannot be written it stays where it is.
+        # What was done in the meantime is not thrown away; where it cannot be written it stays where it is. What failed
+        # may have failed of what stops us here, and is tried again.
         for task, _ in active.values():
             with suppress(OSError):
+                row = _row(task.path)
+                if row is not None and row['status'] != 'done':
+                    row_path(task.path).unlink()
                 _collect(results, task.path)
 
 

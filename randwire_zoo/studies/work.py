@@ -102,14 +102,17 @@ def _do(path: Path, held: int | None) -> None:
     write_atomically(row_path(path), json.dumps(row))
 
 
-def _storage_trouble(error: BaseException | None, folder: Path) -> str | None:
+def _storage_trouble(error: BaseException, folder: Path) -> str | None:
     """In a line, what is wrong with the disk, if that is what an error comes from."""
-    while error is not None:
-        if isinstance(error, OSError) and (error.errno in STORAGE or not folder.is_dir()):
-            return one_line(error)
-        if isinstance(error, RuntimeError) and any(word in str(error) for word in WRITERS):
-            return one_line(error)
-        error = error.__cause__ or error.__context__
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    for one in chain:
+        if isinstance(one, OSError) and (one.errno in STORAGE or not folder.is_dir()):
+            return one_line(one)
+    for one in chain:
+        if isinstance(one, RuntimeError) and any(word in str(one) for word in WRITERS):
+            return f'a checkpoint cannot be written whole, is there room for it? ({one_line(one)})'
     return None
 
 
@@ -169,9 +172,10 @@ def _train_together(
 
 
 def _last_error(task: Path) -> str:
-    """The last line of a log that names an exception: torchrun's own summary comes after it."""
+    """The last line of a log that names an exception, but for torchrun's own, which come after it."""
     lines = task.with_suffix('.log').read_text(encoding='utf-8', errors='replace').splitlines()
-    named = [line for line in lines if re.match(r'(\[rank\d+\]: *)?[\w.]*(Error|Exception|Write): ', line)]
+    named = [line for line in lines if re.match(r'(\[rank\d+\]: *)?[\w.]*(Error|Exception): ', line)
+             and 'ChildFailedError' not in line]
     return ' '.join((named or lines or [''])[-1].split())
 
 

@@ -1,0 +1,719 @@
+"""What a study survives: full disks, kills at any instant, a second run, lost mounts, dead parents."""
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny_study
+import torch
+from tiny_study import GENERATORS, IDS, SPEC, Here, arguments, results, rows_of, write
+
+from randwire_zoo import cli
+from randwire_zoo.files import write_atomically
+from randwire_zoo.studies import processes as guards
+from randwire_zoo.studies import running, work
+from randwire_zoo.studies.engines import LocalEngine, SubmititEngine, _Process, create_engine
+from randwire_zoo.studies.processes import Locked, lock
+from randwire_zoo.studies.report import report_table
+from randwire_zoo.studies.results import ASIDE, Results, load_results, read_results
+from randwire_zoo.studies.running import run_study
+from randwire_zoo.studies.study import Network, Study, load_study
+from randwire_zoo.studies.work import CANNOT_WRITE, CannotWrite, row_of, row_path, run_task, write_task
+
+pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs a Unix')
+data, uninterrupted = tiny_study.data, tiny_study.uninterrupted  # fixtures
+DEADLINE = 120
+
+
+def start(*args: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, '-m', 'randwire_zoo', *map(str, args)], stdout=subprocess.DEVNULL,
+                            stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def processes(*words: object) -> dict[int, str]:
+    """The command lines that have all the words in them, by process."""
+    listed = subprocess.run(['ps', '-ww', '-eo', 'pid=,stat=,args='], capture_output=True, text=True, check=True).stdout
+    split = [line.split(None, 2) for line in listed.splitlines()]
+    return {int(pid): args for pid, stat, args in (line for line in split if len(line) == 3)
+            if not stat.startswith('Z') and all(str(word) in args for word in words)}
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+    except OSError:
+        return False
+
+
+def wait_for(what: Callable[[], Any], process: subprocess.Popen[bytes] | None = None) -> Any:
+    """Poll until there is something; a process that ends before is a failure."""
+    deadline = time.monotonic() + DEADLINE
+    while time.monotonic() < deadline:
+        if found := what():
+            return found
+        assert process is None or process.poll() is None, 'the run ended before it could be disturbed'
+        time.sleep(0.02)
+    raise AssertionError('waited in vain')
+
+
+def in_training(folder: Path) -> list[str]:
+    """Networks with a checkpoint and without a row."""
+    done = [path.stem for path in (folder / 'tasks').glob('*.row')] + [row['id'] for row in rows_of(folder)]
+    return [path.parent.name for path in (folder / 'runs').glob('*/last.pth.tar') if path.parent.name not in done]
+
+
+@contextmanager
+def in_a_fork(work: Callable[[], object]) -> Iterator[int]:
+    """Run something in a child, without importing anything again; the child is killed in the end."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    try:
+        yield pid
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
+class Instant:
+    """An engine whose tasks are done at once: each writes a row of a few kilobytes."""
+
+    def __init__(self, places: int = 3, size: int = 0) -> None:
+        self.places, self.size, self.started = places, size, 0
+        self.stopped: list[Path] = []
+
+    def start(self, tasks: list[Path], places: list[int]) -> list[Any]:
+        return [self.job(task) for task in tasks]
+
+    def job(self, task: Path) -> Any:
+        self.started += 1
+        network = Network(**json.loads(task.read_text())['network'])
+        write_atomically(row_path(task), json.dumps({
+            **row_of(network), 'status': 'done', 'top1': 50.0, 'top5': 90.0, 'padding': 'x' * self.size}))
+        return SimpleNamespace(poll=lambda: 'exit code 0', stop=lambda: self.stopped.append(task))
+
+
+STUDY = Study(title='Made up', graphs=['er(0.5)', 'ba(2)'], seeds=list(range(1, 11)), channels=3,
+              model={'num_nodes': 4, 'stem_stride': 2}, recipe='cifar10/study', data='nothing')
+
+
+@pytest.fixture(scope='module')
+def networks() -> list[Network]:
+    return STUDY.networks()
+
+
+@pytest.fixture
+def instant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without data, and without waiting."""
+    monkeypatch.setattr(running, 'data_folder', lambda *args: Path())
+    monkeypatch.setattr(running, 'SECONDS', 0.0)
+
+
+def run(networks: list[Network], folder: Path, engine: Any = None) -> Results:
+    return run_study(STUDY, networks, folder, engine or Instant(), progress=False)
+
+
+def made_up(network: Network, size: int = 0) -> dict[str, Any]:
+    return {**row_of(network), 'status': 'done', 'top1': 50.0, 'top5': 90.0, 'padding': 'x' * size}
+
+
+# The file of results
+
+
+@contextmanager
+def files_end_at(size: int) -> Iterator[None]:
+    """No file may grow beyond this many bytes: a write that crosses it is cut, the next one fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_an_append_that_failed_half_way_leaves_no_trace(networks: list[Network], tmp_path: Path) -> None:
+    results = Results(tmp_path, STUDY)
+    results.create()
+    results.add(made_up(networks[0]))
+    whole = results.path.read_bytes()
+    for cut in (1, 100, 400):
+        too_large = pytest.raises(OSError, match=r'cannot write .*results\.jsonl: File too large')
+        with files_end_at(len(whole) + cut), too_large:
+            results.add(made_up(networks[1], size=1000))
+        assert results.path.read_bytes() == whole and list(results.rows) == [networks[0].id]
+    results.add(made_up(networks[2]))
+    results.add(made_up(networks[1]))
+    found = load_results(results.path)
+    assert [row['id'] for row in found.rows] == [networks[i].id for i in (0, 2, 1)] and found.problems == []
+
+
+def test_half_a_line_that_cannot_be_taken_back_is_written_over(
+        networks: list[Network], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = Results(tmp_path, STUDY)
+    results.create()
+    size = results.path.stat().st_size
+    truncate, calls = os.ftruncate, []
+
+    def lost(file: int, length: int) -> None:  # a mount that is gone from the second call on
+        calls.append(length)
+        if len(calls) > 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        truncate(file, length)
+
+    with monkeypatch.context() as patch, files_end_at(size + 300):
+        patch.setattr(os, 'ftruncate', lost)
+        with pytest.raises(OSError, match='cannot write'):
+            results.add(made_up(networks[0], size=1000))
+    assert results.path.stat().st_size == size + 300
+    # A study that starts now reads what is whole, and says what is not.
+    assert load_results(results.path).problems == ['the last line was cut off']
+    results.add(made_up(networks[1]))  # shorter than what was left
+    assert [row['id'] for row in load_results(results.path).rows] == [networks[1].id]
+    assert load_results(results.path).problems == []
+
+
+def test_an_interrupted_append_is_taken_back(
+        networks: list[Network], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = Results(tmp_path, STUDY)
+    results.create()
+    before = results.path.read_bytes()
+    for function in ('write', 'fsync'):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, function, lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                results.add(made_up(networks[0]))
+        assert results.path.read_bytes() == before and results.rows == {}
+    results.add(made_up(networks[0]))
+    assert len(load_results(results.path).rows) == 1
+
+
+def test_rows_that_somebody_else_wrote_are_not_written_over(networks: list[Network], tmp_path: Path) -> None:
+    one, other = Results(tmp_path, STUDY), Results(tmp_path, STUDY)
+    one.create()
+    other.create()
+    one._size = one.path.stat().st_size
+    other.add(made_up(networks[0]))
+    with pytest.raises(OSError, match='something else has written to it'):
+        one.add(made_up(networks[1]))
+    assert [row['id'] for row in load_results(one.path).rows] == [networks[0].id]
+    other.path.write_bytes(b'')  # or has lost lines
+    with pytest.raises(OSError, match='something else has written to it'):
+        other.add(made_up(networks[1]))
+    other.path.unlink()
+    with pytest.raises(OSError, match='No such file'):
+        other.add(made_up(networks[1]))
+
+
+def test_a_broken_line_costs_itself_and_is_kept_beside_the_file(networks: list[Network], tmp_path: Path) -> None:
+    first, second, third, fourth = (json.dumps(made_up(network)) for network in networks[:4])
+    results = Results(tmp_path, STUDY)
+    results.create()
+    header = results.path.read_text().splitlines()[0]
+
+    def read(*lines: str | bytes, end: bytes = b'\n') -> tuple[list[str], list[str]]:
+        raw = [line.encode() if isinstance(line, str) else line for line in (header, *lines)]
+        results.path.write_bytes(b'\n'.join(raw) + end)
+        found = load_results(results.path)
+        return [row['id'] for row in found.rows], found.problems
+
+    ids = [network.id for network in networks[:4]]
+    # What 9fb65c6 left after a full disk: half a line, and the next row behind it.
+    assert read(first, second[:200] + third, fourth) == (
+        [ids[0], ids[2], ids[3]], ['line 3 is broken, but a whole row follows in it'])
+    assert 'Of results.jsonl: line 3 is broken' in report_table(results.path)
+    assert read(first, b'\x00\xff\xfe', second) == (ids[:2], ['line 3 is broken'])
+    assert read(first, second, first) == (ids[:2], [f'line 4 is a second row of {ids[0]!r}'])
+    assert read(first, second[:-30], end=b'') == (ids[:1], ['the last line was cut off'])
+    assert read(first, second, end=b'') == (ids[:2], ['the last line lacks its newline'])
+    read(first, second[:200] + third, b'\xff', fourth[:100], end=b'')
+    again = Results(tmp_path, STUDY)
+    assert len(again.create()) == 3 and list(again.rows) == [ids[0], ids[2]]
+    assert (tmp_path / ASIDE).read_bytes().splitlines() == [(second[:200] + third).encode(), b'\xff']
+    assert load_results(results.path).problems == []
+    again.add(made_up(networks[1]))
+    assert [row['id'] for row in read_results(tmp_path)[1]] == [ids[0], ids[2], ids[1]]
+    with pytest.raises(AssertionError):
+        again.add(made_up(networks[1]))
+    before = results.path.stat()
+    assert Results(tmp_path, STUDY).create() == []  # a file that is whole is not written again
+    assert (results.path.stat().st_ino, results.path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    for text in ('', 'no json\n', '{"id": 1}\n', '[]\n', header.replace('"spec"', '"spek"', 1) + '\n',
+                 header.replace('"graphs": [', '"graphs": "x", "y": [', 1) + '\n'):
+        results.path.write_text(text)
+        with pytest.raises(ValueError, match='is no file of results of a study'):
+            read_results(tmp_path)
+
+
+def test_rows_with_one_seed_for_everything_are_read_as_having_it_twice() -> None:
+    header, rows = read_results(tiny_study_root() / 'docs' / 'studies' / 'table2_small.jsonl')
+    assert header['spec']['graph_seeds'] is None and header['spec']['seeds'] == [1, 2, 3]
+    assert {(row['graph_seed'], row['training_seed']) for row in rows if row['graph']} == {(1, 1), (2, 2), (3, 3)}
+    assert {(row['graph_seed'], row['training_seed']) for row in rows if not row['graph']} == {
+        (None, 1), (None, 2), (None, 3)}
+
+
+def tiny_study_root() -> Path:
+    return Path(__file__).resolve().parents[1]
+
+
+# A study whose disk is full
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 400 KiB."""
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+    mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=400k', 'tmpfs', str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip('may not mount a file system')
+    try:
+        yield folder
+    finally:
+        subprocess.run(['umount', '-l', str(folder)], check=True)  # a traceback may hold a file
+
+
+def fill(folder: Path, leave: int = 0) -> Path:
+    """Take all room but so many KiB."""
+    path = folder / 'filling'
+    with path.open('wb', buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    os.truncate(path, max(path.stat().st_size - 1024 * leave, 0))
+    return path
+
+
+def test_a_study_on_a_full_disk_stops_with_one_line_and_goes_on_when_there_is_room(
+        networks: list[Network], instant: None, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, 'PROBE', 1 << 12)
+    folder = small_disk / 'study'
+    run(networks[:2], folder)
+    for leave in (60, 40, 8, 0):
+        filling = fill(small_disk, leave)
+        with pytest.raises(OSError) as raised:
+            run(networks, folder, Instant(size=5000))
+        assert '\n' not in str(raised.value) and 'No space left on device' in str(raised.value)
+        found = load_results(folder)
+        assert all(row['status'] == 'done' for row in found.rows) and found.problems == []
+        filling.unlink()
+    engine = Instant()
+    assert len(run(networks, folder, engine).rows) == len(networks) and engine.started < len(networks)
+    assert sorted(row['id'] for row in read_results(folder)[1]) == sorted(network.id for network in networks)
+
+
+def test_networks_do_not_fail_for_a_disk_that_is_full(
+        networks: list[Network], instant: None, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that knows no better says that its network failed, or dies: then the folder is tried."""
+    monkeypatch.setattr(running, 'PROBE', 1 << 12)
+    folder = small_disk / 'study'
+
+    class Full(Instant):
+        def job(self, task: Path) -> Any:
+            job = super().job(task)
+            row = json.loads(row_path(task).read_text())
+            write_atomically(row_path(task), json.dumps({**row, 'status': 'failed', 'reason': 'ValueError: strange'}))
+            if self.started > 4:
+                row_path(task).unlink()
+            if self.started % 3 == 0:
+                fill(small_disk)
+            return job
+
+    for _ in range(2):  # rows of failures, then no rows at all
+        engine = Full(places=3)
+        with pytest.raises(OSError, match=r'cannot be written: No space left on device; the study goes on from here'):
+            run(networks, folder, engine)
+        assert engine.started == 3 and len(engine.stopped) == 2, 'the other networks went on'
+        (small_disk / 'filling').unlink()
+        assert read_results(folder)[1] == []
+    run(networks, folder, Instant())
+    assert {row['status'] for row in read_results(folder)[1]} == {'done'}
+
+
+def test_a_process_whose_checkpoint_does_not_fit_says_so_and_is_no_failure(
+        data: Path, small_disk: Path, tmp_path: Path, instant: None, capsys: pytest.CaptureFixture[str]) -> None:
+    study = load_study(write(tmp_path, models=None, graphs=['er(0.5)'], damage=0, eval_sizes=[]))
+    network, = study.networks()
+    task = write_task(small_disk, study, network, str(data))
+    (small_disk / 'runs').mkdir()
+    with pytest.raises(CannotWrite, match=rf'^{CANNOT_WRITE} in {small_disk}: a checkpoint'):
+        run_task(str(task))
+    assert not row_path(task).exists()
+    filling = fill(small_disk)
+    assert work._main([str(task)]) == os.EX_IOERR  # what the study is told
+    assert f'{CANNOT_WRITE} in {small_disk}' in capsys.readouterr().err.splitlines()[-1]
+    filling.unlink()
+
+    # The study stops at it with that line, and stops the others.
+    log = tmp_path / 'worker.log'
+    log.write_text(f'Traceback …\n{CANNOT_WRITE} in {small_disk}: No space left\n')
+    said = wait_for(_Process(subprocess.Popen(['sh', '-c', f'exit {os.EX_IOERR}']), log).poll)
+    assert said == f'{CANNOT_WRITE} in {small_disk}: No space left'
+    log.write_text('')  # it lies on that disk too
+    assert wait_for(_Process(subprocess.Popen(['sh', '-c', f'exit {os.EX_IOERR}']), log).poll) == CANNOT_WRITE
+
+    class Stops(Instant):
+        def job(self, task: Path) -> Any:
+            return SimpleNamespace(poll=lambda: said if task.stem == networks_[0].id else None,
+                                   stop=lambda: self.stopped.append(task))
+
+    networks_, engine = STUDY.networks(), Stops()
+    with pytest.raises(OSError, match=f'{CANNOT_WRITE} in .*: No space left; the study goes on from here'):
+        run(networks_, tmp_path / 'output', engine)
+    assert len(engine.stopped) == 2 and read_results(tmp_path / 'output')[1] == []
+
+
+def test_an_error_that_is_not_the_disks_is_the_networks(tmp_path: Path) -> None:
+    def said(error: Exception) -> str | None:
+        return work._storage_trouble(error, tmp_path)
+
+    assert said(ValueError('x')) is None and said(FileNotFoundError(errno.ENOENT, 'no such image')) is None
+    assert said(MemoryError()) is None and said(RuntimeError('shape [1, 2]')) is None
+    assert 'a checkpoint' in str(said(RuntimeError('[enforce fail at inline_container.cc:659] unexpected pos 64 vs 0')))
+    chained = RuntimeError('strange')
+    chained.__context__ = OSError(errno.EDQUOT, 'Disk quota exceeded')
+    assert said(chained) == '[Errno 122] Disk quota exceeded'
+    assert work._storage_trouble(FileNotFoundError(errno.ENOENT, 'gone'), tmp_path / 'unmounted')
+
+
+# A study that is killed
+
+
+def test_a_study_killed_at_any_instant_loses_no_row_and_doubles_none(
+        networks: list[Network], instant: None, tmp_path: Path) -> None:
+    rng, folder = random.Random(0), tmp_path / 'study'
+    killed = 0
+    for _ in range(40):
+        with in_a_fork(lambda: run(networks, folder, Instant(places=2, size=3000))) as pid:
+            time.sleep(rng.uniform(0, 0.03))
+            os.kill(pid, signal.SIGKILL)
+            killed += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        if (folder / 'results.jsonl').exists():
+            found = load_results(folder)
+            assert len({row['id'] for row in found.rows}) == len(found.rows)
+            assert not [problem for problem in found.problems if 'cut off' not in problem], found.problems
+            before = [row['id'] for row in found.rows]
+            kept = Results(folder, STUDY)
+            kept.create()
+            assert list(kept.rows) == before
+        if rng.random() < 0.3:
+            shutil.rmtree(folder, ignore_errors=True)
+    assert killed > 10, 'the kills came too late'
+    run(networks, folder)
+    rows = [json.loads(line) for line in (folder / 'results.jsonl').read_text().splitlines()[1:]]
+    assert sorted(row['id'] for row in rows) == sorted(network.id for network in networks)
+
+
+def test_a_row_that_was_added_just_before_a_kill_is_not_added_twice(
+        networks: list[Network], instant: None, tmp_path: Path) -> None:
+    results = run(networks[:3], tmp_path)
+    task = tmp_path / 'tasks' / f'{networks[0].id}.json'
+    write_atomically(row_path(task), json.dumps(results.rows[networks[0].id]))  # added, and not yet taken away
+    write_atomically(row_path(tmp_path / 'tasks' / f'{networks[3].id}.json'), json.dumps(made_up(networks[3])))
+    engine = Instant()
+    assert len(run(networks[:4], tmp_path, engine).rows) == 4 and engine.started == 0
+    assert len((tmp_path / 'results.jsonl').read_text().splitlines()) == 5
+
+
+def test_a_network_whose_process_dies_twice_has_a_row_that_says_so(
+        networks: list[Network], instant: None, tmp_path: Path) -> None:
+    class Dying(Instant):
+        def job(self, task: Path) -> Any:
+            self.started += 1
+            return _Process(subprocess.Popen(['sh', '-c', 'kill -9 $$']), task.with_suffix('.log'))
+
+    engine = Dying()
+    row, = run(networks[:1], tmp_path, engine).rows.values()
+    assert engine.started == 2 and row['status'] == 'failed'
+    assert row['reason'] == ('its process ended 2 times without a result, last with signal 9 (SIGKILL); see '
+                             f'{networks[0].id}.log')
+
+
+def test_workers_and_studies_that_are_killed_cost_nothing(uninterrupted: Path, data: Path, tmp_path: Path) -> None:
+    """With the real processes: a worker is killed and started once more, then the study is, and its workers end."""
+    folder = tmp_path / 'output'
+    study = write(tmp_path)
+    process = start(*arguments(study, data, folder))
+
+    def workers() -> dict[int, str]:
+        return {pid: args for name in in_training(folder)
+                for pid, args in processes('randwire_zoo.studies.work', folder / 'tasks' / f'{name}.json').items()}
+
+    os.kill(next(iter(wait_for(workers, process))), signal.SIGKILL)
+    wait_for(lambda: rows_of(folder) and in_training(folder), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    # The workers have sessions of their own, but do not outlive the run.
+    try:
+        wait_for(lambda: not processes('randwire_zoo.studies.work', tmp_path))
+    finally:
+        for pid in processes('randwire_zoo.studies.work', tmp_path):
+            os.kill(pid, signal.SIGKILL)
+    assert 0 < len(rows_of(folder)) < 3
+    begun = {name: (folder / 'runs' / name / 'summary.csv').read_text() for name in in_training(folder)}
+    logs = {row['id']: (folder / 'tasks' / f'{row["id"]}.log').read_text() for row in rows_of(folder)}
+    assert [name for name, text in logs.items() if 'Fatal Python error' in text or 'Traceback' in text] == []
+
+    # And the line that was being written is cut in half.
+    path = folder / 'results.jsonl'
+    path.write_text(path.read_text()[:-40])
+    loaded = load_study(study)
+    run_study(loaded, running.networks_of(loaded, folder), folder, Here(), str(data), progress=False)
+    assert results(folder) == results(uninterrupted)
+    for name, summary in begun.items():
+        whole = (folder / 'runs' / name / 'summary.csv').read_text()
+        assert whole.startswith(summary.splitlines()[0]) and len(whole.splitlines()) == 13
+
+
+# Two at once
+
+
+def test_a_second_run_in_the_same_folder_changes_nothing_there(
+        uninterrupted: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / 'output'
+    shutil.copytree(uninterrupted, folder)
+    path = folder / 'results.jsonl'
+    with lock(folder / '.lock'):
+        before = path.stat()
+        assert cli.main(arguments(write(tmp_path), data, folder)) == 2
+        assert f'another run is at work in {folder}' in capsys.readouterr().err
+        # A row that the first run adds while the second one rewrites the file would be lost.
+        assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize('number', [errno.EWOULDBLOCK, errno.EACCES, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP,
+                                    errno.EIO, errno.ESTALE], ids=errno.errorcode.get)
+def test_what_a_lock_fails_of_is_told_apart(
+        number: int, networks: list[Network], instant: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    def flock(file: int, flags: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(guards.fcntl, 'flock', flock)
+    if number in (errno.EWOULDBLOCK, errno.EACCES):
+        with pytest.raises(Locked, match=f'another run is at work in {tmp_path}'):
+            run(networks[:1], tmp_path)
+    elif number in (errno.EIO, errno.ESTALE):
+        with pytest.raises(OSError, match='cannot be locked') as raised:
+            run(networks[:1], tmp_path)
+        assert raised.value.errno == number and 'another run' not in str(raised.value)
+    else:  # a file system without locks is said once, and is no obstacle
+        assert len(run(networks[:1], tmp_path).rows) == 1
+        assert capsys.readouterr().err.count('without locks') == 1
+
+
+# Dead parents
+
+
+TRAIN_NET = '''
+import json, os, pathlib, sys, time
+out = pathlib.Path(sys.argv[sys.argv.index('OUTPUT_DIR') + 1])
+with open(out / 'pids', 'a') as file:
+    file.write(f'{os.getpid()}\\n')
+while not (out / 'finish').exists():
+    time.sleep(0.02)
+line = {'iteration': 1, 'total_loss': 1.0, **{f'bbox/{n}': 50.0 for n in ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')}}
+(out / 'metrics.json').write_text(json.dumps(line) + '\\n')
+'''
+
+
+@pytest.fixture
+def detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Callable[[], list[int]]]:
+    """A task of a study of detectors, and the processes that its train_net.py was started as."""
+    (tmp_path / 'train_net.py').write_text(TRAIN_NET)
+    (tmp_path / 'data' / 'bccd').mkdir(parents=True)
+    monkeypatch.setenv('DETECTRON2_TRAIN_NET', str(tmp_path / 'train_net.py'))
+    study = Study(title='Detectors', models=['randwire_ws_pico'], training_seeds=[1], data='bccd',
+                  detection={'config': 'bccd/faster_rcnn_randwire_ws_pico.yaml'})
+    network, = study.networks()
+    task = write_task(tmp_path / 'output', study, network, str(tmp_path / 'data'))
+    pids = tmp_path / 'output' / 'runs' / network.id / 'pids'
+    return task, lambda: list(map(int, pids.read_text().split())) if pids.exists() else []
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='asks the Linux kernel')
+def test_a_detector_in_training_ends_with_the_process_that_started_it(
+        detector: tuple[Path, Callable[[], list[int]]]) -> None:
+    task, pids = detector
+    with in_a_fork(lambda: run_task(str(task))) as worker:
+        training, = wait_for(pids)
+        assert is_alive(training)
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+        wait_for(lambda: not is_alive(training))
+
+
+def test_a_detector_that_goes_on_alone_keeps_others_out_of_its_folder(
+        detector: tuple[Path, Callable[[], list[int]]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel does not end it, as on macOS."""
+    task, pids = detector
+    monkeypatch.setattr(guards, '_prctl', lambda: None)
+    with in_a_fork(lambda: run_task(str(task))) as worker:
+        first, = wait_for(pids)
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+    try:
+        assert is_alive(first)
+        with in_a_fork(lambda: run_task(str(task))) as worker:
+            time.sleep(0.5)
+            assert pids() == [first], 'a second one runs in the same folder'
+            (task.parent.parent / 'runs' / task.stem / 'finish').touch()
+            second = wait_for(lambda: pids()[1:])
+            assert not is_alive(first) and len(second) == 1
+            wait_for(row_path(task).exists)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(first, signal.SIGKILL)
+    assert json.loads(row_path(task).read_text())['detection']['AP'] == 50.0
+
+
+def test_a_worker_ends_with_its_study_and_so_does_all_that_it_started() -> None:
+    script = ('import os, subprocess; from randwire_zoo.studies.processes import end_with_parent; end_with_parent();'
+              "child = subprocess.Popen(['sleep', '60'], stdin=subprocess.DEVNULL);"
+              'print(child.pid, flush=True); child.wait()')
+    with subprocess.Popen([sys.executable, '-c', script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          start_new_session=True, text=True) as worker:
+        assert worker.stdin is not None and worker.stdout is not None
+        child = int(worker.stdout.readline())
+        assert is_alive(child)
+        worker.stdin.close()  # as it is when the study is gone
+        assert worker.wait(30) == -signal.SIGKILL
+        wait_for(lambda: not is_alive(child))
+
+
+# Several processes for one network, and clusters
+
+
+def test_a_network_may_be_trained_by_several_processes(data: Path, tmp_path: Path) -> None:
+    (tmp_path / 'own.py').write_text(textwrap.dedent(GENERATORS))
+    study = load_study(write(tmp_path, models=None, graphs=['regular(2)'], generators='own.py', processes=2, damage=0,
+                             eval_sizes=[], settings={**SPEC['settings'], 'epochs': 2, 'batch_size': 4}))
+    results = run_study(study, study.networks(), tmp_path / 'output', Here(), str(data), progress=False)
+    row, = results.rows.values()
+    assert row['status'] == 'done' and len(row['history']) == 2, row
+    checkpoint = torch.load(tmp_path / 'output' / 'runs' / row['id'] / 'last.pth.tar', weights_only=False)
+    # 24 images in minibatches of 4 on each of two processes: three updates an epoch, and not six.
+    steps = {state['step'] for state in checkpoint['optimizer']['state'].values() if 'step' in state}
+    assert checkpoint['args'].world_size == 2 and (not steps or steps == {6}), (checkpoint['args'], steps)
+
+
+def test_what_several_processes_fail_of_is_the_networks_reason(data: Path, tmp_path: Path) -> None:
+    task = tmp_path / 'tasks' / 'x.train'
+    task.parent.mkdir()
+    task.with_suffix('.log').write_text(
+        'Traceback (most recent call last):\n  File "a.py", line 1\nValueError: 3 classes\n[rank1]: ValueError: other\n'
+        'torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n=====\nRoot Cause\n')
+    assert work._last_error(task) == '[rank1]: ValueError: other'
+
+
+def test_networks_have_their_share_of_gpus_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(16)), raising=False)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    engine = LocalEngine(None, processes=2, gpus=8)
+    assert engine.places == 4 and engine.threads == 2
+    assert [engine.environment(place)['CUDA_VISIBLE_DEVICES'] for place in range(5)] == [
+        '0,1', '2,3', '4,5', '6,7', '0,1']
+    assert [LocalEngine(None, gpus=3).environment(place)['CUDA_VISIBLE_DEVICES'] for place in range(3)] == list('012')
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '5,6,7')
+    assert LocalEngine(2, processes=1, gpus=3).environment(1)['CUDA_VISIBLE_DEVICES'] == '6'
+    on_cores = LocalEngine(None, processes=4, gpus=0)
+    assert on_cores.places == 4 and on_cores.threads == 1 and LocalEngine(None, gpus=0).places == 8
+    with pytest.raises(ValueError, match='takes 4 GPUs, and there are 2'):
+        LocalEngine(None, processes=4, gpus=2)
+
+
+def test_a_job_that_is_preempted_or_killed_costs_no_network(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip('submitit')
+    folder = tmp_path / 'output'
+    study = load_study(write(tmp_path, models=None, graphs=['er(0.5)'], damage=0, eval_sizes=[],
+                             settings={**SPEC['settings'], 'epochs': 40}))
+    networks = study.networks()
+    engine = create_engine('submitit', 1, folder, {'cluster': 'local'})
+    running_study = threading.Thread(target=run_study, args=(study, networks, folder, engine, str(data), False, False))
+
+    def epochs() -> int:
+        with suppress(OSError):
+            return len((folder / 'runs' / networks[0].id / 'summary.csv').read_text().splitlines()) - 1
+        return 0
+
+    def job() -> list[int]:
+        return sorted(processes('submitit.core._submit', folder / 'jobs'))
+
+    try:
+        running_study.start()
+        wait_for(lambda: epochs() > 2)
+        first = job()[-1]
+        os.kill(first, signal.SIGUSR2)  # it has to make room, and goes back into the queue
+        wait_for(lambda: not is_alive(first))
+        before = epochs()
+        wait_for(lambda: epochs() > before + 2)
+        assert rows_of(folder) == [] and before < 40
+        os.kill(job()[-1], signal.SIGKILL)
+        running_study.join(DEADLINE)
+    finally:
+        for pid in processes(tmp_path):
+            os.kill(pid, signal.SIGKILL)
+    run_study(study, networks, tmp_path / 'whole', Here(), str(data), progress=False)
+    assert results(folder) == results(tmp_path / 'whole')
+    assert len(list((folder / 'jobs').glob('*_log.err'))) == 2  # once more after the kill, and not after the preemption
+
+
+SBATCH = '''#!/bin/sh
+cp "$1" {folder}/batch-$(ls {folder} | wc -l)
+echo "Submitted batch job 4711"
+'''
+
+
+def test_on_slurm_all_networks_are_one_array_of_which_so_many_run_at_once(
+        networks: list[Network], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip('submitit')
+    for name, text in (('sbatch', SBATCH.format(folder=tmp_path / 'sent')), ('srun', '#!/bin/sh\n'),
+                       ('sacct', '#!/bin/sh\necho "JobID|State"\n'), ('scancel', '#!/bin/sh\n')):
+        (tmp_path / 'bin').mkdir(exist_ok=True)
+        (tmp_path / 'bin' / name).write_text(text)
+        (tmp_path / 'bin' / name).chmod(0o755)
+    (tmp_path / 'sent').mkdir()
+    monkeypatch.setenv('PATH', f'{tmp_path / "bin"}:{os.environ["PATH"]}')
+    engine = create_engine('submitit', 3, tmp_path, {
+        'cluster': 'slurm', 'slurm_partition': 'gpu', 'gpus_per_node': '2'})
+    assert isinstance(engine, SubmititEngine) and engine.places >= len(networks)
+    tasks = [write_task(tmp_path, STUDY, network, None) for network in networks]
+    jobs = engine.start(tasks, list(range(len(tasks))))
+    batch, = (tmp_path / 'sent').iterdir()
+    said = batch.read_text()
+    assert f'#SBATCH --array=0-{len(tasks) - 1}%3' in said and '--partition=gpu' in said
+    assert [job.job.job_id for job in jobs] == [f'4711_{i}' for i in range(len(tasks))]
+    # A network that is queued again is a job of its own.
+    engine.start(tasks[:1], [0])
+    assert len(list((tmp_path / 'sent').iterdir())) == 2
+
+
+@pytest.mark.skipif(not shutil.which('sinfo') or bool(subprocess.run('sinfo', capture_output=True).returncode),
+                    reason='no SLURM cluster')
+def test_a_study_runs_on_a_slurm_cluster(uninterrupted: Path, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / 'output'
+    assert cli.main([*arguments(write(tmp_path), data, folder), '--engine', 'submitit', '--engine-options',
+                     'cluster=slurm']) == 0
+    assert results(folder) == results(uninterrupted) and sorted(results(folder)) == sorted(IDS)
