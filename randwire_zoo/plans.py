@@ -36,7 +36,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import kernels
 from .kernels import Source
-from .stages import FLAT, LISTS, STATISTICS, Operands, Settings, StageResult, check, compute, nested
+from .stages import LISTS, STATISTICS, Operands, Settings, StageResult, check, compute, nested
 
 __all__ = ['run']
 

@@ -368,21 +368,6 @@ def test_a_finished_study_is_not_touched_again(
     assert not (tmp_path / 'new').exists()
 
 
-def test_a_second_run_in_the_same_folder_changes_nothing_there(
-        uninterrupted: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fcntl = pytest.importorskip('fcntl')
-    folder = tmp_path / 'output'
-    shutil.copytree(uninterrupted, folder)
-    path = folder / 'results.jsonl'
-    with (folder / '.lock').open('w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        before = path.stat()
-        assert cli.main(arguments(write(tmp_path), data, folder)) == 2
-        assert 'another run is at work' in one_line(capsys)
-        # A row that the first run adds while the second one rewrites the file would be lost.
-        assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-
-
 def test_the_users_own_generator_is_trained_and_one_failure_ends_nothing(
         data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / 'own.py').write_text(textwrap.dedent(GENERATORS))

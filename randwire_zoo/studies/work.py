@@ -154,7 +154,7 @@ def run_network(
         'measures': graph_measures(graphs),
         'history': [[r['epoch'] + 1, r['train_loss'], r['eval_top1']] for r in history]}
     if study.eval_sizes or (study.damage and network.graph is not None):
-        row.update(_evaluate_again(study, network, data, run / LAST, settings))
+        row.update(_evaluate_again(study, network, run / LAST, settings))
     return row
 
 
@@ -188,45 +188,31 @@ def _train(path: str) -> None:
     train(progress=False, **task['settings'])
 
 
-def _evaluate_again(
-        study: Study, network: Network, data: Path, checkpoint: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Other image sizes, and damage, with the weights that the row's accuracy is of."""
+def _evaluate_again(study: Study, network: Network, checkpoint: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Other image sizes, and damage, with the weights that the row's accuracy is of, fed as they were."""
     import torch
-    from timm.data import create_loader, resolve_data_config
     from timm.models import load_checkpoint
 
-    from ..description import build_model
-    from ..evaluation import default_device, evaluate, open_images
+    from ..description import Description
+    from ..evaluation import Conditions, default_device, evaluate_description
     from .damage import measure_damage
-    device = torch.device(default_device(settings['device']))
-    model = build_model(network.model, num_classes=settings['num_classes'], in_chans=study.input_size[0],
-                        **network.kwargs)
-    load_checkpoint(model, str(checkpoint), use_ema=settings['model_ema'])
-    model = model.to(device).eval()
-    if settings['channels_last']:
-        model = model.to(memory_format=torch.channels_last)
-
-    def loader(size: int | None) -> Any:
-        asked = {**settings, 'model': network.model}
-        if size is not None:
-            asked.update(input_size=[study.input_size[0], size, size], img_size=None)
-        config = resolve_data_config(asked, model=model)
-        images = open_images(data, settings['val_split'], dataset=settings['dataset'], input_size=config['input_size'],
-                             input_img_mode=settings['input_img_mode'], num_classes=settings['num_classes'])
-        return create_loader(
-            images, input_size=config['input_size'], batch_size=settings['validation_batch_size'] or 256,
-            interpolation=config['interpolation'], mean=config['mean'], std=config['std'], crop_pct=config['crop_pct'],
-            num_workers=settings['workers'], device=device, persistent_workers=False)
-
+    device, workers = torch.device(default_device(settings['device'])), settings['workers']
+    description, conditions = Description.from_checkpoint(checkpoint), Conditions.from_settings(settings)
+    model = description.create_model()
+    load_checkpoint(model, str(checkpoint), use_ema=conditions.use_ema)
     found: dict[str, Any] = {}
     if study.eval_sizes:
         found['eval_sizes'] = {
-            str(size): evaluate(model, loader(size), device, channels_last=settings['channels_last'], progress=False)
+            str(size): evaluate_description(model, description.with_settings({'img_size': size}), conditions, device,
+                                            workers, progress=False)
             for size in study.eval_sizes}
     if study.damage and network.graph is not None:
+        model = model.to(device)
+        if conditions.channels_last:
+            model = model.to(memory_format=torch.channels_last)
         # Every so many images of the whole split: folders hold one class after another.
-        batches = _spread(loader(None), study.damage)
-        found['damage'] = measure_damage(model, batches, device, study.damage)
+        loader = conditions.loader(description, conditions.open(description), device, workers)
+        found['damage'] = measure_damage(model, _spread(loader, study.damage), device, study.damage)
     return found
 
 

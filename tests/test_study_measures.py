@@ -1,0 +1,117 @@
+"""What studies measure of graphs, against formulas and counting; and the images that damage is measured on."""
+from __future__ import annotations
+
+import itertools
+import random
+from collections import deque
+
+import networkx
+import pytest
+import torch
+from timm.data import create_loader
+from torch.utils.data import Dataset
+
+from randwire_zoo.graphs import Graph, parse_graph_model, sample_graphs
+from randwire_zoo.studies.measures import graph_measures
+from randwire_zoo.studies.work import _spread
+
+
+def complete(n: int) -> Graph:
+    return Graph(n, tuple(itertools.combinations(range(n), 2)))
+
+
+def path(n: int) -> Graph:
+    return Graph(n, tuple((i, i + 1) for i in range(n - 1)))
+
+
+@pytest.mark.parametrize('n', [5, 8, 13])
+def test_measures_of_graphs_with_a_formula(n: int) -> None:
+    assert graph_measures([complete(n)]) == pytest.approx({
+        'edges': n * (n - 1) / 2, 'degree': n - 1, 'path length': 1, 'clustering': 1, 'depth': n, 'inputs': 1,
+        'sinks': 1})
+    # The mean distance on a path is (N + 1) / 3.
+    assert graph_measures([path(n)]) == pytest.approx({
+        'edges': n - 1, 'degree': 2 * (n - 1) / n, 'path length': (n + 1) / 3, 'clustering': 0, 'depth': n, 'inputs': 1,
+        'sinks': 1})
+    star = Graph(n, tuple((0, i) for i in range(1, n)))
+    assert graph_measures([star]) == pytest.approx({
+        'edges': n - 1, 'degree': 2 * (n - 1) / n, 'path length': 2 - 2 / n, 'clustering': 0, 'depth': 2, 'inputs': 1,
+        'sinks': n - 1})
+    assert graph_measures([Graph(n, ())]) == {
+        'edges': 0, 'degree': 0, 'path length': 0, 'clustering': 0, 'depth': 1, 'inputs': n, 'sinks': n}
+    assert graph_measures([]) == {}
+    # Means over stages.
+    assert graph_measures([complete(n), Graph(n, ())])['depth'] == (n + 1) / 2
+
+
+def test_measures_of_a_ring_lattice() -> None:
+    """WS(K, 0): clustering 3 (K − 2) / (4 (K − 1)) (Newman, 2003), a longest path through all nodes."""
+    for n, k in ((32, 4), (32, 6), (20, 8)):
+        found = graph_measures(sample_graphs(parse_graph_model(f'ws({k},0)'), (n,) * 3, 1))
+        steps = [-(-min(i, n - i) // (k // 2)) for i in range(1, n)]
+        assert found == pytest.approx({
+            'edges': n * k / 2, 'degree': k, 'clustering': 3 * (k - 2) / (4 * (k - 1)), 'depth': n,
+            'path length': sum(steps) / (n - 1), 'inputs': found['inputs'], 'sinks': found['sinks']})
+
+
+def test_measures_of_random_graphs_are_those_that_counting_gives() -> None:
+    rng = random.Random(0)
+    for seed in range(12):
+        graph, = sample_graphs(parse_graph_model(rng.choice(('er(0.25)', 'ba(2)', 'ws(4,0.5)'))), (12,), seed)
+        n = graph.num_nodes
+        near = [set(graph.predecessors[i]) | set(graph.successors[i]) for i in range(n)]
+        clustering = sum(
+            sum(b in near[a] for a, b in itertools.combinations(near[i], 2)) / (len(near[i]) * (len(near[i]) - 1) / 2)
+            for i in range(n) if len(near[i]) > 1) / n
+        longest = [1] * n
+        for source, target in graph.edges:  # by target
+            longest[target] = max(longest[target], longest[source] + 1)
+        parts, distances = [], []
+        for start in range(n):
+            reached, queue = {start: 0}, deque([start])
+            while queue:
+                node = queue.popleft()
+                for other in near[node] - reached.keys():
+                    reached[other] = reached[node] + 1
+                    queue.append(other)
+            parts.append(reached)
+        largest = max(map(len, parts))
+        if sum(len(part) == largest for part in parts) == largest:  # of two as large, networkx takes the first
+            distances = [d for part in parts if len(part) == largest for other, d in part.items() if d]
+            assert graph_measures([graph])['path length'] == pytest.approx(sum(distances) / len(distances))
+        found = graph_measures([graph])
+        assert found['clustering'] == pytest.approx(clustering) and found['depth'] == max(longest)
+        assert found['clustering'] == pytest.approx(networkx.average_clustering(graph.to_networkx().to_undirected()))
+        assert found['degree'] == sum(map(len, near)) / n and found['edges'] == len(graph.edges)
+
+
+class Numbered(Dataset):  # type: ignore[type-arg]
+    """Pictures whose class is their place."""
+
+    transform = None
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.full((3, 4, 4), index % 256, dtype=torch.uint8), index
+
+
+@pytest.mark.parametrize('prefetched', [True, False])
+@pytest.mark.parametrize('total, count', [(10_000, 300), (100, 7), (50, 50), (5, 300)])
+def test_images_for_damage_lie_evenly_over_the_whole_split(total: int, count: int, prefetched: bool) -> None:
+    """Folders hold one class after another: the first images are of one class."""
+    images = Numbered(total)
+    loader = create_loader(images, (3, 4, 4), 16, use_prefetcher=prefetched, num_workers=0, device=torch.device('cpu'),
+                           persistent_workers=False)
+    images.transform = None
+    spread = _spread(loader, count)
+    base = getattr(spread, 'loader', spread)
+    seen = [index for _, targets in base for index in torch.as_tensor(targets).tolist()]
+    assert len(seen) == len(set(seen)) == min(total, count) and seen == sorted(seen)
+    steps = {b - a for a, b in itertools.pairwise(seen)}
+    assert max(steps) - min(steps) <= 1 and seen[0] == 0 and total - seen[-1] <= max(steps)
+    assert base.batch_size == 16
