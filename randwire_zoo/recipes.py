@@ -20,8 +20,8 @@ import yaml
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import ParseKwargs
 
-__all__ = ['DEFAULTS', 'KEYS', 'STOCK', 'Key', 'add_key', 'add_recipe_arguments', 'check_settings', 'load_recipe',
-           'public_settings', 'read_packaged', 'recipe_names', 'scheduled_epochs']
+__all__ = ['DEFAULTS', 'KEYS', 'STOCK', 'Key', 'add_key', 'add_recipe_arguments', 'check_settings', 'learning_rate',
+           'load_recipe', 'public_settings', 'read_packaged', 'recipe_names', 'scheduled_epochs']
 
 
 @dataclass(frozen=True)
@@ -289,6 +289,17 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     if unknown:
         raise ValueError(f'unknown key {", ".join(map(repr, unknown))}; the trainer knows {", ".join(KEYS)}')
     return {name: _convert(KEYS[name], value) for name, value in settings.items()}
+
+
+def learning_rate(settings: Mapping[str, Any], processes: int = 1) -> float:
+    """The rate of a training, as train.py has it: lr if it is given, otherwise lr_base scaled with the global batch."""
+    values: dict[str, Any] = {**DEFAULTS, **settings}
+    if values['lr']:
+        return float(values['lr'])
+    ratio = values['batch_size'] * processes * values['grad_accum_steps'] / values['lr_base_size']
+    adaptive = any(name in values['opt'].lower() for name in ('ada', 'lamb'))
+    scale = values['lr_base_scale'] or ('sqrt' if adaptive else 'linear')
+    return float(values['lr_base'] * (ratio ** 0.5 if scale == 'sqrt' else ratio))
 
 
 def scheduled_epochs(settings: Mapping[str, Any]) -> int:

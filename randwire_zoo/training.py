@@ -59,7 +59,7 @@ from .evaluation import (
     prepare_device,
 )
 from .files import atomic_path, write_atomically
-from .recipes import DEFAULTS, KEYS, add_recipe_arguments, check_settings, load_recipe
+from .recipes import DEFAULTS, KEYS, add_recipe_arguments, check_settings, learning_rate, load_recipe
 from .weights_io import loading, one_line
 
 __all__ = ['PeerFailure', 'TrainingResult', 'add_arguments', 'main', 'read_summary', 'train']
@@ -255,7 +255,10 @@ class _Run:
         needs_scaler = args.amp and args.amp_dtype == 'float16' and device.type == 'cuda'
         self.loss_scaler = NativeScaler(device=device.type) if needs_scaler else None
         self.task: Any = ClassificationTask(model, self._criterion().to(device), device=device, verbose=False)
-        self._set_learning_rate()
+        args.lr = learning_rate(vars(args), args.world_size)
+        if args.warmup_epochs and args.sched != 'none' and args.warmup_lr > args.lr:
+            raise ValueError(f'the warm-up would lower the rate: warmup_lr is {args.warmup_lr:g}, and the rate of this '
+                             f'batch {args.lr:g}')
         self.optimizer = self._create_optimizer()
         self.start_epoch = self._resume_and_setup_ema()
         decreasing = self._eval_metric() == 'loss'
@@ -349,16 +352,6 @@ class _Run:
         if self.args.smoothing:
             return LabelSmoothingCrossEntropy(smoothing=self.args.smoothing)
         return nn.CrossEntropyLoss()
-
-    def _set_learning_rate(self) -> None:
-        """As train.py: lr if it is given, otherwise lr_base scaled with the global batch."""
-        args = self.args
-        if args.lr:
-            return
-        ratio = args.batch_size * args.world_size * args.grad_accum_steps / args.lr_base_size
-        if not args.lr_base_scale:
-            args.lr_base_scale = 'sqrt' if any(name in args.opt.lower() for name in ('ada', 'lamb')) else 'linear'
-        args.lr = args.lr_base * (ratio ** 0.5 if args.lr_base_scale == 'sqrt' else ratio)
 
     def _create_optimizer(self) -> torch.optim.Optimizer:
         try:

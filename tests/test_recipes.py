@@ -3,12 +3,15 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import upstream
 import yaml
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 from randwire_zoo.recipes import (
     DEFAULTS,
@@ -16,9 +19,11 @@ from randwire_zoo.recipes import (
     STOCK,
     Key,
     add_recipe_arguments,
+    learning_rate,
     load_recipe,
     public_settings,
     recipe_names,
+    scheduled_epochs,
 )
 
 SCRIPTS = upstream.timm_scripts()
@@ -168,3 +173,29 @@ def test_a_new_key_is_private_unless_it_says_otherwise() -> None:
     assert texts == {'data_dir', 'class_map', 'pretrained_path', 'initial_checkpoint', 'device_modules', 'output',
                      'experiment', 'resume'}
     assert Key('new', str, '', '').public == ''
+
+
+@pytest.mark.parametrize('name', recipe_names())
+def test_the_rate_rises_through_the_warm_up_on_any_number_of_processes(name: str) -> None:
+    """By timm's own scheduler, as train.py and `training` step it: from warmup_lr to the rate of the global batch."""
+    recipe = {**DEFAULTS, **load_recipe(name)}
+    sizes = {recipe['batch_size']} | ({1, 32} if name.startswith('imagenet/') else set())
+    updates, warmup = 7, recipe['warmup_epochs']
+    for processes in (1, 2, 3, 8, 32, 256):
+        for batch_size in sizes:
+            rate = learning_rate({**recipe, 'batch_size': batch_size}, processes)
+            if recipe['lr'] is None:  # independently: Goyal et al.'s linear rule
+                assert rate == pytest.approx(recipe['lr_base'] * batch_size * processes / recipe['lr_base_size'])
+            optimizer = torch.optim.SGD([torch.zeros(1)], lr=rate)
+            scheduler, epochs = create_scheduler_v2(
+                optimizer, **scheduler_kwargs(argparse.Namespace(**recipe)), updates_per_epoch=updates)
+            rates = [optimizer.param_groups[0]['lr']]
+            for update in range(1, warmup * updates):
+                scheduler.step_update(update)
+                rates.append(optimizer.param_groups[0]['lr'])
+            assert epochs == recipe['epochs'] == scheduled_epochs(recipe)
+            if warmup:
+                assert rates == pytest.approx([recipe['warmup_lr'] + i * (rate - recipe['warmup_lr']) / len(rates)
+                                               for i in range(len(rates))])
+                assert all(later > earlier for earlier, later in itertools.pairwise(rates)), (processes, batch_size)
+                assert 0 < rates[0] < 0.2 * rate or batch_size < 32

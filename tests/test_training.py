@@ -301,6 +301,8 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line_and_nothing_is_written(imag
     ({'val_split': 'test'}, FileNotFoundError, "no folder 'test'"),
     ({'data_dir': 'nowhere'}, FileNotFoundError, 'no data folder nowhere'),
     ({'device': 'cuda:99'}, ValueError, "device 'cuda:99' is not available"),
+    ({'lr': None, 'lr_base': 0.1, 'warmup_lr': 0.1, 'warmup_epochs': 1}, ValueError,
+     'the warm-up would lower the rate: warmup_lr is 0.1, and the rate of this batch 0.00625'),
     ({'mixup': 0.5, 'batch_size': 7}, ValueError, 'even batch_size, got 7'),
     ({'aug_repeats': 3}, ValueError, 'aug_repeats needs several processes'),
     ({'opt': 'sgdd'}, ValueError, "cannot create the optimiser 'sgdd'"),
