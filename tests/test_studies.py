@@ -236,6 +236,14 @@ def test_everything_but_the_words_decides_on_whose_results_they_are(tmp_path: Pa
     assert before != sha256(generators='own.py') != sha256()
 
 
+@pytest.mark.parametrize('path', sorted((ROOT / 'docs' / 'studies').glob('*.jsonl')), ids=lambda path: path.stem)
+def test_a_study_of_an_earlier_release_is_the_study_that_it_was(path: Path) -> None:
+    header, rows = read_results(path)
+    study = load_study(path.stem)
+    assert study.sha256 == header['sha256'], 'its folder could not be gone on with'
+    assert study.seeds is not None and {row['training_seed'] for row in rows} == set(study.seeds)
+
+
 @pytest.mark.parametrize('graph, macs, seeds', [
     ('ws(2,0.5)', 3.e5, [1, 3]), ('er(0.3)', 6.e6, [1, 3]), ('er(0.3)', 4.e7, [1, 2])])
 def test_the_tuned_width_is_the_nearest_to_the_target(graph: str, macs: float, seeds: list[int]) -> None:
@@ -284,7 +292,7 @@ def test_c_of_the_largest_study_is_tuned_in_seconds(monkeypatch: pytest.MonkeyPa
         'randwire', json.dumps(chosen.kwargs, sort_keys=True), (3, 224, 224), 1000)
 
 
-def test_graphs_and_training_have_seeds_of_their_own(tmp_path: Path) -> None:
+def test_graphs_and_training_have_seeds_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = load_study(write(tmp_path, graphs=['ws(2,0.5)', 'ws(2,0)'], seeds=None, graph_seeds=[1, 2, 3],
                              training_seeds=[7, 8]))
     networks = {network.id: network for network in study.networks()}
@@ -294,6 +302,9 @@ def test_graphs_and_training_have_seeds_of_their_own(tmp_path: Path) -> None:
     # WS(2, 0) has one wiring: two trainings of it, and not the same two three times.
     assert [name for name in networks if name.startswith('ws-2-0-')] == ['ws-2-0-g1-t7', 'ws-2-0-g1-t8']
     assert [network.training_seed for network in networks.values() if network.graph is None] == [7, 8]
+    assert cli.main(['study', 'show', str(tmp_path / 'study.yaml')]) == 0
+    out = capsys.readouterr().out
+    assert 'ws(2,0): all graph_seeds give one wiring' in out and 'ws(2,0.5):' not in out
     one = studies.Study(title='x', graphs=['er(0.5)'], channels=3, recipe='cifar10/study', model={'num_nodes': 5})
     assert one.seeds == [1, 2, 3, 4, 5] and one.seed_pairs == [(seed, seed) for seed in one.seeds]
 

@@ -385,6 +385,38 @@ def test_a_process_whose_checkpoint_does_not_fit_says_so_and_is_no_failure(
     assert len(engine.stopped) == 2 and read_results(tmp_path / 'output')[1] == []
 
 
+def test_a_mount_that_is_lost_stops_the_study_and_no_row(
+        networks: list[Network], instant: None, tmp_path: Path) -> None:
+    real, mounted = tmp_path / 'real', tmp_path / 'mounted'
+    real.mkdir()
+    mounted.mkdir()
+
+    def mount() -> None:
+        if subprocess.run(['mount', '--bind', str(real), str(mounted)], capture_output=True).returncode:
+            pytest.skip('may not mount a file system')
+
+    class Lost(Instant):
+        def job(self, task: Path) -> Any:
+            job = super().job(task)
+            if self.started == 8:
+                subprocess.run(['umount', '-l', str(mounted)], check=True)
+            return job
+
+    for folder in (mounted / 'study', mounted):  # below it nothing is left, or an empty folder of the same name
+        mount()
+        with pytest.raises(OSError) as raised:
+            run(networks, folder, Lost(places=2))
+        assert '\n' not in str(raised.value) and not (folder / 'results.jsonl').exists()
+        mount()
+        try:
+            before = load_results(folder)
+            assert 0 < len(before.rows) < len(networks) and before.problems == []
+            assert {row['status'] for row in run(networks, folder).rows.values()} == {'done'}
+            assert len(read_results(folder)[1]) == len(networks)
+        finally:
+            subprocess.run(['umount', '-l', str(mounted)], check=True)
+
+
 def test_an_error_that_is_not_the_disks_is_the_networks(tmp_path: Path) -> None:
     def said(error: Exception) -> str | None:
         return work._storage_trouble(error, tmp_path)
@@ -601,6 +633,20 @@ def test_a_worker_ends_with_its_study_and_so_does_all_that_it_started() -> None:
         worker.stdin.close()  # as it is when the study is gone
         assert worker.wait(30) == -signal.SIGKILL
         wait_for(lambda: not is_alive(child))
+
+
+def test_what_a_child_starts_ends_too_when_the_process_above_is_killed(tmp_path: Path) -> None:
+    """As torchrun starts trainers, in sessions of their own: they see the same pipe close."""
+    watcher = ('import os, sys, time; from randwire_zoo.studies.processes import end_with_parent; end_with_parent();'
+               f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)")
+    starter = f'import subprocess, sys; subprocess.run([sys.executable, "-c", {watcher!r}], start_new_session=True)'
+    command = [sys.executable, '-c', starter]
+    with in_a_fork(lambda: guards.run_child(command, subprocess.DEVNULL, os.environ, None)) as worker:
+        pid = int(wait_for(lambda: (tmp_path / 'pid').exists() and (tmp_path / 'pid').read_text()))
+        assert is_alive(pid)
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+        wait_for(lambda: not is_alive(pid))
 
 
 # Several processes for one network, and clusters

@@ -79,4 +79,8 @@ def _describe(study: Study, networks: list[Network]) -> str:
              f'{network.macs / 1e6:.2f}') for network in networks]
     table = tabulate(rows, ('network', 'C', 'params, M', 'multiply-adds, M'), disable_numparse=True,
                      colalign=('left', 'right', 'right', 'right'))
-    return '\n'.join([study.title, *([study.notes] if study.notes else []), '', table])
+    once = [graph for graph in study.graphs if study.seeds is None and len(study.graph_seeds or []) > 1
+            and len({network.graph_seed for network in networks if network.graph == graph}) == 1]
+    said = [f'{", ".join(once)}: all graph_seeds give one wiring, which is trained once with each of the '
+            'training_seeds.'] if once else []
+    return '\n'.join([study.title, *([study.notes] if study.notes else []), '', table, *said])
