@@ -1,4 +1,4 @@
-"""detectron2's own tools, unmodified, in processes of their own that never import this project by name.
+"""detectron2's own tools, unmodified, in processes that never import this project by name.
 
 They train on shapes that the test draws, with the recipe of the blood cells and the weights that come with the package.
 """
@@ -31,8 +31,6 @@ pytestmark = pytest.mark.skipif(SOURCE is None, reason=f"detectron2's tools are 
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
 CONFIG = CONFIGS / 'bccd' / 'faster_rcnn_randwire_ws_pico.yaml'
-# For tools that read data sets before they build a model, or build none.
-FOLDERS = {'DETECTRON2_ENV_MODULE': 'randwire_zoo.detection.datasets'}
 OPTIONS = [
     'MODEL.DEVICE', 'cpu', 'DATASETS.TRAIN', "('shapes_train',)", 'DATASETS.TEST', "('shapes_val',)",
     'MODEL.ROI_HEADS.NUM_CLASSES', '2', 'INPUT.MIN_SIZE_TRAIN', '(128,)', 'INPUT.MIN_SIZE_TEST', '128',
@@ -51,7 +49,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(tool: str, *arguments: str | Path) -> list[str]:
     assert SOURCE is not None
-    return [sys.executable, str(SOURCE / 'tools' / tool), *map(str, arguments)]
+    return [str(SOURCE / 'tools' / tool), *map(str, arguments)]
 
 
 def environment(data: Path, **variables: str) -> dict[str, str]:
@@ -59,10 +57,10 @@ def environment(data: Path, **variables: str) -> dict[str, str]:
     return {**env, 'DETECTRON2_DATASETS': str(data), 'OMP_NUM_THREADS': '1', **variables}
 
 
-def run_tool(tool: str, *arguments: str | Path, data: Path, cwd: Path, **variables: str) -> str:
+def run_tool(tool: str, *arguments: str | Path, data: Path, cwd: Path) -> str:
     """Run a tool as a user does; give its output."""
     done = subprocess.run(
-        command(tool, *arguments), cwd=cwd, env=environment(data, **variables), stdin=subprocess.DEVNULL,
+        [sys.executable, *command(tool, *arguments)], cwd=cwd, env=environment(data), stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-5000:]
     return done.stdout
@@ -87,10 +85,6 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def with_weights(trained: Path, output: Path) -> list[str]:
-    return [*OPTIONS, 'MODEL.WEIGHTS', str(trained / 'model_final.pth'), 'OUTPUT_DIR', str(output)]
-
-
 def test_train_net_learns_shapes_from_our_weights(trained: Path) -> None:
     rows = metrics(trained)
     losses = [row['total_loss'] for row in rows if 'total_loss' in row]
@@ -100,24 +94,100 @@ def test_train_net_learns_shapes_from_our_weights(trained: Path) -> None:
     assert 'Loading from randwire://randwire_ws_pico.digits' in (trained / 'log.txt').read_text()
 
 
+# Runs tools one after the other as `python TOOL ARGUMENTS` would, each in a folder of its own where its output goes
+# too: importing detectron2 takes longer than most of them.
+DRIVER = '''
+import json, os, runpy, sys, traceback
+for name, (script, *arguments) in json.load(open("tools.json")).items():
+    os.makedirs(name)
+    os.chdir(name)
+    file = os.open("output.txt", os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    sys.argv, sys.path[0] = [script, *arguments], os.path.dirname(script)
+    try:
+        runpy.run_path(script, run_name="__main__")
+        print("ended well", flush=True)
+    except (Exception, SystemExit):
+        traceback.print_exc()
+        sys.stderr.flush()
+    os.chdir("..")
+'''
+
+
+class Tools:
+    """Tools that are run in one process when the output of the first one is asked for."""
+
+    def __init__(self, folder: Path, data: Path, tools: dict[str, list[str]], **variables: str) -> None:
+        self.folder, self.tools, self.environment = folder, tools, environment(data, **variables)
+
+    def __getitem__(self, name: str) -> str:
+        if not (self.folder / 'tools.json').exists():
+            (self.folder / 'tools.json').write_text(json.dumps(self.tools))
+            subprocess.run([sys.executable, '-c', DRIVER], cwd=self.folder, env=self.environment,
+                           stdin=subprocess.DEVNULL, timeout=600)
+        output = (self.folder / name / 'output.txt').read_text()
+        assert output.endswith('ended well\n'), output[-5000:]
+        return output
+
+
+@pytest.fixture(scope='module')
+def tools(trained: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Tools:
+    """Those that train and evaluate: a data set that a config names is enough for them."""
+    folder = tmp_path_factory.mktemp('tools')
+    options = [*OPTIONS, 'MODEL.WEIGHTS', str(trained / 'model_final.pth'), 'OUTPUT_DIR', '.']
+    lazy = [
+        '--config', CONFIGS / 'faster_rcnn_randwire.py', 'train.device=cpu', 'train.output_dir=.', 'train.max_iter=4',
+        'train.eval_period=4', 'dataloader.train.total_batch_size=2', 'dataloader.train.num_workers=0',
+        'dataloader.test.num_workers=0', 'dataloader.train.dataset.names=shapes_train',
+        'dataloader.test.dataset.names=shapes_val', 'model.backbone.bottom_up.name=randwire_ws_pico',
+        'model.roi_heads.num_classes=2', 'dataloader.train.mapper.augmentations.0.short_edge_length=[128]',
+        'dataloader.test.mapper.augmentations.0.short_edge_length=128']
+    return Tools(folder, data, {
+        # First, while nobody has registered the data sets that it names.
+        'lazy': command('lazyconfig_train_net.py', *lazy, 'train.init_checkpoint=randwire://randwire_ws_pico.digits'),
+        'lazy eval': command('lazyconfig_train_net.py', '--eval-only', *lazy,
+                             f'train.init_checkpoint={folder / "lazy" / "model_final.pth"}'),
+        'plain': command('plain_train_net.py', '--config', CONFIG, *OPTIONS, 'SOLVER.MAX_ITER', '6', 'OUTPUT_DIR', '.'),
+        'eval': command('train_net.py', '--config', CONFIG, '--eval-only', *options),
+        'eval augmented': command('train_net.py', '--config', CONFIG, '--eval-only', *options, 'TEST.AUG.ENABLED',
+                                  'True', 'TEST.AUG.MIN_SIZES', '(112,128)'),
+        'benchmark': command('benchmark.py', '--config', CONFIG, '--task', 'eval', *options)})
+
+
+@pytest.fixture(scope='module')
+def inspection(trained: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Tools:
+    """Those that read data before they build a model, or build none, and those that export."""
+    options = [*OPTIONS, 'MODEL.WEIGHTS', str(trained / 'model_final.pth'), 'OUTPUT_DIR', '.']
+    export = ['deploy/export_model.py', '--config-file', CONFIG, '--format', 'torchscript', '--output', '.',
+              '--sample-image', data / 'shapes' / 'val' / '1.png', '--export-method']
+    return Tools(tmp_path_factory.mktemp('inspection'), data, {
+        'analysis': command('analyze_model.py', '--config', CONFIG, '--tasks', 'parameter', 'structure', 'flop',
+                            'activation', '--num-inputs', '2', *options),
+        'truth': command('visualize_data.py', '--source', 'annotation', '--config-file', CONFIG, '--output-dir',
+                         'pictures', *OPTIONS, 'DATASETS.TRAIN', "('shapes_val',)"),
+        'found': command('visualize_json_results.py', '--dataset', 'shapes_val', '--output', 'pictures', '--input',
+                         trained / 'inference' / 'coco_instances_results.json'),
+        'tracing': command(*export, 'tracing', '--run-eval', *options),
+        'scripting': command(*export, 'scripting', *options),  # which the tool cannot evaluate
+    }, DETECTRON2_ENV_MODULE='randwire_zoo.detection.datasets')
+
+
 def test_eval_only_measures_what_training_measured_and_so_does_test_time_augmentation(
-        trained: Path, data: Path, tmp_path: Path) -> None:
-    options = with_weights(trained, tmp_path)
-    found = printed_ap(run_tool('train_net.py', '--config', CONFIG, '--eval-only', *options, data=data, cwd=tmp_path))
+        trained: Path, tools: Tools) -> None:
+    found = printed_ap(tools['eval'])
     expected = [row for row in metrics(trained) if 'bbox/AP50' in row][-1]
     assert found['AP'] == pytest.approx(expected['bbox/AP'], abs=0.01)
     assert found['AP50'] == pytest.approx(expected['bbox/AP50'], abs=0.01)
-    output = run_tool(
-        'train_net.py', '--config', CONFIG, '--eval-only', *options, 'TEST.AUG.ENABLED', 'True',
-        'TEST.AUG.MIN_SIZES', '(112,128)', data=data, cwd=tmp_path)
+    output = tools['eval augmented']
     assert 'Running inference with test-time augmentation' in output
     assert printed_ap(output)['AP50'] > 50 and printed_ap(output) != found
 
 
 def test_a_killed_training_resumes_to_the_same_iteration(data: Path, tmp_path: Path) -> None:
     options = [*OPTIONS, 'SOLVER.MAX_ITER', '40', 'SOLVER.CHECKPOINT_PERIOD', '10', 'OUTPUT_DIR', str(tmp_path)]
-    with subprocess.Popen(command('train_net.py', '--config', CONFIG, *options), cwd=tmp_path, env=environment(data),
-                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen([sys.executable, *command('train_net.py', '--config', CONFIG, *options)], cwd=tmp_path,
+                          env=environment(data), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         last = tmp_path / 'last_checkpoint'
         deadline = time.monotonic() + 240
         while not (last.is_file() and last.read_text() >= 'model_0000019.pth'):
@@ -132,64 +202,40 @@ def test_a_killed_training_resumes_to_the_same_iteration(data: Path, tmp_path: P
     assert last_row['iteration'] == 40 and math.isfinite(last_row['bbox/AP'])
 
 
-def test_plain_train_net(data: Path, tmp_path: Path) -> None:
-    output = run_tool('plain_train_net.py', '--config', CONFIG, *OPTIONS, 'SOLVER.MAX_ITER', '6', 'OUTPUT_DIR',
-                      str(tmp_path), data=data, cwd=tmp_path)
-    assert math.isfinite(printed_ap(output)['AP'])
-    assert (tmp_path / 'model_final.pth').is_file()
+def test_plain_train_net(tools: Tools) -> None:
+    assert math.isfinite(printed_ap(tools['plain'])['AP'])
+    assert (tools.folder / 'plain' / 'model_final.pth').is_file()
 
 
-def test_lazyconfig_train_net_trains_and_evaluates_the_twin(data: Path, tmp_path: Path) -> None:
-    options = [
-        'train.device=cpu', f'train.output_dir={tmp_path}', 'train.max_iter=4', 'train.eval_period=4',
-        'train.init_checkpoint=randwire://randwire_ws_pico.digits', 'dataloader.train.total_batch_size=2',
-        'dataloader.train.num_workers=0', 'dataloader.test.num_workers=0',
-        'dataloader.train.dataset.names=shapes_train', 'dataloader.test.dataset.names=shapes_val',
-        'model.backbone.bottom_up.name=randwire_ws_pico', 'model.roi_heads.num_classes=2',
-        'dataloader.train.mapper.augmentations.0.short_edge_length=[128]',
-        'dataloader.test.mapper.augmentations.0.short_edge_length=128']
-    config = CONFIGS / 'faster_rcnn_randwire.py'
-    run_tool('lazyconfig_train_net.py', '--config', config, *options, data=data, cwd=tmp_path)
-    assert metrics(tmp_path)[-1]['iteration'] == 4
-    output = run_tool(
-        'lazyconfig_train_net.py', '--config', config, '--eval-only', *options,
-        f'train.init_checkpoint={tmp_path / "model_final.pth"}', data=data, cwd=tmp_path)
-    assert 'copypaste: Task: bbox' in output
+def test_lazyconfig_train_net_trains_and_evaluates_the_twin(tools: Tools) -> None:
+    assert 'copypaste: Task: bbox' in tools['lazy']
+    assert metrics(tools.folder / 'lazy')[-1]['iteration'] == 4
+    assert 'copypaste: Task: bbox' in tools['lazy eval']
 
 
-def test_analyze_model_counts_all_of_the_backbone(trained: Path, data: Path, tmp_path: Path) -> None:
-    output = run_tool('analyze_model.py', '--config', CONFIG, '--tasks', 'parameter', 'structure', 'flop', 'activation',
-                      '--num-inputs', '2', *with_weights(trained, tmp_path), data=data, cwd=tmp_path, **FOLDERS)
+def test_analyze_model_counts_all_of_the_backbone(inspection: Tools) -> None:
+    output = inspection['analysis']
     assert 'RandWireBackbone(' in output and 'Total GFlops:' in output and 'Total (Million) Activations' in output
     assert re.search(r'backbone\.bottom_up\.conv5 ', output)
 
 
-def test_visualize_data_and_json_results_draw_every_image(trained: Path, data: Path, tmp_path: Path) -> None:
-    run_tool('visualize_data.py', '--source', 'annotation', '--config-file', CONFIG, '--output-dir', tmp_path / 'truth',
-             *OPTIONS, 'DATASETS.TRAIN', "('shapes_val',)", data=data, cwd=tmp_path, **FOLDERS)
-    run_tool('visualize_json_results.py', '--input', trained / 'inference' / 'coco_instances_results.json', '--output',
-             tmp_path / 'found', '--dataset', 'shapes_val', data=data, cwd=tmp_path, **FOLDERS)
-    for folder in ('truth', 'found'):
-        pictures = list((tmp_path / folder).iterdir())
-        assert len(pictures) == 8
-        with Image.open(pictures[0]) as picture:
-            assert picture.size[0] >= 160
+@pytest.mark.parametrize('kind', ['truth', 'found'])
+def test_visualize_data_and_json_results_draw_every_image(kind: str, inspection: Tools) -> None:
+    assert inspection[kind]
+    pictures = list((inspection.folder / kind / 'pictures').iterdir())
+    assert len(pictures) == 8
+    with Image.open(pictures[0]) as picture:
+        assert picture.size[0] >= 160
 
 
-def test_benchmark_times_inference(trained: Path, data: Path, tmp_path: Path) -> None:
-    output = run_tool('benchmark.py', '--config', CONFIG, '--task', 'eval', *with_weights(trained, tmp_path),
-                      data=data, cwd=tmp_path)
-    assert re.search(r'300 iters in [\d.]+ seconds', output)
+def test_benchmark_times_inference(tools: Tools) -> None:
+    assert re.search(r'300 iters in [\d.]+ seconds', tools['benchmark'])
 
 
 @pytest.mark.parametrize('method', ['tracing', 'scripting'])
-def test_export_model_writes_torchscript(method: str, trained: Path, data: Path, tmp_path: Path) -> None:
-    options = ['--run-eval'] if method == 'tracing' else []  # the tool cannot evaluate what it scripted
-    output = run_tool(
-        'deploy/export_model.py', '--config-file', CONFIG, '--format', 'torchscript', '--export-method', method,
-        '--sample-image', data / 'shapes' / 'val' / '1.png', '--output', tmp_path, *options,
-        *with_weights(trained, tmp_path), data=data, cwd=tmp_path)
-    assert (tmp_path / 'model.ts').is_file()
+def test_export_model_writes_torchscript(method: str, trained: Path, inspection: Tools) -> None:
+    output = inspection[method]
+    assert (inspection.folder / method / 'model.ts').is_file()
     if method == 'tracing':
         expected = [row for row in metrics(trained) if 'bbox/AP50' in row][-1]
         assert printed_ap(output)['AP50'] == pytest.approx(expected['bbox/AP50'], abs=1)
@@ -246,10 +292,12 @@ def test_a_study_of_detectors_has_the_ap_that_train_net_measured(
     row = rows['randwire_ws_pico']
     assert row['status'] == 'done' and [point[0] for point in row['history']] == [4, 8]
     assert row['history'][-1][1] == [line['total_loss'] for line in metrics(run) if 'total_loss' in line][-1]
-    assert row['detection'] == pytest.approx(
-        {name: measured[-1][f'bbox/{name}'] for name in ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')}, nan_ok=True)
+    assert row['detection'] == {
+        name: None if math.isnan(value := measured[-1][f'bbox/{name}']) else value
+        for name in ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')}
     printed = printed_ap((run / 'stdout.txt').read_text())
-    assert row['detection'] == pytest.approx(printed, abs=1e-3, nan_ok=True)
+    assert row['detection'] == {name: None if math.isnan(value) else pytest.approx(value, abs=1e-3)
+                                for name, value in printed.items()}
     failed = rows['randwire_ws_small_s1']
     assert failed['status'] == 'failed' and 'train_net.py ended with 1' in failed['reason']
     assert '1 of 2 networks' in capsys.readouterr().out

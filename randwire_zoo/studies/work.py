@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import platform
 import re
@@ -250,7 +251,10 @@ def _fine_tune_detector(
         raise RuntimeError(f'train_net.py ended with {code}: {"".join(tail)}')
     lines = [json.loads(line) for line in (run / 'metrics.json').read_text(encoding='utf-8').splitlines()]
     measured = [line for line in lines if 'bbox/AP' in line]
-    if not measured:
+    # detectron2 gives NaN where there is nothing to measure: no object of a size, or not one box found.
+    for line in measured:
+        line.update({name: None for name, value in line.items() if name.startswith('bbox/') and math.isnan(value)})
+    if not measured or measured[-1]['bbox/AP'] is None:
         raise RuntimeError(f'train_net.py measured no box AP; see {run / "stdout.txt"}')
     losses = {line['iteration']: line['total_loss'] for line in lines if 'total_loss' in line}
     history = []
