@@ -11,7 +11,7 @@ import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -321,15 +321,13 @@ def _read_description(path: str | os.PathLike[str]) -> tuple[DetectorConfig, lis
     if metadata.get('kind') != FORMAT:
         raise ValueError(f'{path} holds no detector of randwire-zoo; `randwire-zoo convert` makes one of what '
                          'detectron2 has trained')
-    known = {field.name for field in fields(DetectorConfig)}
     try:
-        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
-                  for name, value in json.loads(metadata['detector']).items() if name in known}
-        config = DetectorConfig(**values)
+        config = DetectorConfig(**{name: tuple(value) if isinstance(value, list) else value
+                                   for name, value in json.loads(metadata['detector']).items()})
         names = json.loads(metadata.get('classes', 'null'))
         if names is not None and len(names) != config.num_classes - 1:
             raise ValueError(f'{config.num_classes - 1} class names are needed, it has {len(names)}')
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{path} does not describe its detector: {error}') from None
     names = names or [f'class {index}' for index in range(1, config.num_classes)]
     return config, ['background', *names]

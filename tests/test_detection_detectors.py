@@ -12,6 +12,7 @@ import timm
 import torch
 from PIL import Image
 from pretrained import NAME, random_model
+from safetensors.torch import load_file, save_file
 from shapes import CLASSES, write_shapes
 from torch import nn
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
@@ -20,7 +21,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from randwire_zoo.cli import main
 from randwire_zoo.detection import fasterrcnn_randwire_fpn, load_detector, save_detector
 from randwire_zoo.detection.detect import detect
-from randwire_zoo.weights_io import save_weights
+from randwire_zoo.weights_io import read_metadata, save_weights
 
 SMALL: dict[str, Any] = {'min_size': 64, 'max_size': 96, 'box_score_thresh': 0.0}
 
@@ -135,6 +136,12 @@ def test_files_that_are_no_detectors_or_another_one_are_refused(detector_file: P
     save_weights(random_model(), tmp_path / 'classifier.safetensors')
     with pytest.raises(ValueError, match=r'classifier\.safetensors holds no detector'):
         load_detector(tmp_path / 'classifier.safetensors')
+    for key, value in (('detector', '{"name": "randwire_ws_pico", "soft_nms": true}'), ('detector', '[]'),
+                       ('classes', '["disc"]')):
+        metadata = {**read_metadata(detector_file), key: value}
+        save_file(load_file(detector_file), tmp_path / 'odd.safetensors', metadata=metadata)
+        with pytest.raises(ValueError, match=r'odd\.safetensors does not describe its detector: '):
+            load_detector(tmp_path / 'odd.safetensors')
     data = detector_file.read_bytes()
     (tmp_path / 'half.safetensors').write_bytes(data[:len(data) // 2])
     with pytest.raises(ValueError, match=r'half\.safetensors cannot be loaded: '):
