@@ -322,8 +322,9 @@ def _read_description(path: str | os.PathLike[str]) -> tuple[DetectorConfig, lis
         raise ValueError(f'{path} holds no detector of randwire-zoo; `randwire-zoo convert` makes one of what '
                          'detectron2 has trained')
     try:
-        config = DetectorConfig(**{name: tuple(value) if isinstance(value, list) else value
-                                   for name, value in json.loads(metadata['detector']).items()})
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
+                                  for name, value in json.loads(metadata['detector']).items()}
+        config = DetectorConfig(**values)
         names = json.loads(metadata.get('classes', 'null'))
         if names is not None and len(names) != config.num_classes - 1:
             raise ValueError(f'{config.num_classes - 1} class names are needed, it has {len(names)}')
