@@ -32,18 +32,22 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 import pytest
+from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / 'build' / 'mutants'
 TREE = BUILD / 'tree'
-VERDICTS = BUILD / 'verdicts.json'  # of earlier runs, so that a killed mutant is not run again
+BASELINE = BUILD / 'baseline.pickle'
+VERDICTS = BUILD / 'verdicts.jsonl'  # of earlier runs, so that a killed mutant is not run again
 SURVIVORS = ROOT / 'tests' / 'survivors.yaml'
 SUMMARY = ROOT / 'docs' / 'data' / 'mutants.json'
 BESIDE = ('configs', 'detection', 'hub')  # packages of randwire_zoo that lie beside it
@@ -54,7 +58,7 @@ MODULES: dict[str, list[str]] = {
     'randwire_zoo/frozen/__init__.py': ['test_frozen'],
     'randwire_zoo/studies/analysis.py': ['test_studies', 'test_study_report'],
     'randwire_zoo/studies/damage.py': ['test_damage'],
-    'randwire_zoo/network.py': ['test_network', 'test_models', 'test_damage', 'test_export'],
+    'randwire_zoo/network.py': ['test_network', 'test_models'],
 }
 
 
@@ -71,6 +75,10 @@ class Mutant:
     code: str
     key: str
 
+    def at_import(self, base: Baseline) -> bool:
+        """Whether the changed lines are run when the file is imported."""
+        return self.lines.start < self.body.start or any('' in base.reached.get(line, ()) for line in self.lines)
+
 
 def mutants_of(path: str) -> list[Mutant]:
     """All mutants of a file, in the order of their lines."""
@@ -81,11 +89,13 @@ def mutants_of(path: str) -> list[Mutant]:
 
     source = (ROOT / path).read_text(encoding='utf-8')
     wrapper = MetadataWrapper(cst.parse_module(source))
-    found: list[tuple[cst.CSTNode, cst.CSTNode, str, range, range]] = []
+    found: list[tuple[cst.CSTNode, cst.CSTNode, int, str, range, range]] = []
 
     def encodings(node: cst.CSTNode) -> list[str]:
         return [getattr(arg.value, 'value', '') for arg in node.args
                 if arg.keyword and arg.keyword.value == 'encoding'] if isinstance(node, cst.Call) else []
+
+    statements = set(map(id, wrapper.module.body))
 
     class Visitor(cst.CSTVisitor):
         METADATA_DEPENDENCIES = (PositionProvider,)
@@ -94,12 +104,14 @@ def mutants_of(path: str) -> list[Mutant]:
             super().__init__()
             self.names: list[str] = []
             self.bodies: list[range] = []
+            self.statement = -1
 
         def span(self, node: cst.CSTNode) -> range:
             place = self.get_metadata(PositionProvider, node)
             return range(place.start.line, place.end.line + 1)
 
         def on_visit(self, node: cst.CSTNode) -> bool:
+            self.statement += id(node) in statements
             if isinstance(node, (cst.Annotation, cst.Import, cst.ImportFrom, cst.Raise)):
                 return False
             if isinstance(node, cst.Arg) and node.keyword and node.keyword.value == 'encoding':
@@ -121,7 +133,7 @@ def mutants_of(path: str) -> list[Mutant]:
                         # Operators such as `in` have no position of their own in every version of libcst.
                         place = self.get_metadata(PositionProvider, node, None)
                         lines = range(place.start.line, place.end.line + 1) if place else range(0)
-                        found.append((node, other, '.'.join(self.names), lines,
+                        found.append((node, other, self.statement, '.'.join(self.names), lines,
                                       self.bodies[-1] if self.bodies else range(0)))
             return True
 
@@ -132,10 +144,16 @@ def mutants_of(path: str) -> list[Mutant]:
                     self.bodies.pop()
 
     wrapper.visit(Visitor())
+    module = wrapper.module
+    texts = [module.code_for_node(statement) for statement in module.body]
+    head, *_ = source.partition(texts[0])
     before = source.splitlines()
     mutants: dict[str, Mutant] = {}
-    for node, other, function, lines, body in found:
-        code = deep_replace(wrapper.module, node, other).code  # type: ignore[union-attr]
+    alike: Counter[str] = Counter()
+    for node, other, statement, function, lines, body in found:
+        # Rendering one statement again is much faster than the file.
+        changed = module.code_for_node(deep_replace(module.body[statement], node, other))  # type: ignore[arg-type]
+        code = ''.join((head, *texts[:statement], changed, *texts[statement + 1:]))
         try:
             compile(code, path, 'exec')
         except SyntaxError:
@@ -145,8 +163,11 @@ def mutants_of(path: str) -> list[Mutant]:
         last = next(i for i, (a, b) in enumerate(zip(before[::-1], after[::-1], strict=False)) if a != b)
         was, becomes = (' '.join(line.strip() for line in text[first:len(text) - last]) for text in (before, after))
         around = '\n'.join(before[body.start - 2:body.stop]) if body else ''
-        key = hashlib.sha256('\0'.join((path, function, around, was, becomes, code if not body else '')).encode())
-        mutants.setdefault(code, Mutant(path, function, lines, body, was, becomes, code, key.hexdigest()))
+        if code not in mutants:
+            identity = '\0'.join((path, function, around, was, becomes, '' if body else code))
+            alike[identity] += 1  # of two equal lines in one function
+            key = hashlib.sha256(f'{identity}\0{alike[identity]}'.encode()).hexdigest()
+            mutants[code] = Mutant(path, function, lines, body, was, becomes, code, key)
     return sorted(mutants.values(), key=lambda mutant: mutant.lines.start)
 
 
@@ -163,52 +184,49 @@ def copy_project() -> None:
         (TREE / 'randwire_zoo' / name).symlink_to(Path('..', name), target_is_directory=True)
 
 
-def in_a_child(job: Callable[[], Any], seconds: float) -> tuple[str, Any]:
-    """Run a function in a forked process: ('done', what it returned), ('timeout', None) or ('died', None).
+def in_a_child(job: Callable[[], int], seconds: float | None, log: str | None) -> int | None:
+    """Run a function in a forked process and give the exit status that it returns; None where it takes too long.
 
     Args:
-        job: Returns something to pickle.
-        seconds: How long it takes where nothing is wrong, roughly.
+        job: The function; an error of it is status 1, and death by a signal the signal's number below 0.
+        seconds: How long it takes where nothing is wrong, roughly; None sets no limit.
+        log: Where in BUILD its output goes; None leaves it where ours goes.
     """
-    answer = BUILD / 'answer.pickle'
-    answer.unlink(missing_ok=True)
+    sys.stdout.flush()
     child = os.fork()
     if child == 0:
-        code = 1
+        status = 1
         try:
             os.setsid()
-            log = os.open(BUILD / 'child.log', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            for stream in (1, 2):
-                os.dup2(log, stream)
+            if log is not None:
+                output = os.open(BUILD / log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                os.dup2(output, 1)
+                os.dup2(output, 2)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.environ.pop('TORCH_DEVICE_BACKEND_AUTOLOAD', None)
-            limit = int(10 + 5 * seconds)
-            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
-            resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))
-            answer.write_bytes(pickle.dumps(job()))
-            code = 0
+            if seconds is not None:
+                limit = int(10 + 5 * seconds)
+                resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+                resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))
+            status = job()
         except BaseException:
             traceback.print_exc()
         finally:
-            os._exit(code)
-    end = time.monotonic() + 30 + 15 * seconds
-    status = None
-    while status is None and time.monotonic() < end:
-        time.sleep(0.01)
+            sys.stdout.flush()
+            os._exit(status)
+    end = time.monotonic() + (30 + 15 * seconds if seconds is not None else float('inf'))
+    ended = code = 0
+    while not ended and time.monotonic() < end:
+        time.sleep(0.005)
         ended, code = os.waitpid(child, os.WNOHANG)
-        status = code if ended else None
     try:
         os.killpg(child, signal.SIGKILL)  # the child, and whatever its tests have left running
     except ProcessLookupError:
         pass
-    if status is None:
+    if not ended:
         os.waitpid(child, 0)
-        return 'timeout', None
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL):
-        return 'timeout', None
-    if status != 0 or not answer.is_file():
-        return 'died', None
-    return 'done', pickle.loads(answer.read_bytes())
+    status = os.waitstatus_to_exitcode(code) if ended else -signal.SIGKILL
+    return None if status in (-signal.SIGXCPU, -signal.SIGKILL) else status
 
 
 class Watch:
@@ -253,53 +271,46 @@ class Watch:
         self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
 
 
-class Choose:
-    """A pytest plugin that runs the given tests alone: file by file, the fastest first."""
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds = seconds
-
-    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        if not self.seconds.keys() <= {item.nodeid for item in items}:
-            os._exit(1)  # not even the tests' names are the same
-        files: Counter[str] = Counter()
-        for test, seconds in self.seconds.items():
-            files[file_of(test)] += seconds  # type: ignore[assignment]
-        items[:] = sorted((item for item in items if item.nodeid in self.seconds),
-                          key=lambda item: (files[file_of(item.nodeid)], self.seconds[item.nodeid]))
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.failed:
-            os._exit(1)  # that is all there is to know; tidying up takes time
-
-
 def file_of(test: str) -> str:
     return test.partition('::')[0]
 
 
 @dataclass
 class Baseline:
-    """What the unchanged tests of a file did."""
+    """What the unchanged tests of a file did; `reached` has for each line the tests, files or '' that ran it."""
 
-    status: int
     reached: dict[int, list[str]]
     seconds: dict[str, float]
     starting: set[str]
     imported: list[str]
+
+    def tests_for(self, mutant: Mutant) -> list[str]:
+        """The tests that may notice, file by file and the fastest first: those that reach the changed lines, and those
+        that start processes."""
+        reached = {''}
+        if not mutant.at_import(self):
+            reached = {test for line in mutant.lines for test in self.reached.get(line, ())}
+            reached = reached or {test for line in mutant.body for test in self.reached.get(line, ())}
+            reached |= self.starting
+        chosen = [test for test in self.seconds if not reached.isdisjoint(('', file_of(test), test))]
+        files: dict[str, float] = {}
+        for test in chosen:
+            files[file_of(test)] = files.get(file_of(test), 0.0) + self.seconds[test]
+        return sorted(chosen, key=lambda test: (files[file_of(test)], self.seconds[test]))
 
 
 def pytest_main(files: list[str], *plugins: object) -> int:
     # Neither plug-ins of other packages nor pytest's own that collect garbage at the end: they take longer than tests.
     os.environ['PYTEST_DISABLE_PLUGIN_AUTOLOAD'] = '1'
     return int(pytest.main([
-        '-x', '-q', '--no-header', '--tb=short', '-W', 'ignore::pytest.PytestConfigWarning',
+        '-x', '-q', '-s', '--no-header', '--tb=short', '-W', 'ignore::pytest.PytestConfigWarning',
         f'--basetemp={BUILD / "tmp"}',
         *(f'-pno:{name}' for name in ('cacheprovider', 'unraisableexception', 'threadexception', 'faulthandler')),
         *files], plugins=plugins))
 
 
-def baseline(path: str, files: list[str]) -> Baseline:
-    """Run the tests of a file on it as it is."""
+def baseline(path: str, files: list[str]) -> int:
+    """Run the tests of a file on it as it is, and leave a Baseline in BUILD."""
     from coverage import Coverage
 
     sys.dont_write_bytecode = False  # of the tests, for the mutants' runs
@@ -309,12 +320,12 @@ def baseline(path: str, files: list[str]) -> Baseline:
     status = pytest_main(files, watch)
     coverage.stop()
     data = coverage.get_data()
-    reached = {line: tests for name in data.measured_files()
-               for line, tests in data.contexts_by_lineno(name).items()}
+    reached = {line: tests for name in data.measured_files() for line, tests in data.contexts_by_lineno(name).items()}
     imported = [name for name, module in sys.modules.items()
                 if not str(getattr(module, '__file__', None) or TREE).startswith(str(TREE))
                 and name.partition('.')[0] not in ('randwire_zoo', 'tests', '__main__', '_randwire_zoo_autoload')]
-    return Baseline(status, reached, watch.seconds, watch.starting, imported)
+    BASELINE.write_bytes(pickle.dumps(Baseline(reached, watch.seconds, watch.starting, imported)))
+    return status
 
 
 def warm_up(names: list[str]) -> None:
@@ -329,41 +340,123 @@ def warm_up(names: list[str]) -> None:
     gc.freeze()  # the children's collections need not go through all this
 
 
-def tests_for(mutant: Mutant, base: Baseline) -> dict[str, float]:
-    """The tests that may notice: those that reach the changed lines, and those that start processes."""
-    reached = {''}
-    if mutant.body and mutant.lines.start >= mutant.body.start:
-        reached = {test for line in mutant.lines for test in base.reached.get(line, ())}
-        reached = reached or {test for line in mutant.body for test in base.reached.get(line, ())}
-        reached |= base.starting
-    return {test: seconds for test, seconds in base.seconds.items()
-            if not reached.isdisjoint(('', file_of(test), test))}
+class Mutate:
+    """A pytest plugin that runs no test itself, but in a fork for every mutant those tests that may notice it.
+
+    What is changed within a function that importing does not run is changed in the function objects that are there, by
+    putting the new code in; other mutants need a process that collects the tests again, which takes much longer.
+    """
+
+    def __init__(self, mutants: list[Mutant], base: Baseline, imported: bool) -> None:
+        self.mutants = mutants
+        self.base = base
+        self.imported = imported  # the one mutant is what has been imported
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        items = {item.nodeid: item for item in session.items}
+        if not items.keys() >= set(self.base.tests_for(self.mutants[0])):
+            os._exit(1)  # not even the tests' names are the same
+        functions = {} if self.imported else functions_of(TREE / self.mutants[0].path)
+        gc.collect()
+        gc.freeze()
+        for mutant in tqdm(self.mutants, disable=self.imported or None, leave=False):
+            chosen = [items[test] for test in self.base.tests_for(mutant)]
+            seconds = sum(self.base.seconds[item.nodeid] for item in chosen)
+
+            def run(mutant: Mutant = mutant, chosen: list[pytest.Item] = chosen) -> int:
+                if not self.imported and not put_in(mutant, functions):
+                    return 3
+                for item, following in zip(chosen, [*chosen[1:], None], strict=True):
+                    item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                return 0
+
+            if self.imported:
+                os._exit(run())
+            with mutated(mutant):
+                status = in_a_child(run, seconds, 'mutant.log') if chosen else 0
+            if status != 3:
+                note(mutant, status)
+        os._exit(0)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            os._exit(1)  # that is all there is to know; tidying up takes time
 
 
-def verdict(mutant: Mutant, base: Baseline) -> str:
-    """'killed', 'timeout' or 'survived'."""
-    chosen = tests_for(mutant, base)
-    if not chosen:
-        return 'survived'
-    files = sorted(set(map(file_of, chosen)))
+def functions_of(path: Path) -> dict[tuple[str, int], list[FunctionType]]:
+    """The functions that are defined in a file, by name and first line."""
+    found: dict[tuple[str, int], list[FunctionType]] = {}
+    gc.collect()
+    for function in gc.get_objects():
+        if type(function) is FunctionType and Path(function.__code__.co_filename).name == path.name:
+            if os.path.realpath(function.__code__.co_filename) == str(path):
+                found.setdefault((function.__code__.co_name, function.__code__.co_firstlineno), []).append(function)
+    return found
+
+
+def put_in(mutant: Mutant, functions: dict[tuple[str, int], list[FunctionType]]) -> bool:
+    """Give the mutant's code to the function around it; False where that cannot be done."""
+    lines = [line for _, line in functions if line < mutant.body.start]
+    around = {code for code in codes(compile(mutant.code, '', 'exec')) if code.co_firstlineno in lines}
+    inner = {nested for code in around for nested in codes(code)}
+    candidates = [code for code in around - inner if (code.co_name, code.co_firstlineno) in functions]
+    if not candidates:
+        return False
+    code = max(candidates, key=lambda code: code.co_firstlineno)
+    for function in functions[code.co_name, code.co_firstlineno]:
+        if len(code.co_freevars) != len(function.__code__.co_freevars):
+            return False
+        function.__code__ = code.replace(co_filename=function.__code__.co_filename)
+    return True
+
+
+def codes(code: CodeType) -> list[CodeType]:
+    """The code objects within one, at any depth."""
+    inner = [const for const in code.co_consts if isinstance(const, CodeType)]
+    return inner + [nested for const in inner for nested in codes(const)]
+
+
+@contextmanager
+def mutated(mutant: Mutant) -> Iterator[None]:
+    """The file in TREE is the mutant."""
     path = TREE / mutant.path
     original = path.read_bytes()
     for cached in (path.parent / '__pycache__').glob(f'{path.stem}.*'):
         cached.unlink()  # its time stamp has a resolution of a second
-
-    def run() -> int:
-        sys.dont_write_bytecode = True
-        os.environ['PYTHONDONTWRITEBYTECODE'] = '1'
-        return pytest_main(files, Choose(chosen))
-
     path.write_text(mutant.code, encoding='utf-8')
     try:
-        ended, status = in_a_child(run, sum(chosen.values()))
+        yield
     finally:
         path.write_bytes(original)
-    if ended == 'timeout':
-        return 'timeout'
-    return 'survived' if ended == 'done' and status in (0, 5) else 'killed'
+
+
+def note(mutant: Mutant, status: int | None) -> None:
+    """Keep a verdict: a failed test, a crash and a file that cannot be imported are all noticed."""
+    with VERDICTS.open('a') as file:
+        verdict = 'timeout' if status is None else 'killed' if status else 'survived'
+        file.write(json.dumps([mutant.key, verdict]) + '\n')
+
+
+def verdicts(skip: int = 0) -> list[tuple[str, str]]:
+    """The verdicts so far, key and word, without the first few."""
+    lines = VERDICTS.read_text().splitlines() if VERDICTS.is_file() else []
+    return [tuple(json.loads(line)) for line in lines[skip:]]
+
+
+def try_out(mutants: list[Mutant], base: Baseline) -> None:
+    """Run mutants of one file and keep the verdicts."""
+    start = len(verdicts())
+    within = [mutant for mutant in mutants if not mutant.at_import(base)]
+    if within:
+        files = sorted(set(map(file_of, base.seconds)))
+        in_a_child(lambda: pytest_main(files, Mutate(within, base, imported=False)), None, None)
+    done = dict(verdicts(start))
+    for mutant in tqdm([mutant for mutant in mutants if mutant.key not in done], disable=None, leave=False):
+        chosen = base.tests_for(mutant)
+        files, seconds = sorted(set(map(file_of, chosen))), 3 + sum(base.seconds[test] for test in chosen)
+        with mutated(mutant):
+            note(mutant, in_a_child(lambda mutant=mutant, files=files: pytest_main(  # type: ignore[misc]
+                files, Mutate([mutant], base, imported=True)), seconds, 'mutant.log') if chosen else 0)
 
 
 def read_survivors() -> dict[str, list[dict[str, str]]]:
@@ -372,12 +465,14 @@ def read_survivors() -> dict[str, list[dict[str, str]]]:
     return yaml.safe_load(SURVIVORS.read_text(encoding='utf-8')) or {} if SURVIVORS.is_file() else {}
 
 
-def report(path: str, verdicts: list[tuple[Mutant, str]], named: list[dict[str, str]]) -> tuple[dict[str, Any], bool]:
+def report(
+        path: str, total: int, results: list[tuple[Mutant, str]], named: list[dict[str, str]],
+) -> tuple[dict[str, Any], bool]:
     """Compare survivors with the named ones; return the file's numbers, and whether all is as named."""
     unnamed = list(named)
-    counts: Counter[str] = Counter(outcome for _, outcome in verdicts)
+    counts: Counter[str] = Counter(outcome for _, outcome in results)
     news: list[Mutant] = []
-    for mutant, outcome in verdicts:
+    for mutant, outcome in results:
         if outcome == 'survived':
             entry = next((entry for entry in unnamed if (entry['in'], entry['was'], entry['becomes']) == (
                 mutant.function, mutant.was, mutant.becomes)), None)
@@ -390,14 +485,14 @@ def report(path: str, verdicts: list[tuple[Mutant, str]], named: list[dict[str, 
         print(f'\nnew survivor, {path}, line {mutant.lines.start}:\n- ' + '\n  '.join(
             f'{name}: {json.dumps(text, ensure_ascii=False)}' for name, text in (
                 ('in', mutant.function), ('was', mutant.was), ('becomes', mutant.becomes), ('equivalent', ''))))
-    for entry in unnamed:
+    for entry in unnamed if len(results) == total else ():
         print(f'\nsurvives no more, {path}: in {entry["in"]}: {entry["was"]} -> {entry["becomes"]}')
-    killed, counted = counts['killed'] + counts['timeout'], len(verdicts) - counts['equivalent']
-    numbers = {'mutants': len(verdicts), 'killed': counts['killed'], 'timeout': counts['timeout'],
+    killed, counted = counts['killed'] + counts['timeout'], len(results) - counts['equivalent']
+    numbers = {'mutants': total, 'run': len(results), 'killed': counts['killed'], 'timeout': counts['timeout'],
                'equivalent': counts['equivalent'], 'survived': counts['survived'] - counts['equivalent'],
                'percent': round(100 * killed / max(counted, 1), 1)}
     print(f'\n{path}: {numbers}', flush=True)
-    return numbers, not news and not unnamed
+    return numbers, not news and (not unnamed or len(results) < total)
 
 
 def commit(*paths: str) -> str:
@@ -408,16 +503,11 @@ def commit(*paths: str) -> str:
     return head.stdout.strip() + '+' * changed.returncode
 
 
-def progress(mutants: list[Mutant]) -> Iterator[Mutant]:
-    from tqdm import tqdm
-
-    yield from tqdm(mutants, disable=None, leave=False)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('modules', nargs='*', help='parts of the names of the files to mutate; all if none is given')
     parser.add_argument('--fresh', action='store_true', help='run mutants again that an earlier run has killed')
+    parser.add_argument('--sample', type=int, metavar='N', help='N mutants of each file, drawn by their hashes')
     parser.add_argument('--list', action='store_true', help='print the mutants and run nothing')
     args = parser.parse_args()
     paths = [path for path in MODULES if not args.modules or any(part in path for part in args.modules)]
@@ -433,28 +523,28 @@ def main() -> int:
     sys.path[:] = [str(TREE), *(entry for entry in sys.path if entry and Path(entry) != ROOT / 'tests')]
     os.environ.update(PYTHONPATH=str(TREE), OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
     os.environ['TORCH_DEVICE_BACKEND_AUTOLOAD'] = '0'  # in this process, which must not import the project
-    known = json.loads(VERDICTS.read_text()) if VERDICTS.is_file() and not args.fresh else {}
     summary = json.loads(SUMMARY.read_text(encoding='utf-8')) if SUMMARY.is_file() else {}
     survivors, as_named = read_survivors(), True
     for path in paths:
-        mutants = mutants_of(path)
-        tests = [f'tests/{name}.py' for name in MODULES[path]]
-        ended, base = in_a_child(lambda path=path, tests=tests: baseline(path, tests), 600)  # type: ignore[misc]
-        if ended != 'done' or base.status != 0:
-            print((BUILD / 'child.log').read_text(encoding='utf-8', errors='replace'))
+        every, tests = mutants_of(path), [f'tests/{name}.py' for name in MODULES[path]]
+        mutants = sorted(every, key=lambda mutant: mutant.key)[:args.sample]
+        mutants.sort(key=lambda mutant: mutant.lines.start)
+        os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
+        if in_a_child(lambda path=path, tests=tests: baseline(path, tests), 600, 'baseline.log'):  # type: ignore[misc]
+            print((BUILD / 'baseline.log').read_text(encoding='utf-8', errors='replace'))
             print(f'the tests of {path} do not pass as it is')
             return 1
+        base: Baseline = pickle.loads(BASELINE.read_bytes())
         warm_up(base.imported)
-        print(f'{path}: {len(mutants)} mutants, {len(base.seconds)} tests of {sum(base.seconds.values()):.0f} s',
-              flush=True)
-        verdicts = []
-        for mutant in progress(mutants):
-            outcome = known.get(mutant.key)
-            if outcome in (None, 'survived'):
-                outcome = known[mutant.key] = verdict(mutant, base)
-                VERDICTS.write_text(json.dumps(known))
-            verdicts.append((mutant, outcome))
-        numbers, as_expected = report(path, verdicts, survivors.get(path, []))
+        print(f'{path}: {len(mutants)} of {len(every)} mutants, {len(base.seconds)} tests of '
+              f'{sum(base.seconds.values()):.0f} s', flush=True)
+        os.environ['PYTHONDONTWRITEBYTECODE'] = '1'
+        sys.dont_write_bytecode = True
+        known = {} if args.fresh else dict(verdicts())
+        try_out([mutant for mutant in mutants if known.get(mutant.key, 'survived') == 'survived'], base)
+        known = dict(verdicts())
+        numbers, as_expected = report(
+            path, len(every), [(mutant, known[mutant.key]) for mutant in mutants], survivors.get(path, []))
         as_named = as_named and as_expected
         summary[path] = {**numbers, 'commit': commit(path, *tests), 'date': datetime.date.today().isoformat(),
                          'mutmut': version('mutmut'), 'torch': version('torch'), 'python': platform.python_version()}

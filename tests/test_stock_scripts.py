@@ -5,12 +5,15 @@ The scripts run in processes of their own and know nothing of randwire_zoo.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -30,15 +33,65 @@ SIZE = 48
 pytestmark = pytest.mark.skipif(SCRIPTS is None, reason=f"timm's stock scripts are not there; {upstream.HOW}")
 
 
-def run_script(name: str, *arguments: str | Path, cwd: Path, **variables: str) -> str:
-    """Run a stock script as a user does; give its output and log."""
-    assert SCRIPTS is not None
+# Importing torch and timm is most of what these scripts do here. One interpreter imports both, as the scripts' own
+# first lines do, and forks for each script, which then runs as `python script.py …` does.
+STARTER = """
+import json, os, runpy, sys, traceback
+import torch, timm
+assert 'randwire_zoo' in sys.modules, 'registered by importing timm'
+for line in sys.stdin:
+    log, cwd, script, *arguments = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        output, code = os.open(log, os.O_WRONLY | os.O_CREAT), 1
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.chdir(cwd)
+        sys.argv, sys.path[0] = [script, *arguments], os.path.dirname(script)
+        try:
+            runpy.run_path(script, run_name='__main__')
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def environment(**variables: str) -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if name != 'TORCH_DEVICE_BACKEND_AUTOLOAD'}
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / name, *arguments], cwd=cwd, env={**env, 'OMP_NUM_THREADS': '1', **variables},
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    return {**env, 'OMP_NUM_THREADS': '1', **variables}
+
+
+class RunScript(Protocol):
+    """Run a stock script as a user does; give its output and log."""
+
+    def __call__(self, name: str, *arguments: str | Path, cwd: Path) -> str: ...
+
+
+@pytest.fixture(scope='module')
+def run_script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunScript]:
+    assert SCRIPTS is not None
+    folder = tmp_path_factory.mktemp('starter')  # an empty one, away from the checkout
+    starter = subprocess.Popen([sys.executable, '-c', STARTER], cwd=folder, env=environment(), stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True)
+    assert starter.stdin and starter.stdout
+    logs = (folder / f'{number}.log' for number in itertools.count())
+
+    def run(name: str, *arguments: str | Path, cwd: Path) -> str:
+        log = next(logs)
+        print(json.dumps([*map(str, (log, cwd, SCRIPTS / name, *arguments))]), file=starter.stdin, flush=True)
+        code, output = starter.stdout.readline(), log.read_text(errors='replace') if log.exists() else ''
+        assert code == '0\n', output
+        return output
+
+    with starter:
+        yield run
+        starter.kill()  # its children are done, and leaving Python takes a while with torch
 
 
 def result(output: str) -> dict[str, float]:
@@ -60,7 +113,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope='module')
-def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(images: Path, run_script: RunScript, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of a short run of train.py."""
     folder = tmp_path_factory.mktemp('train')
     run_script(
@@ -83,7 +136,8 @@ def test_train_py_learns_with_a_packaged_recipe_and_writes_what_it_always_writes
     assert (trained / 'last.pth.tar').is_file()
 
 
-def test_validate_py_measures_what_train_py_measured(trained: Path, images: Path, tmp_path: Path) -> None:
+def test_validate_py_measures_what_train_py_measured(
+        run_script: RunScript, trained: Path, images: Path, tmp_path: Path) -> None:
     measured = result(run_script(
         'validate.py', '--data-dir', images, '--model', 'randwire_ws_pico', '--num-classes', '4', '--img-size',
         str(SIZE), '--checkpoint', trained / 'last.pth.tar', '-b', '16', '-j', '0', '--device', 'cpu', cwd=tmp_path))
@@ -104,7 +158,8 @@ def test_a_run_of_train_py_is_evaluated_and_resumed_by_this_package(trained: Pat
     assert resumed.last['train_loss'] < 2 * row['train_loss'], 'the optimiser goes on where it was'
 
 
-def test_inference_py_predicts_what_validate_py_counted(trained: Path, images: Path, tmp_path: Path) -> None:
+def test_inference_py_predicts_what_validate_py_counted(
+        run_script: RunScript, trained: Path, images: Path, tmp_path: Path) -> None:
     pytest.importorskip('pandas', reason='inference.py needs pandas')
     run_script(
         'inference.py', '--data-dir', images / 'validation', '--model', 'randwire_ws_pico', '--num-classes', '4',
@@ -117,7 +172,8 @@ def test_inference_py_predicts_what_validate_py_counted(trained: Path, images: P
     assert 100 * sum(right) / 16 == pytest.approx(float(summary(trained)[-1]['eval_top1']), abs=0.01)
 
 
-def test_onnx_export_py_writes_a_graph_that_computes_the_same_logits(trained: Path, tmp_path: Path) -> None:
+def test_onnx_export_py_writes_a_graph_that_computes_the_same_logits(
+        run_script: RunScript, trained: Path, tmp_path: Path) -> None:
     pytest.importorskip('onnx', reason='onnx_export.py needs onnx')
     onnxruntime = pytest.importorskip('onnxruntime', reason='onnxruntime runs what onnx_export.py wrote')
     run_script(
@@ -133,7 +189,7 @@ def test_onnx_export_py_writes_a_graph_that_computes_the_same_logits(trained: Pa
         np.testing.assert_allclose(logits, model(image).numpy(), rtol=1e-3, atol=1e-4)
 
 
-def test_benchmark_py_times_inference_and_training(tmp_path: Path) -> None:
+def test_benchmark_py_times_inference_and_training(run_script: RunScript, tmp_path: Path) -> None:
     measured = result(run_script(
         'benchmark.py', '--model', 'randwire_ws_pico', '--img-size', str(SIZE), '-b', '2', '--device', 'cpu',
         '--num-warm-iter', '1', '--num-bench-iter', '5', cwd=tmp_path))
@@ -142,9 +198,12 @@ def test_benchmark_py_times_inference_and_training(tmp_path: Path) -> None:
 
 
 def test_device_modules_registers_where_the_hook_is_switched_off(images: Path, tmp_path: Path) -> None:
-    run_script(
-        'train.py', '--device-modules', 'randwire_zoo', '--model', 'randwire_ws_pico', '--data-dir', images,
-        '--num-classes', '4', '--img-size', str(SIZE), '--epochs', '1', '--warmup-epochs', '0', '-b', '8', '-j', '0',
-        '--device', 'cpu', '--output', tmp_path, '--experiment', 'run', cwd=tmp_path,
-        TORCH_DEVICE_BACKEND_AUTOLOAD='0')
+    assert SCRIPTS is not None
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / 'train.py', '--device-modules', 'randwire_zoo', '--model', 'randwire_ws_pico',
+         '--data-dir', images, '--num-classes', '4', '--img-size', str(SIZE), '--epochs', '1', '--warmup-epochs', '0',
+         '-b', '8', '-j', '0', '--device', 'cpu', '--output', tmp_path, '--experiment', 'run'],
+        cwd=tmp_path, env=environment(TORCH_DEVICE_BACKEND_AUTOLOAD='0'), stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout
     assert len(summary(tmp_path / 'run')) == 1
