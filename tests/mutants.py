@@ -59,6 +59,7 @@ MODULES: dict[str, list[str]] = {
     'randwire_zoo/studies/analysis.py': ['test_studies', 'test_study_report'],
     'randwire_zoo/studies/damage.py': ['test_damage'],
     'randwire_zoo/network.py': ['test_network', 'test_models'],
+    'randwire_zoo/wiring.py': ['test_network', 'test_weights'],
 }
 
 
