@@ -6,18 +6,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 from randwire_zoo.files import atomic_path, write_atomically
-from randwire_zoo.manifest import PACKAGED, HubError, PublishedWeights, read_manifest
+from randwire_zoo.manifest import PACKAGED, HubError, PublishedWeights, read_rows
+from randwire_zoo.models import WEIGHTS
+from randwire_zoo.recipes import KEYS, add_key, check_settings
 
 from .checks import CheckFailed
 from .publishing import check_row, pull, push, verify
 from .staging import stage
+from .transfer import TIMEOUT, bounded, left_behind
 
 __all__ = ['add_arguments', 'main']
+
+#: What can be typed of weights that come without settings of a training.
+TYPED = ('model_kwargs', 'num_classes', 'gp', 'in_chans', 'img_size', 'input_size', 'crop_pct', 'mean', 'std',
+         'interpolation')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,18 +43,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument('--summary', metavar='FILE', help='summary.csv of the training (default: beside the checkpoint)')
     sub.add_argument('--dataset', metavar='NAME', help='what it was trained on (default: what args.yaml says)')
     sub.add_argument('--no-ema', action='store_true', help='take the trained weights, not their moving average')
+    sub.add_argument('--text', metavar='FILE', help="your own words for the card's section for them (Markdown)")
     sub.add_argument('-o', '--output', metavar='FOLDER', help='default: output/hub/NAME.TAG')
+    group = sub.add_argument_group('measuring', 'The finished files are measured on the data of the training.')
+    group.add_argument('--data-dir', metavar='DIR', help='folder of the data (default: the one of the training)')
+    group.add_argument('--split', metavar='NAME', help='of the data (default: the one that the training measured)')
+    group.add_argument('--no-eval', action='store_true', help='measure nothing; the card says so')
+    add_key(group, KEYS['device'])
+    add_key(group, KEYS['workers'], '2')
+    group = sub.add_argument_group('for weights without args.yaml', 'What is known of them, as in `train`.')
+    for key in TYPED:
+        add_key(group, KEYS[key])
+    group.add_argument('--metric', nargs='+', metavar='NAME=VALUE', default=[], type=_metric,
+                       help='top1, top5 (per cent) or loss, as known; measured unless --no-eval')
 
     sub = commands.add_parser('push', help='publish a staged folder; prints the row of the manifest')
     sub.add_argument('folder', metavar='FOLDER')
     sub.add_argument('repo', metavar='REPO', help='such as owner/randwire_ws_c109.in1k')
     sub.add_argument('--dry-run', action='store_true', help='check everything, send nothing')
     sub.add_argument('--private', action='store_true', help='make a private repository')
+    sub.add_argument('--overwrite', action='store_true',
+                     help='replace also what is another network, changed since, or public')
+    sub.add_argument('--pull-request', action='store_true', help='propose the change instead of making it')
+    _add_timeout(sub)
 
     for name, text in (('verify', 'download published weights afresh and check them in every way'),
                        ('pull', "bring published weights into the Hub's cache and print their path")):
         sub = commands.add_parser(name, help=text)
         sub.add_argument('target', metavar='NAME|REPO@REV', help='weights of the manifest, or a repository')
+        _add_timeout(sub)
     sub.add_argument('-o', '--output', metavar='FILE', help='also copy them there')
 
     sub = commands.add_parser('manifest', help='list, extend or check the manifest of published weights')
@@ -52,47 +79,77 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument('row', metavar='ROW', nargs='?', help='for add: a file with what push printed, - for stdin')
     sub.add_argument('--manifest', metavar='FILE', help='another manifest than the one in use')
     sub.add_argument('--online', action='store_true', help='for check: also ask the Hub what it records')
+    _add_timeout(sub)
+
+
+def _add_timeout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--timeout', type=float, default=TIMEOUT, metavar='SECONDS',
+                        help='give up when the whole transfer takes longer (default: %(default)g)')
+
+
+def _metric(text: str) -> tuple[str, float]:
+    name, _, value = text.partition('=')
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if name not in ('top1', 'top5', 'loss') or not math.isfinite(number) or number < 0:
+        raise argparse.ArgumentTypeError(f'{text!r} is not top1=, top5= or loss= and a number')
+    return name, number
 
 
 def main(args: argparse.Namespace) -> int:
     """Run `randwire-zoo hub`."""
     try:
-        return {'stage': _stage, 'push': _push, 'verify': _verify, 'pull': _pull, 'manifest': _manifest}[
+        code = {'stage': _stage, 'push': _push, 'verify': _verify, 'pull': _pull, 'manifest': _manifest}[
             args.hub_command](args)
     except CheckFailed as error:
-        return _fail(error, 1)
+        code = _fail(error, 1)
     except HubError as error:
-        return _fail(error, 3)
+        code = _fail(error, 3)
+    except KeyboardInterrupt:
+        if not left_behind():
+            raise
+        code = _fail(KeyboardInterrupt('interrupted'), 130)
+    if left_behind():
+        # Python waits at its end for the threads of the client, which wait for the Hub.
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
-def _fail(error: Exception, code: int) -> int:
+def _fail(error: BaseException, code: int) -> int:
     print(f'randwire-zoo: error: {" ".join(str(error).split())}', file=sys.stderr)
     return code
 
 
 def _stage(args: argparse.Namespace) -> int:
     name = args.model or Path(args.checkpoint).parent.name
+    text = Path(args.text).read_text(encoding='utf-8') if args.text else ''
+    typed = {key: getattr(args, key) for key in TYPED if hasattr(args, key)}
     staged = stage(
         args.checkpoint, args.output or Path('output/hub') / f'{name}.{args.tag}', args.model, args.tag, args.license,
-        args.recipe, args.summary, args.dataset, not args.no_ema)
-    print(f'{staged.folder}: {staged.name}, {", ".join(f"{key} {value:g}" for key, value in staged.metrics.items())}')
+        args.recipe, args.summary, args.dataset, not args.no_ema, not args.no_eval, args.data_dir, args.split,
+        check_settings(typed), dict(args.metric), text, getattr(args, 'device', None), getattr(args, 'workers', None))
+    metrics = ', '.join(f'{key} {value:g}' for key, value in staged.metrics.items()) or 'not measured'
+    print(f'{staged.folder}: {staged.name}, {metrics}')
     return 0
 
 
 def _push(args: argparse.Namespace) -> int:
-    row = push(args.folder, args.repo, args.private, args.dry_run)
+    row = push(args.folder, args.repo, args.private, args.dry_run, args.overwrite, args.pull_request, args.timeout)
     if row is not None:
         print(json.dumps({row.name: row.to_dict()}, indent=1))
     return 0
 
 
 def _verify(args: argparse.Namespace) -> int:
-    print(verify(args.target))
+    print(verify(args.target, args.timeout))
     return 0
 
 
 def _pull(args: argparse.Namespace) -> int:
-    path = pull(args.target)
+    path = pull(args.target, args.timeout)
     if args.output:
         with atomic_path(args.output) as temporary:
             shutil.copyfile(path, temporary)
@@ -108,7 +165,9 @@ def _manifest(args: argparse.Namespace) -> int:
         raise ValueError('hub manifest add takes one ROW, the other actions none')
     if args.action == 'add':
         return _add(args.row, Path(args.manifest) if args.manifest else PACKAGED)
-    rows = read_manifest(args.manifest)
+    rows, wrong = read_rows(args.manifest) if args.manifest else (WEIGHTS, [])
+    for problem in wrong:
+        print(f'randwire-zoo: {problem}', file=sys.stderr)
     if args.action == 'list':
         print(tabulate(
             [(row.name, row.num_classes, '×'.join(map(str, row.input_size)),
@@ -116,10 +175,15 @@ def _manifest(args: argparse.Namespace) -> int:
               row.license, (row.repo_id and row.place) or Path(str(row.file)).name) for row in rows.values()],
             headers=('weights', 'classes', 'input', 'metrics', 'MB', 'licence', 'place'), disable_numparse=True))
         return 0
+    failed = len(wrong)
     for row in rows.values():
-        check_row(row, args.online)
-    print(f'{len(rows)} rows are right')
-    return 0
+        try:
+            bounded(partial(check_row, row, args.online), args.timeout, row.name)
+        except CheckFailed as error:
+            failed += 1
+            _fail(error, 1)
+    print(f'{len(rows) + len(wrong) - failed} rows are right' + (f', {failed} wrong' if failed else ''))
+    return 1 if failed else 0
 
 
 def _add(source: str, path: Path) -> int:
@@ -131,6 +195,8 @@ def _add(source: str, path: Path) -> int:
         raise ValueError(f'{source} is not what `randwire-zoo hub push` prints: {error}') from None
     for row in rows.values():
         check_row(row)
+    if path.is_file():
+        read_rows(path)  # so that nothing else than a manifest is extended
     table = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
     table.update({name: row.to_dict() for name, row in rows.items()})
     write_atomically(path, json.dumps(table, indent=1) + '\n')

@@ -1,76 +1,252 @@
-"""Sending a staged folder to the Hub, and proving that what is served there is what was sent."""
+"""Sending a staged folder to the Hub as one state, and proving that what is served there is what was sent."""
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    constants,
+    get_token,
+    hf_hub_download,
+)
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from randwire_zoo.frozen import load_graphs
 from randwire_zoo.graphs import graphs_sha256
-from randwire_zoo.manifest import FILENAME, HubError, PublishedWeights, check_file, fetch, hub_errors, sha256_of
-from randwire_zoo.models import ARCHITECTURES, find_weights
+from randwire_zoo.manifest import FILENAME, HubError, PublishedWeights, check_repo_id, fetch, hub_errors, sha256_of
+from randwire_zoo.models import ARCHITECTURES, Architecture, find_weights
 
-from .card import write_card
-from .checks import CONFIG, CheckFailed, Staged, check_folder, equal_logits, load_model, required_files
+from .card import own_text, render_card
+from .checks import CARD, CONFIG, KNOWN, CheckFailed, Staged, check_folder, load_model, missing_files
+from .config import from_config
+from .probe import PROBE, check_probe
+from .transfer import TIMEOUT, bounded
 
 __all__ = ['check_row', 'locate', 'pull', 'push', 'verify']
 
+#: Written by the Hub itself when a repository is made; what belongs to it and to no push.
+OWN_FILES = ('.gitattributes',)
+#: Tags of pushes: the weights' tag and the first digits of the content's sha256, counted where content comes back.
+PUSHED = re.compile(r'\w+-[0-9a-f]{12}(\.\d+)?', re.ASCII)
 
-def push(folder: str | Path, repo_id: str, private: bool = False, dry_run: bool = False) -> PublishedWeights | None:
-    """Publish a staged folder as one commit with one tag, check what the Hub then serves, and give the manifest's row.
 
-    What is on the Hub already is not sent again, so that running it twice is harmless. The tag is named after the
-    content and is never moved.
+@dataclass(frozen=True)
+class _Push:
+    """What is to be the state of a repository.
 
     Args:
-        folder: As `staging.stage` made it; its card is written anew with the repository's name.
+        staged: The folder.
+        repo_id: The repository.
+        contents: Every file's content, by name; a path, or the bytes of what is made for the repository.
+    """
+
+    staged: Staged
+    repo_id: str
+    contents: Mapping[str, Path | bytes]
+
+    @property
+    def tag(self) -> str:
+        """Named after the content."""
+        hashes = '\n'.join(f'{name} {self.hash_of(name, 64)}' for name in sorted(self.contents))
+        return f'{self.staged.config["pretrained_cfg"]["tag"]}-{hashlib.sha256(hashes.encode()).hexdigest()[:12]}'
+
+    def hash_of(self, name: str, digits: int) -> str:
+        """A file's sha256 (64 digits), or git's hash of it (40)."""
+        return _hash(self.contents[name], digits)
+
+    def size_of(self, name: str) -> int:
+        """A file's size in bytes."""
+        content = self.contents[name]
+        return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+    def is_at(self, tree: Mapping[str, str]) -> bool:
+        """Whether a repository with these files and hashes holds exactly this."""
+        return tree.keys() == self.contents.keys() and all(
+            value == self.hash_of(name, len(value)) for name, value in tree.items())
+
+
+def push(folder: str | Path, repo_id: str, private: bool = False, dry_run: bool = False, overwrite: bool = False,
+         pull_request: bool = False, timeout: float = TIMEOUT) -> PublishedWeights | None:
+    """Make a staged folder the state of a repository, check what the Hub then serves, and give the manifest's row.
+
+    The state is one commit on the head that was looked at: files of an earlier push that are not in the folder go, and
+    nothing of the former state is lost if the push is interrupted. What is there already makes no commit. Each commit
+    has a tag that is named after the content and never moved; where content comes back after something else, its new
+    commit has the same tag with a number. The folder is only read.
+
+    Args:
+        folder: As `staging.stage` made it.
         repo_id: Such as `owner/randwire_ws_c109.in1k`; it is made if it is not there.
-        private: Make it a private one.
+        private: Make it a private one; a public one is then left alone.
         dry_run: Check everything here, and send nothing; then there is no row.
+        overwrite: Replace whatever is there: another network, files and edits that no push made, though public.
+        pull_request: Propose it to whoever owns the repository instead; then there is no row.
+        timeout: Seconds for the whole transfer.
 
     Raises:
-        CheckFailed: if the folder, or what is served afterwards, is not what it must be.
+        CheckFailed: if the folder, or what is served afterwards, is not what it must be; or if the repository holds
+            what is to be left alone.
         HubError: if the Hub cannot be reached or refuses.
+        ValueError: if the repository's name is none.
     """
+    check_repo_id(repo_id)
     folder = Path(folder)
-    check_folder(folder)
-    write_card(folder, repo_id)
     staged = check_folder(folder)
-    hashes = {name: sha256_of(folder / name) for name in staged.files}
-    tag = f'{staged.config["pretrained_cfg"]["tag"]}-{_content(hashes)[:12]}'
+    card = render_card(folder, repo_id, own_text((folder / CARD).read_text(encoding='utf-8')))
+    contents: dict[str, Path | bytes] = {name: folder / name for name in staged.files}
+    wanted = _Push(staged, repo_id, {**contents, CARD: card.encode()})
+    staged.row(repo_id, '0' * 40)  # which says what no row can hold before anything is sent
     _say(f'{staged.name}: all checks passed; metrics {dict(staged.metrics)}')
     if dry_run:
-        for name in staged.files:
-            _say(f'would send {name} ({(folder / name).stat().st_size:,} bytes, sha256 {hashes[name]})')
-        _say(f'would commit to {repo_id} and tag the commit {tag}')
+        for name in wanted.contents:
+            _say(f'would send {name} ({wanted.size_of(name):,} bytes, sha256 {wanted.hash_of(name, 64)})')
+        _say(f'would commit to {repo_id} and tag the commit {wanted.tag}')
         return None
     if get_token() is None:
         raise HubError(f'{repo_id}: there is no token; set HF_TOKEN or run `hf auth login`')
-    api = HfApi()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        send = partial(_propose, wanted, private) if pull_request else partial(_send, wanted, private, overwrite)
+        return bounded(partial(send, Path(temporary)), timeout, repo_id)
+
+
+def _send(wanted: _Push, private: bool, overwrite: bool, temporary: Path) -> PublishedWeights:
+    api, repo_id, staged = HfApi(), wanted.repo_id, wanted.staged
+    with _one_head(repo_id):
+        _validate(wanted)
+        head = _head(api, repo_id, private, overwrite)
+        if head is None:
+            api.create_repo(repo_id, private=private)
+            head = str(api.model_info(repo_id).sha)
+        tree = _tree(api, repo_id, head)
+        tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}
+        commit = head
+        if not wanted.is_at(tree):
+            if not overwrite:
+                _check_replaceable(wanted, head, tree, tags, temporary)
+            commit = str(api.create_commit(
+                repo_id, _operations(wanted, tree), commit_message=f'{staged.name} by randwire-zoo',
+                parent_commit=head).oid)
+        tag = next(name for name in _names(wanted.tag) if tags.get(name, commit) == commit)
+        if tag not in tags:
+            api.create_tag(repo_id, tag=tag, revision=commit)
+        if not wanted.is_at(_tree(api, repo_id, commit)):
+            raise CheckFailed(f'{repo_id}@{commit}: the Hub records other files than were sent')
+    row = staged.row(repo_id, commit)
+    _check_served(row, temporary)
+    _say(f'{repo_id}@{commit}: {"nothing to send, " if commit == head else ""}tagged {tag}; downloaded afresh, same '
+         'sha256, same logits of the probe')
+    return row
+
+
+def _propose(wanted: _Push, private: bool, temporary: Path) -> None:
+    api, repo_id = HfApi(), wanted.repo_id
+    with _one_head(repo_id):
+        _validate(wanted)
+        head = _head(api, repo_id, private, overwrite=False)
+        if head is None:
+            raise CheckFailed(f'{repo_id}: there is no such repository to propose anything to')
+        tree = _tree(api, repo_id, head)
+        if wanted.is_at(tree):
+            raise CheckFailed(f'{repo_id}@{head} holds exactly this; there is nothing to propose')
+        info = api.create_commit(
+            repo_id, _operations(wanted, tree), commit_message=f'{wanted.staged.name} by randwire-zoo',
+            parent_commit=head, create_pr=True)
+        _say(f'{repo_id}: proposed as {info.pr_url}; when it is merged, push again for the row')
+
+
+@contextmanager
+def _one_head(repo_id: str) -> Iterator[None]:
+    """Say that somebody else was faster, where the Hub refuses a commit for it."""
     with hub_errors(repo_id):
         try:
-            _validate(folder)
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            head = api.model_info(repo_id).sha
-            assert head is not None
-            commit = head if _is_there(api, repo_id, head, staged) else _commit(api, repo_id, head, staged)
-            _tag(api, repo_id, commit, tag)
-            if not _is_there(api, repo_id, commit, staged):
-                raise CheckFailed(f'{repo_id}@{commit}: the Hub records other files than were sent')
+            yield
         except HfHubHTTPError as error:
             if getattr(error.response, 'status_code', None) == 412:
                 raise HubError(f'{repo_id}: its head has moved since this began; look at it and run again') from error
             raise
-    row = staged.row(repo_id, commit)
-    _check_served(row, staged)
-    _say(f'{repo_id}@{commit}: tagged {tag}; downloaded afresh, same sha256, equal logits')
-    return row
+
+
+def _head(api: HfApi, repo_id: str, private: bool, overwrite: bool) -> str | None:
+    """The commit that a repository is at; None if there is none.
+
+    Raises:
+        CheckFailed: if it is public and was to be private.
+    """
+    try:
+        info = api.model_info(repo_id)
+    except RepositoryNotFoundError:
+        return None
+    if private and not info.private and not overwrite:
+        raise CheckFailed(f'{repo_id} is public, and --private was asked for: nothing was sent. Make it private on the '
+                          'Hub, choose another name, or publish openly with --overwrite')
+    return str(info.sha)
+
+
+def _check_replaceable(wanted: _Push, head: str, tree: Mapping[str, str], tags: Mapping[str, str],
+                       temporary: Path) -> None:
+    """Leave alone what no push of this network made.
+
+    Raises:
+        CheckFailed: saying what is there.
+    """
+    repo_id = wanted.repo_id
+    if not tree:
+        return
+    what = '. Nothing was sent; --overwrite replaces it, --pull-request proposes the change'
+    if not any(PUSHED.fullmatch(name) and commit == head for name, commit in tags.items()):
+        changed = any(PUSHED.fullmatch(name) for name in tags)
+        names = ', '.join(sorted(tree)[:5]) + (' …' if len(tree) > 5 else '')
+        raise CheckFailed(f'{repo_id} has been changed since the last push, by commit {head}{what}' if changed else
+                          f'{repo_id} holds what no push of randwire-zoo made ({names}){what}')
+    path = hf_hub_download(repo_id, CONFIG, revision=head, cache_dir=temporary / 'head')
+    try:
+        there = _identity(json.loads(Path(path).read_text(encoding='utf-8')))
+    except (ValueError, KeyError, TypeError):
+        there = ('no network',)
+    if there != (own := _identity(wanted.staged.config)):
+        raise CheckFailed(f'{repo_id} holds another network, {" ".join(there)}, not {" ".join(own)}{what}')
+
+
+def _identity(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a repository's network is called: arch.tag, and for `randwire` the arguments of the generator, too."""
+    name = f'{config["architecture"]}.{config["pretrained_cfg"]["tag"]}'
+    generator = {f.name: config.get('model_args', {}).get(f.name, f.default) for f in fields(Architecture)}
+    return (name, *(f'{key}={value}' for key, value in generator.items() if config['architecture'] == 'randwire'))
+
+
+def _operations(wanted: _Push, tree: Mapping[str, str]) -> list[CommitOperationAdd | CommitOperationDelete]:
+    gone = [CommitOperationDelete(name) for name in tree if name not in wanted.contents]
+    return [*gone, *(CommitOperationAdd(name, content) for name, content in wanted.contents.items())]
+
+
+def _names(tag: str) -> Iterator[str]:
+    yield tag
+    number = 2
+    while True:
+        yield f'{tag}.{number}'
+        number += 1
+
+
+def _validate(wanted: _Push) -> None:
+    card = wanted.contents[CARD]
+    assert isinstance(card, bytes)
+    try:
+        ModelCard(card.decode()).validate()
+    except ValueError as error:
+        raise CheckFailed(f'the Hub does not accept the card: {" ".join(str(error).split())}') from error
 
 
 def locate(target: str) -> PublishedWeights | tuple[str, str]:
@@ -81,6 +257,7 @@ def locate(target: str) -> PublishedWeights | tuple[str, str]:
     """
     if '/' in target:
         repo_id, _, revision = target.partition('@')
+        check_repo_id(repo_id)
         return repo_id, revision or 'main'
     row = find_weights(target)
     if row is None:
@@ -89,29 +266,37 @@ def locate(target: str) -> PublishedWeights | tuple[str, str]:
     return row
 
 
-def pull(target: str) -> Path:
+def pull(target: str, timeout: float = TIMEOUT) -> Path:
     """Bring published weights into the Hub's cache, checked, and give their path.
+
+    Offline, what is in the cache is compared with the sha256 by which the cache knows it.
 
     Raises:
         CheckFailed: if they have been altered.
         HubError: if they cannot be had.
     """
     found = locate(target)
-    if isinstance(found, tuple):
-        repo_id, revision = found
-        with hub_errors(target):
-            api = HfApi()
-            info = api.model_info(repo_id, revision=revision)
-            path = Path(hf_hub_download(repo_id, FILENAME, revision=info.sha))
-            expected = _recorded(api, repo_id, str(info.sha), [FILENAME])
-        if FILENAME not in expected or _git_or_sha256(path, expected[FILENAME]) != expected[FILENAME]:
-            raise CheckFailed(f'{target} has been altered: {path} has sha256 {sha256_of(path)}, the Hub records '
-                              f'{expected.get(FILENAME)}')
-        return path
-    return _checked(fetch, found)
+    if not isinstance(found, tuple):
+        return bounded(partial(_checked, fetch, found), timeout, target)
+    return bounded(partial(_pull, target, *found), timeout, target)
 
 
-def verify(target: str) -> str:
+def _pull(target: str, repo_id: str, revision: str) -> Path:
+    with hub_errors(target):
+        path = Path(hf_hub_download(repo_id, FILENAME, revision=revision))  # which notes where a branch is, for offline
+        if constants.HF_HUB_OFFLINE:
+            expected, who = path.resolve().name, 'the cache knows it as'
+            if not re.fullmatch(r'[0-9a-f]{64}|[0-9a-f]{40}', expected):
+                raise CheckFailed(f'{target}: this cache does not say which hash {path} must have')
+        else:
+            expected, who = _tree(HfApi(), repo_id, path.parent.name)[FILENAME], 'the Hub records'
+    if (served := _hash(path, len(expected))) != expected:
+        raise CheckFailed(f'{target} has been altered: {path} has hash {served}, {who} {expected}; remove the file and '
+                          'pull again')
+    return path
+
+
+def verify(target: str, timeout: float = TIMEOUT) -> str:
     """Download published weights afresh, check them in every way there is, and say so in one line.
 
     Raises:
@@ -122,51 +307,70 @@ def verify(target: str) -> str:
     if not isinstance(found, tuple) and found.repo_id is None:
         path = _checked(fetch, found)
         check_row(found)
-        _checked(load_model, path, {'architecture': found.architecture, 'num_classes': found.num_classes})
+        _checked(load_model, path, found.network)
         return f'{found.name}: sha256, wiring and names are right ({path})'
     repo_id, revision = found if isinstance(found, tuple) else (str(found.repo_id), str(found.revision))
-    with tempfile.TemporaryDirectory() as temporary:
-        with hub_errors(target):
-            api = HfApi()
-            commit = str(api.model_info(repo_id, revision=revision).sha)
-            folder = Path(temporary) / 'folder'
-            folder.mkdir()
-            for name in required_files(set(api.list_repo_files(repo_id, revision=commit))):
-                path = hf_hub_download(repo_id, name, revision=commit, cache_dir=Path(temporary) / 'cache')
-                (folder / name).write_bytes(Path(path).read_bytes())
-            recorded = _recorded(api, repo_id, commit, sorted(path.name for path in folder.iterdir()))
-        for name, expected in recorded.items():
-            if (served := _git_or_sha256(folder / name, expected)) != expected:
-                raise CheckFailed(f'{repo_id}@{commit} has been altered: {name} is served with hash {served}, the Hub '
-                                  f'records {expected}')
-        staged = check_folder(folder)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        folder, commit = bounded(partial(_download, target, repo_id, revision, Path(temporary)), timeout, target)
+        try:
+            staged = check_folder(folder, repo_id)
+        except CheckFailed as error:
+            raise CheckFailed(str(error).replace(str(folder), f'{repo_id}@{commit}')) from error
         if not isinstance(found, tuple):
             row = staged.row(repo_id, commit)
-            odd = [key for key in ('sha256', 'size', 'graphs_sha256', 'num_classes', 'metrics')
-                   if getattr(row, key) != getattr(found, key)]
+            odd = [f.name for f in fields(row) if getattr(row, f.name) != getattr(found, f.name)]
             if odd:
                 raise CheckFailed(f'{found.name}: {repo_id}@{commit} and the manifest differ in ' + ', '.join(
                     f'{key} ({getattr(row, key)}, not {getattr(found, key)})' for key in odd))
-        return f'{staged.name}: {repo_id}@{commit} is whole, loads strictly and has the recorded metrics'
+        return (f'{staged.name}: {repo_id}@{commit} is whole, loads strictly, computes the logits of its probe and has '
+                'the recorded metrics')
+
+
+def _download(target: str, repo_id: str, revision: str, temporary: Path) -> tuple[Path, str]:
+    """Everything that a repository holds, as it is served, once its hashes are those that the Hub records."""
+    with hub_errors(target):
+        api = HfApi()
+        commit = str(api.model_info(repo_id, revision=revision).sha)
+        tree = _tree(api, repo_id, commit)
+        if missing := missing_files(tree):
+            stock = ', such as timm itself pushes' if FILENAME in tree and CONFIG in tree else ''
+            raise CheckFailed(f'{repo_id}@{commit} was not made by `randwire-zoo hub push`{stock}: it lacks '
+                              f'{", ".join(missing)}, without which nothing about it can be verified')
+        if foreign := sorted(set(tree) - set(KNOWN)):
+            raise CheckFailed(f'{repo_id}@{commit} holds {", ".join(foreign)}, which no push made')
+        folder = temporary / 'folder'
+        folder.mkdir()
+        for name in tree:
+            path = hf_hub_download(repo_id, name, revision=commit, cache_dir=temporary / 'cache')
+            (folder / name).write_bytes(Path(path).read_bytes())
+    for name, expected in tree.items():
+        if (served := _hash(folder / name, len(expected))) != expected:
+            raise CheckFailed(f'{repo_id}@{commit} has been altered: {name} is served with hash {served}, the Hub '
+                              f'records {expected}')
+    return folder, commit
 
 
 def check_row(row: PublishedWeights, online: bool = False) -> None:
-    """Check a row of the manifest against the frozen graphs and its file, or against what the Hub records.
+    """Check a row of the manifest against its network and its file, or against what the Hub records.
 
     Raises:
         CheckFailed: naming the row and what is wrong.
         HubError: if the Hub is asked and cannot answer.
     """
-    if row.architecture not in ARCHITECTURES:
+    if row.architecture not in (*ARCHITECTURES, 'randwire'):
         raise CheckFailed(f'{row.name}: there is no frozen name {row.architecture}')
-    wiring = graphs_sha256(load_graphs(row.architecture))
+    try:
+        model = row.network.create_model(device='meta')
+    except (TypeError, ValueError) as error:
+        raise CheckFailed(f'{row.name}: {" ".join(str(error).split())}') from error
+    wiring = graphs_sha256(load_graphs(row.architecture) if row.architecture in ARCHITECTURES else model.graphs)
     if row.graphs_sha256 != wiring:
         raise CheckFailed(f'{row.name}: the manifest has graphs {row.graphs_sha256}, the name has {wiring}')
     if row.repo_id is None:
-        _checked(check_file, Path(str(row.file)), row.size, row.sha256, row.name)
+        _checked(fetch, row)
     elif online:
         with hub_errors(f'{row.name} ({row.place})'):
-            recorded = _recorded(HfApi(), row.repo_id, str(row.revision), [FILENAME]).get(FILENAME)
+            recorded = _tree(HfApi(), row.repo_id, str(row.revision)).get(FILENAME)
         if recorded != row.sha256:
             raise CheckFailed(f'{row.name}: the Hub records sha256 {recorded}, the manifest {row.sha256}')
 
@@ -175,9 +379,7 @@ def _checked(function: Any, *arguments: Any) -> Any:
     """Call something whose ValueError means that what was published is not what it says."""
     try:
         return function(*arguments)
-    except FileNotFoundError as error:
-        raise CheckFailed(str(error)) from error
-    except ValueError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise CheckFailed(str(error)) from error
 
 
@@ -185,63 +387,32 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)  # stdout is for the row alone
 
 
-def _content(hashes: Mapping[str, str]) -> str:
-    return hashlib.sha256('\n'.join(f'{name} {value}' for name, value in sorted(hashes.items())).encode()).hexdigest()
+def _tree(api: HfApi, repo_id: str, commit: str) -> dict[str, str]:
+    """What the Hub records of each file at a commit: the sha256 of those in LFS, git's hash of the others."""
+    tree = {}
+    for entry in api.list_repo_tree(repo_id, recursive=True, revision=commit):
+        if (blob := getattr(entry, 'blob_id', None)) is not None and entry.path not in OWN_FILES:
+            lfs = getattr(entry, 'lfs', None)
+            tree[entry.path] = lfs.sha256 if lfs is not None else str(blob)
+    return tree
 
 
-def _validate(folder: Path) -> None:
-    try:
-        ModelCard.load(folder / 'README.md').validate()
-    except ValueError as error:
-        raise CheckFailed(f'the Hub does not accept the card: {" ".join(str(error).split())}') from error
-
-
-def _commit(api: HfApi, repo_id: str, head: str, staged: Staged) -> str:
-    operations = [CommitOperationAdd(name, staged.folder / name) for name in staged.files]
-    return str(api.create_commit(
-        repo_id, operations, commit_message=f'{staged.name} by randwire-zoo', parent_commit=head).oid)
-
-
-def _tag(api: HfApi, repo_id: str, commit: str, tag: str) -> None:
-    tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}
-    if tag not in tags:
-        api.create_tag(repo_id, tag=tag, revision=commit)
-    elif tags[tag] != commit:
-        # The same content once, something else, and the same content again.
-        raise CheckFailed(f'{repo_id}: the tag {tag} is at {tags[tag]}, not at {commit}, and tags are never moved')
-
-
-def _recorded(api: HfApi, repo_id: str, commit: str, names: list[str]) -> dict[str, str]:
-    """What the Hub records of each file: the sha256 of those in LFS, git's hash of the others."""
-    recorded = {}
-    for info in api.get_paths_info(repo_id, names, revision=commit):
-        lfs = getattr(info, 'lfs', None)
-        recorded[info.path] = lfs.sha256 if lfs is not None else str(getattr(info, 'blob_id', ''))
-    return recorded
-
-
-def _git_or_sha256(path: Path, like: str) -> str:
-    if len(like) == 64:
-        return sha256_of(path)
-    data = path.read_bytes()
+def _hash(content: Path | bytes, digits: int) -> str:
+    """The sha256 of a content (64 digits), or git's hash of it (40)."""
+    if digits == 64:
+        return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else sha256_of(content)
+    data = content if isinstance(content, bytes) else content.read_bytes()
     return hashlib.sha1(b'blob %d\0' % len(data) + data, usedforsecurity=False).hexdigest()
 
 
-def _is_there(api: HfApi, repo_id: str, commit: str, staged: Staged) -> bool:
-    """All files of the folder are at the commit, with the same content."""
-    recorded = _recorded(api, repo_id, commit, list(staged.files))
-    return all(name in recorded and recorded[name] == _git_or_sha256(staged.folder / name, recorded[name])
-               for name in staged.files)
-
-
-def _check_served(row: PublishedWeights, staged: Staged) -> None:
-    """Download the weights as a stranger would, and compare hash and logits with the staged ones."""
-    with tempfile.TemporaryDirectory() as temporary:
-        with hub_errors(row.place):
-            weights, _ = (Path(hf_hub_download(str(row.repo_id), name, revision=row.revision, cache_dir=temporary))
-                          for name in (FILENAME, CONFIG))
-        _checked(check_file, weights, row.size, row.sha256, row.place)
-        served, _ = _checked(load_model, weights, staged.config)
-        own, _ = load_model(staged.folder / FILENAME, staged.config)
-        if not equal_logits(own, served):
-            raise CheckFailed(f'{row.place}: what was downloaded computes other logits than what was sent')
+def _check_served(row: PublishedWeights, temporary: Path) -> None:
+    """Download the weights as a stranger would, build what the served description says, and compare with the probe."""
+    with hub_errors(row.place):
+        paths = {name: Path(hf_hub_download(
+            str(row.repo_id), name, revision=row.revision, cache_dir=temporary / 'served'))
+            for name in (FILENAME, CONFIG, PROBE)}
+    if (found := sha256_of(paths[FILENAME])) != row.sha256:
+        raise CheckFailed(f'{row.place} has been altered: {paths[FILENAME]} has sha256 {found} and must have '
+                          f'{row.sha256}')
+    network = _checked(from_config, json.loads(paths[CONFIG].read_text(encoding='utf-8')))
+    _checked(check_probe, _checked(load_model, paths[FILENAME], network), network, paths[PROBE])

@@ -1,25 +1,34 @@
-"""What a training has recorded of itself, in the files of timm's trainer or of detectron2's."""
+"""What a training has recorded of itself, in the files of timm's trainer or detectron2's; or what is typed instead."""
 from __future__ import annotations
 
 import csv
 import json
 import math
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from randwire_zoo.description import WEIGHT_SOURCES, Description, build_model, read_settings
+from randwire_zoo.evaluation import Conditions
+from randwire_zoo.recipes import KEYS
 from randwire_zoo.weights_io import loading, read_metadata
 
-__all__ = ['RECORDS', 'CheckFailed', 'Run', 'find_records', 'read_metrics', 'read_run']
+__all__ = ['CheckFailed', 'Run', 'find_records', 'read_metrics', 'read_run', 'typed_run']
 
 #: Settings and history of a training: those of timm's trainer, those of detectron2's.
 RECORDS = (('args.yaml', 'summary.csv'), ('config.yaml', 'metrics.json'))
-#: Settings that name places on the training's machine and say nothing about the weights.
-PRIVATE = ('output', 'experiment', 'resume', 'initial_checkpoint', 'pretrained_path', 'log_wandb', 'device_modules',
-           'OUTPUT_DIR')
+#: What is published of timm's settings: those that decide what was trained and how, and nothing that names a place, a
+#: run or an account. Whatever else a version of train.py or a fork of it has stays at home.
+PUBLIC = tuple(name for name in KEYS if name not in (
+    'data_dir', 'class_map', 'pretrained_path', 'initial_checkpoint', 'device_modules', 'output', 'experiment',
+    'resume'))
+#: The same of detectron2's sections.
+PUBLIC_SECTIONS = ('CUDNN_BENCHMARK', 'DATALOADER', 'DATASETS', 'FLOAT32_PRECISION', 'GLOBAL', 'INPUT', 'MODEL', 'SEED',
+                   'SOLVER', 'TEST', 'VERSION')
 
 
 class CheckFailed(ValueError):
@@ -31,41 +40,43 @@ class Run:
     """A training, as far as a repository and its card need it.
 
     Args:
-        name: The network's registered name.
-        arguments: With which it is created, beside the name.
-        unit: What its length is counted in: epoch or iteration.
+        network: What was trained.
+        dataset: What it was trained on.
+        unit: What its length is counted in, epoch or iteration; '' where none is recorded.
         step: That the weights are of, from 0.
         steps: Of the whole training.
         seed: Of the training.
-        dataset: What it was trained on.
-        split: What the metrics were measured on.
-        metrics: By their names in the history.
-        data: Input size, mean, std and so on, as far as the settings name them.
-        settings: All of them, without places on the machine.
+        metrics: What was recorded of these very weights, by the names in the history; empty if nothing was.
+        conditions: Under which it measured them; None for a detector, whose figures are the whole detector's.
+        split: What they were measured on.
+        settings: What is published of the settings.
+        weights: 'average' of a training, the 'trained' ones themselves, or '' where it is not known.
     """
 
-    name: str
-    arguments: Mapping[str, Any]
-    unit: str
-    step: int
-    steps: int
-    seed: int
+    network: Description
     dataset: str
-    split: str
-    metrics: Mapping[str, float]
-    data: Mapping[str, Any]
-    settings: Mapping[str, Any]
+    unit: str = ''
+    step: int = 0
+    steps: int = 0
+    seed: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    conditions: Conditions | None = None
+    split: str = ''
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = ''
 
 
-def read_run(checkpoint: Path, recipe: Path, summary: Path, name: str | None, dataset: str | None) -> Run:
-    """Read what was recorded of a checkpoint's training.
+def read_run(checkpoint: Path, recipe: Path, summary: Path | None, name: str | None = None, dataset: str | None = None,
+             use_ema: bool = True) -> Run:
+    """Read the files of a checkpoint's training.
 
     Args:
         checkpoint: Of timm, of detectron2, or safetensors of the zoo.
         recipe: args.yaml of timm, or config.yaml of detectron2.
-        summary: summary.csv of timm, or metrics.json of detectron2.
+        summary: summary.csv of timm, or metrics.json of detectron2; None if there is none.
         name: The registered name, where the settings do not say it.
         dataset: Likewise.
+        use_ema: The weights are to be the moving average where there is one.
 
     Raises:
         CheckFailed: naming what is recorded nowhere, or does not fit.
@@ -76,28 +87,54 @@ def read_run(checkpoint: Path, recipe: Path, summary: Path, name: str | None, da
         raise CheckFailed(f'{recipe} is no YAML: {" ".join(str(error).split())}') from None
     if not isinstance(settings, dict):
         raise CheckFailed(f'{recipe} holds no settings of a training')
-    described, step = _describe(checkpoint)
+    described, step, weights = _describe(checkpoint, use_ema)
     try:
-        read = _read_detectron2 if 'MODEL' in settings else _read_timm
-        run = read(settings, step, dataset or '', summary)
+        if 'MODEL' in settings:
+            run = _read_detectron2(settings, step, dataset or '', summary)
+        else:
+            run = _read_timm(settings, step, dataset or '', summary, weights)
+            run = replace(run, network=_as_recorded(checkpoint, run.network))
     except (KeyError, TypeError) as error:
         raise CheckFailed(f'{recipe} lacks {str(error).strip(chr(39))}') from None
-    wrong = next((other for other in (name, described) if other and other != run.name), None)
+    except CheckFailed:
+        raise
+    except ValueError as error:
+        raise CheckFailed(f'{recipe}: {error}') from None
+    wrong = next((other for other in (name, described) if other and other != run.network.architecture), None)
     if wrong:
-        raise CheckFailed(f'{recipe} is of a training of {run.name}, not of {wrong}')
+        raise CheckFailed(f'{recipe} is of a training of {run.network.architecture}, not of {wrong}')
     if not run.dataset:
         raise CheckFailed(f'{recipe} does not say which data the network was trained on; name them with --dataset')
     return run
 
 
-def _describe(checkpoint: Path) -> tuple[str | None, int]:
-    """The network's name, if the checkpoint says it, and the epoch or iteration of its weights."""
+def typed_run(settings: Mapping[str, Any], dataset: str | None, metrics: Mapping[str, float]) -> Run:
+    """A run of which nothing is recorded: what stands in for it was typed.
+
+    Args:
+        settings: Of the model and the data, by train.py's names.
+        dataset: What the network was trained on.
+        metrics: As stated.
+
+    Raises:
+        CheckFailed: naming what must be given.
+        ValueError: naming what is wrong with a setting.
+    """
+    for value, option in ((settings.get('model'), '--model'), (dataset, '--dataset')):
+        if not value:
+            raise CheckFailed(f'{option} must be given: these weights come without settings of a training (args.yaml)')
+    return Run(Description.from_settings(settings, for_training=False), str(dataset), metrics=dict(metrics),
+               conditions=Conditions(), split='')
+
+
+def _describe(checkpoint: Path, use_ema: bool) -> tuple[str | None, int, str]:
+    """The network's name, the epoch or iteration, and what the weights are: 'average', 'trained' or '' for unknown."""
     if checkpoint.suffix == '.safetensors':
         metadata = read_metadata(checkpoint)
         step = metadata.get('epoch', metadata.get('iteration'))
         if step is None:
             raise CheckFailed(f'{checkpoint} does not say of which epoch it is; stage the checkpoint of the training')
-        return metadata.get('architecture'), int(step)
+        return metadata.get('architecture'), int(step), metadata.get('weights', '')
     from timm.utils.checkpoint_saver import load_checkpoint_metadata
 
     with loading(checkpoint):
@@ -105,42 +142,81 @@ def _describe(checkpoint: Path) -> tuple[str | None, int]:
         step = state.get('epoch', state.get('iteration')) if isinstance(state, dict) else None
         if step is None:
             raise ValueError('it is no checkpoint of a training: it has neither epoch nor iteration')
-        return state.get('arch'), int(step)
+        has_ema = any(state.get(key) is not None for key in ('state_dict_ema', 'model_ema'))
+        return state.get('arch'), int(step), 'average' if has_ema and use_ema else 'trained'
 
 
-def _read_timm(settings: dict[str, Any], step: int, dataset: str, summary: Path) -> Run:
-    # timm's train.py takes the folder as a positional argument, too.
-    folders = {key: Path(str(settings[key])).name for key in ('data', 'data_dir') if settings.get(key)}
-    dataset = dataset or str(settings.get('dataset') or '') or next(iter(folders.values()), '')
-    arguments = dict(settings.get('model_kwargs') or {})
-    if settings.get('num_classes'):
-        arguments['num_classes'] = settings['num_classes']
-    public = {**_public(settings), **folders}
+def is_training_checkpoint(path: Path) -> bool:
+    """Whether a file says of which epoch or iteration of a training it is."""
+    try:
+        _describe(path, True)
+    except (CheckFailed, ValueError):
+        return False
+    return True
+
+
+def _read_timm(settings: dict[str, Any], step: int, dataset: str, summary: Path | None, weights: str) -> Run:
+    conditions = Conditions.from_settings(settings)
+    folder = Path(str(conditions.data_dir)).name if conditions.data_dir else ''
+    network = Description.from_settings(settings)
+    # Where a moving average was kept, it is what was measured: the trained weights' own figures are not on record.
+    was_measured = not weights or (weights == 'average') == conditions.use_ema
+    metrics = read_metrics(summary, step) if summary is not None and was_measured else {}
+    public = {name: settings[name] for name in PUBLIC if settings.get(name) is not None}
+    public.update(model=network.architecture, **({'data_dir': folder} if folder else {}))
+    if public.get('model_kwargs'):
+        public['model_kwargs'] = {
+            key: value for key, value in public['model_kwargs'].items() if key not in WEIGHT_SOURCES}
     return Run(
-        settings['model'], arguments, 'epoch', step, int(settings['epochs']), int(settings['seed']), dataset,
-        str(settings['val_split']), read_metrics(summary, step), settings, public)
+        network, dataset or conditions.dataset or folder, 'epoch', step,
+        max(int(settings['epochs']), step + 1, _last_epoch(summary) + 1), int(settings['seed']), metrics, conditions,
+        str(settings['val_split']), _without_places(public), weights)
 
 
-def _read_detectron2(settings: dict[str, Any], step: int, dataset: str, summary: Path) -> Run:
+def _as_recorded(checkpoint: Path, network: Description) -> Description:
+    """The description that the trainer wrote into its checkpoint, which knows the classes; or the settings' own."""
+    try:
+        recorded = {} if checkpoint.suffix == '.safetensors' else read_settings(checkpoint).get('description')
+    except ValueError:
+        recorded = None
+    if not recorded:
+        return network
+    found = Description.from_dict(recorded)
+    if odd := [f.name for f in fields(found) if f.name != 'label_names' and getattr(found, f.name) != getattr(
+            network, f.name)]:
+        raise ValueError(f'it describes another network than {checkpoint}: {odd[0]} {getattr(network, odd[0])!r}, not '
+                         f'{getattr(found, odd[0])!r}')
+    return found
+
+
+def _read_detectron2(settings: dict[str, Any], step: int, dataset: str, summary: Path | None) -> Run:
     model = settings['MODEL']
     builder = str(model['BACKBONE']['NAME'])
     name = builder.removeprefix('build_').partition('_fpn_')[0].removesuffix('_retinanet').removesuffix('_backbone')
     if settings['INPUT']['FORMAT'] != 'RGB':
         raise CheckFailed(f'the detector was trained on {settings["INPUT"]["FORMAT"]} images; timm has RGB')
-    data = {'mean': tuple(round(value / 255, 6) for value in model['PIXEL_MEAN']),
-            'std': tuple(round(value / 255, 6) for value in model['PIXEL_STD'])}
+    arguments = {'num_classes': 0, 'head': False}
+    cfg = build_model(name, device='meta', **arguments).pretrained_cfg
+    network = Description(
+        name, arguments, cfg['input_size'], tuple(round(value / 255, 6) for value in model['PIXEL_MEAN']),
+        tuple(round(value / 255, 6) for value in model['PIXEL_STD']), cfg['interpolation'], cfg['crop_pct'])
+    public = {key: settings[key] for key in PUBLIC_SECTIONS if key in settings}
     return Run(
-        name, {'num_classes': 0, 'head': False}, 'iteration', step, int(settings['SOLVER']['MAX_ITER']),
-        int(settings['SEED']), dataset or ', '.join(settings['DATASETS']['TRAIN']),
-        ', '.join(settings['DATASETS']['TEST']), read_metrics(summary, step), data, _public(settings))
+        network, dataset or ', '.join(settings['DATASETS']['TRAIN']), 'iteration', step,
+        max(int(settings['SOLVER']['MAX_ITER']), step + 1), int(settings['SEED']),
+        {} if summary is None else read_metrics(summary, step), None, ', '.join(settings['DATASETS']['TEST']),
+        _without_places(public))
 
 
-def _public(settings: dict[str, Any]) -> dict[str, Any]:
-    public = {key: value for key, value in settings.items() if key not in PRIVATE}
-    if 'MODEL' in public:
-        weights = str(public['MODEL'].get('WEIGHTS', ''))
-        public['MODEL'] = {**public['MODEL'], 'WEIGHTS': weights if '://' in weights else Path(weights).name}
-    return public
+def _without_places(value: Any) -> Any:
+    """The last part of every path of this machine, wherever in the settings it stands."""
+    if isinstance(value, Mapping):
+        return {key: _without_places(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_places(part) for part in value]
+    if isinstance(value, str) and (os.path.isabs(value) or value.startswith(('~', '.')) or '\\' in value):
+        return Path(value.replace('\\', '/')).name
+    return value
 
 
 def read_metrics(path: Path, step: int) -> dict[str, float]:
@@ -160,8 +236,7 @@ def read_metrics(path: Path, step: int) -> dict[str, float]:
                   if name in ('bbox/AP', 'bbox/AP50', 'bbox/AP75')}
         main = 'bbox/AP'
     else:
-        with path.open(newline='', encoding='utf-8') as file:
-            matching = [row for row in csv.DictReader(file) if row.get('epoch') == str(step)]
+        matching = [row for row in _rows(path) if row.get('epoch') == str(step)]
         if not matching:
             raise CheckFailed(f'{path} has no epoch {step}, which the weights are of')
         values = {name: float(matching[-1][f'eval_{name}']) for name in ('top1', 'top5', 'loss')
@@ -172,8 +247,19 @@ def read_metrics(path: Path, step: int) -> dict[str, float]:
     return values
 
 
-def find_records(folder: Path) -> tuple[Path, Path] | None:
-    """The settings and the history beside a checkpoint, or in a staged folder."""
-    return next(((folder / settings, folder / history) for settings, history in RECORDS
-                 if (folder / settings).is_file() and (folder / history).is_file()), None)
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline='', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
 
+
+def _last_epoch(summary: Path | None) -> int:
+    epochs = [row.get('epoch') or '' for row in _rows(summary)] if summary is not None else []
+    return max((int(epoch) for epoch in epochs if epoch.isdecimal()), default=-1)
+
+
+def find_records(folder: Path) -> tuple[Path | None, Path | None]:
+    """The settings and the history that a training left in a folder; None for what is not there."""
+    settings, history = next(
+        (pair for pair in RECORDS if (folder / pair[0]).is_file()),
+        next((pair for pair in RECORDS if (folder / pair[1]).is_file()), RECORDS[0]))
+    return tuple(path if path.is_file() else None for path in (folder / settings, folder / history))  # type: ignore

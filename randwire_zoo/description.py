@@ -117,7 +117,7 @@ class Description:
         kwargs = settings.get('model_kwargs') or {}
         if not isinstance(kwargs, Mapping):
             raise ValueError(f'model_kwargs must be a mapping of names to values, got {kwargs!r}')
-        architecture, cfg, saved = _resolve_name(name, kwargs)
+        architecture, cfg, saved = _resolve_name(name, kwargs, bool(settings.get('pretrained')))
         arguments = {argument: settings[key] for key, argument in ARGUMENTS.items() if settings.get(key) is not None}
         size = settings.get('input_size')
         if 'in_chans' not in kwargs:
@@ -262,7 +262,8 @@ def build_model(name: str, **kwargs: Any) -> Any:
         raise ValueError(f'cannot create the model {name!r}: {one_line(error)}') from error
 
 
-def _resolve_name(name: str, kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def _resolve_name(
+        name: str, kwargs: Mapping[str, Any], pretrained: bool) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """The architecture, timm's configuration and the saved arguments that a name with its tag or source stands for."""
     source, identifier = parse_model_name(name)
     saved: Mapping[str, Any] | None = None
@@ -279,6 +280,8 @@ def _resolve_name(name: str, kwargs: Mapping[str, Any]) -> tuple[str, dict[str, 
             architecture, pretrained_cfg=cfg or None, pretrained_cfg_overlay=kwargs.get('pretrained_cfg_overlay'))
     except (OSError, RuntimeError, TypeError, KeyError) as error:
         raise ValueError(f'cannot create the model {name!r}: {one_line(error)}') from error
+    if source is None and (pretrained or cfg):
+        saved = getattr(resolved, 'model_args', None)  # of published weights of this package
     return architecture, resolved.to_dict(), dict(saved or {})
 
 

@@ -10,19 +10,21 @@ Importing this module registers the names with timm. The paper's tables that a n
 """
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from .frozen import load_graphs
 from .graphs import Graph, parse_graph_model, sample_graphs
-from .manifest import FILENAME, PublishedWeights, fetch, read_manifest
+from .manifest import FILENAME, PublishedWeights, read_manifest, read_weights
 from .network import RandWire, checkpoint_filter_fn, stage_node_counts
 
 __all__ = ['ARCHITECTURES', 'WEIGHTS', 'Architecture', 'find_weights', 'network_arguments', 'sample_architecture']
@@ -94,6 +96,17 @@ def network_arguments(name: str, **kwargs: Any) -> dict[str, Any]:
             'channels': architecture.channels, **kwargs}
 
 
+@dataclass
+class PublishedCfg(PretrainedCfg):
+    """timm's configuration of a tag, with the arguments of the network that has its weights.
+
+    Args:
+        model_args: Arguments of `create_model`, as in the config.json of timm's repositories.
+    """
+
+    model_args: Mapping[str, Any] | None = None
+
+
 def _cfg(**kwargs: Any) -> dict[str, Any]:
     return {
         'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7),
@@ -107,25 +120,36 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
-def _published_cfg(row: PublishedWeights) -> dict[str, Any]:
-    if row.architecture not in ARCHITECTURES:
-        raise ValueError(f'the manifest has weights {row.name}, but there is no frozen name {row.architecture}')
+def _published_cfg(row: PublishedWeights) -> PublishedCfg:
     place = {'file': row.file} if row.repo_id is None else {
         'hf_hub_id': f'{row.repo_id}@{row.revision}', 'hf_hub_filename': FILENAME}
-    return _cfg(
+    return PublishedCfg(model_args=dict(row.model_args), **_cfg(
         num_classes=row.num_classes, input_size=row.input_size,
         pool_size=tuple(math.ceil(side / 32) for side in row.input_size[1:]), crop_pct=row.crop_pct,
-        interpolation=row.interpolation, mean=row.mean, std=row.std, license=row.license, description=row.description,
-        **place)
+        crop_mode=row.crop_mode, interpolation=row.interpolation, mean=row.mean, std=row.std,
+        label_names=row.label_names or None, license=row.license, description=row.description, **place))
 
+
+def _published() -> dict[str, PublishedWeights]:
+    """The rows of the manifest whose network there is; the others are told and left out."""
+    rows = read_manifest()
+    for name in [name for name, row in rows.items() if row.architecture not in (*ARCHITECTURES, 'randwire')]:
+        _logger.warning('the manifest has weights %s, but there is no such network; the row is left out', name)
+        del rows[name]
+    return rows
+
+
+_logger = logging.getLogger(__name__)
 
 #: What is published, by `arch.tag`.
-WEIGHTS: dict[str, PublishedWeights] = read_manifest()
+WEIGHTS: dict[str, PublishedWeights] = _published()
 
-# A name without published weights has timm's tag for that, and `pretrained=True` gives timm's plain error.
+# A name without published weights has timm's tag for that, and `pretrained=True` gives timm's plain error. It is the
+# default of `randwire` whatever is published of it: each of its tags is another network.
 default_cfgs = generate_default_cfgs({
     **{name: _published_cfg(row) for name, row in WEIGHTS.items()},
-    **{f'{name}.untrained': _cfg() for name in ('randwire', *ARCHITECTURES)
+    'randwire.untrained*': _cfg(),  # after the others, which would come before it
+    **{f'{name}.untrained': _cfg() for name in ARCHITECTURES
        if name not in {row.architecture for row in WEIGHTS.values()}},
 })
 
@@ -157,29 +181,47 @@ class RandWireFeatures(FeatureGetterNet):
 def find_weights(name: str) -> PublishedWeights | None:
     """The published weights `arch.tag`, or those of the default tag of `arch`; None where there are none."""
     architecture, _, tag = name.partition('.')
+    if not tag and architecture == 'randwire':
+        return None  # no tag of it is any other's default
     return next((row for row in WEIGHTS.values() if row.architecture == architecture and row.name == (
         name if tag else row.name)), None)
 
 
-def _bring_weights(variant: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Fetch and check weights of the manifest, and have timm read the file; other sources are timm's affair."""
+def _named_weights(variant: str, pretrained: bool, kwargs: Mapping[str, Any]) -> PublishedWeights | None:
+    """The row that a call means, by its tag or as the default's weights; None where it names another source."""
     cfg, overlay = kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay') or {}
-    named_elsewhere = any(overlay.get(source) for source in ('url', 'file', 'state_dict', 'hf_hub_id'))
-    if named_elsewhere or (cfg and not isinstance(cfg, str)):
-        return kwargs
-    row = find_weights(f'{variant}.{cfg}' if cfg else variant)
-    return kwargs if row is None else {**kwargs, 'pretrained_cfg_overlay': {**overlay, 'file': str(fetch(row))}}
+    if any(overlay.get(source) for source in ('url', 'file', 'state_dict', 'hf_hub_id')):
+        return None
+    if cfg and not isinstance(cfg, str):
+        return None  # timm's own configuration, of a repository or a folder
+    return find_weights(f'{variant}.{cfg}' if cfg else variant) if cfg or pretrained else None
 
 
 def _create_randwire(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    if pretrained:
-        kwargs = _bring_weights(variant, kwargs)
+    filter_fn: Callable[..., dict[str, Any]] = checkpoint_filter_fn
+    row = _named_weights(variant, pretrained, kwargs)
+    if row is not None:
+        kwargs = {**row.model_args, **kwargs}
+    if row is not None and pretrained:
+        state = read_weights(row, kwargs.get('cache_dir'))
+        # timm is told that the tensors are at hand, and gets those that were hashed; the file is not opened again.
+        overlay = {**(kwargs.get('pretrained_cfg_overlay') or {}), 'state_dict': {row.name: row.sha256}}
+        kwargs = {**kwargs, 'pretrained_cfg_overlay': overlay}
+
+        def filter_fn(_: object, model: nn.Module) -> dict[str, Any]:
+            return checkpoint_filter_fn(state, model)
+
     # The getter runs the network's own forward, with its edge removal and checkpointing; 'list' works as well.
     feature_cfg = {
         'out_indices': (0, 1, 2, 3, 4), 'feature_cls': RandWireFeatures, **(kwargs.pop('feature_cfg', None) or {})}
-    return build_model_with_cfg(
-        RandWire, variant, pretrained, feature_cfg=feature_cfg, pretrained_filter_fn=checkpoint_filter_fn,
+    model: Any = build_model_with_cfg(
+        RandWire, variant, pretrained, feature_cfg=feature_cfg, pretrained_filter_fn=filter_fn,
         **network_arguments(variant, **kwargs))
+    for key in ('state_dict', 'model_args'):  # no fields of timm's, or not what timm is to write into a config.json
+        model.pretrained_cfg.pop(key, None)
+    if row is not None:
+        model._model_args = dict(row.model_args)  # which timm writes into one, with what create_model was given
+    return model
 
 
 def _register(name: str, architecture: Architecture) -> None:
@@ -198,23 +240,17 @@ for _name, _architecture in ARCHITECTURES.items():
 
 
 @register_model
-def randwire(
-        pretrained: bool = False, graph: str = 'ws(4,0.75)', seed: int = 1, channels: int = 78, num_nodes: int = 32,
-        regime: str = 'small', **kwargs: Any,
-) -> nn.Module:
+def randwire(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Any network of the paper's generator g(θ, s), wired when it is created.
 
     Args:
-        pretrained: There are no weights; True raises timm's error.
-        graph: Random graph model: `er(P)`, `ba(M)` or `ws(K,P)`.
-        seed: s of the generator.
-        channels: C.
-        num_nodes: N.
-        regime: 'small' or 'regular'.
-        kwargs: The other arguments of `RandWire`, such as `node_op`, `stem_stride` or `drop_path_rate`.
+        pretrained: Take the weights of a tag of the manifest, `randwire.TAG`, which has the arguments below; there are
+            none without a tag, and True raises timm's error.
+        kwargs: `graph`, the random graph model `er(P)`, `ba(M)` or `ws(K,P)` (default: 'ws(4,0.75)'); `seed`, s of the
+            generator (1); `channels`, C (78); `num_nodes`, N (32); `regime`, 'small' or 'regular' ('small'); and the
+            other arguments of `RandWire`, such as `node_op`, `stem_stride` or `drop_path_rate`.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.
     """
-    return _create_randwire(
-        'randwire', pretrained, graph=graph, seed=seed, channels=channels, num_nodes=num_nodes, regime=regime, **kwargs)
+    return _create_randwire('randwire', pretrained, **kwargs)

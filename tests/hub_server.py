@@ -142,6 +142,7 @@ class _Repo:
     gated: bool
     history: list[_Commit] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
+    proposals: list[dict[str, bytes]] = field(default_factory=list)
 
     @property
     def head(self) -> _Commit:
@@ -168,6 +169,7 @@ class HubServer:
     - `read_only`: namespaces that nobody may write to, 403. Writing to another user's namespace is 403, an unknown
       token 401, a private repository 404 (RepoNotFound) to all but its owner, and a gated one's files 403 (GatedRepo)
       to others, 401 (GatedRepo) without a token.
+    - `forbidden`: repositories of which every request is answered 403, without a reason.
     - `cut_downloads`: so many of the next downloads break off in the middle; the connection closes. Of what is larger
       than 10 MiB they send more than that, so that the client goes on with Range (see `ranges`); all else it starts
       again.
@@ -178,7 +180,8 @@ class HubServer:
     - `moves_before_commit`: as many of the next commits find that another one landed just before them. `move_head`
       lands one at once.
     - `delete`: a repository or a revision is gone.
-    - `silent`: requests are logged and not answered; stopping the server closes their connections.
+    - `silent`: requests are logged and not answered, or those alone that start with this text, such as 'PUT'; stopping
+      the server closes their connections.
 
     Attributes:
         url: The address, without a slash at the end; the port is free when the server starts for the first time.
@@ -193,11 +196,12 @@ class HubServer:
         self.ranges: list[str] = []
         self.tokens = {'hf_test_token': 'someone'}
         self.read_only: set[str] = set()
+        self.forbidden: set[str] = set()
         self.cut_downloads = 0
         self.short_bodies = 0
         self.die_before_commit = False
         self.moves_before_commit = 0
-        self.silent = False
+        self.silent: bool | str = False
         self._flipped: set[tuple[str, str]] = set()
         self._repos: dict[str, _Repo] = {}
         self._announced: set[str] = set()
@@ -299,6 +303,23 @@ class HubServer:
         with self._lock:
             return [commit.oid for commit in self._repos[repo_id].history]
 
+    def proposals(self, repo_id: str) -> list[dict[str, bytes]]:
+        """The files that each pull request proposes, by path."""
+        with self._lock:
+            return list(self._repos[repo_id].proposals)
+
+    def is_private(self, repo_id: str) -> bool:
+        """Whether others do not see it."""
+        with self._lock:
+            return self._repos[repo_id].private
+
+    def clear(self) -> None:
+        """Forget everything but the address, as a new server at it."""
+        with self._lock:
+            fresh = HubServer()
+            kept = {name: getattr(self, name) for name in ('url', '_lock', '_life', '_listener')}
+            vars(self).update({**vars(fresh), **kept})
+
     def tags(self, repo_id: str) -> dict[str, str]:
         """The commit of each tag."""
         with self._lock:
@@ -341,7 +362,7 @@ class HubServer:
                     repo = self._visible(request, found['repo'])
                     return self._resolve(request, repo, unquote(found['revision']), unquote(found['path']))
             elif command == 'POST' and (found := _LFS.fullmatch(split.path)):
-                repo = self._writable(request, found['repo'])
+                repo = self._proposable(request, found['repo'], uploads=True)
                 return self._batch(request, repo) if found['action'] == 'batch' else self._verify(request)
             elif found := _MODEL.fullmatch(split.path):
                 action = found['refs'] or found['action'] or 'revision'
@@ -355,11 +376,13 @@ class HubServer:
                 if reading is not None:
                     return reading(request, self._visible(request, found['repo']), revision, path)
                 if writing is not None:
-                    return writing(request, self._writable(request, found['repo']), revision)
+                    return writing(request, self._proposable(request, found['repo']), revision)
             raise Refusal(404, f'tests/hub_server.py does not know {command} {split.path}')
 
     def _visible(self, request: _Request, repo_id: str) -> _Repo:
         repo = self._repos.get(repo_id)
+        if repo_id in self.forbidden:
+            raise Refusal(403, 'Forbidden')
         if repo is None or (repo.private and request.user != _namespace(repo_id)):
             raise Refusal(404, 'Repository not found', 'RepoNotFound')
         return repo
@@ -368,6 +391,12 @@ class HubServer:
         repo = self._visible(request, repo_id)
         self._check_writing(request, _namespace(repo_id))
         return repo
+
+    def _proposable(self, request: _Request, repo_id: str, uploads: bool = False) -> _Repo:
+        """Everybody who is logged in may propose to what he sees, and upload what he proposes."""
+        if request.user is not None and (uploads or 'create_pr' in parse_qs(request.query)):
+            return self._visible(request, repo_id)
+        return self._writable(request, repo_id)
 
     def _check_writing(self, request: _Request, namespace: str) -> None:
         if request.user is None:
@@ -471,6 +500,12 @@ class HubServer:
                     del blobs[name]
             else:
                 raise Refusal(400, f'tests/hub_server.py does not know the operation {key}')
+        if 'create_pr' in parse_qs(request.query):
+            repo.proposals.append({path: blob.content for path, blob in blobs.items()})
+            url = f'{self.url}/{repo.id}/discussions/{len(repo.proposals)}'
+            oid = hashlib.sha1(url.encode()).hexdigest()
+            return _json({'success': True, 'commitOid': oid, 'commitUrl': f'{self.url}/{repo.id}/commit/{oid}',
+                          'pullRequestUrl': url})
         oid = self._land(repo.id, header['value']['summary'], blobs)
         return _json({'success': True, 'commitOid': oid, 'commitUrl': f'{self.url}/{repo.id}/commit/{oid}'})
 
@@ -647,7 +682,7 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.server.hub
         body = self.rfile.read(int(self.headers.get('Content-Length') or 0))
         hub.log.append(f'{self.command} {self.path}')
-        if hub.silent:
+        if hub.silent is True or (hub.silent and hub.log[-1].startswith(hub.silent)):
             self.server.stopped.wait()
             self.close_connection = True
             return

@@ -3,9 +3,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,87 +17,88 @@ import pytest
 import timm
 import torch
 import yaml
+from hub_client import TOKEN, HubClient
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from randwire_zoo.cli import main
+from randwire_zoo.description import Description
+from randwire_zoo.hub.card import END, START, render_card
+from randwire_zoo.hub.checks import disagreement
+from randwire_zoo.hub.config import from_config
+from randwire_zoo.hub.probe import TOLERANCE, check_probe, write_probe
 from randwire_zoo.training import train
 from randwire_zoo.weights_io import read_metadata, save_weights
 
-NAME, TOKEN, REPO = 'randwire_ws_pico', 'hf_test_token', 'someone/pico'
-
-# Runs commands and code in one process of the client's own, and says as JSON what came of each.
-CLIENT = '''
-import contextlib, hashlib, io, json, sys
-import timm, torch
-from randwire_zoo.cli import main
-
-def command(*arguments):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main([str(argument) for argument in arguments])
-    return {'code': code, 'out': out.getvalue(), 'err': err.getvalue()}
-
-def logits(name, **kwargs):
-    """Two sums of the logits of a fixed batch, as exact text; or the error's type and message."""
-    try:
-        torch.manual_seed(0)
-        model = timm.create_model(name, pretrained=True, **kwargs).eval()
-    except Exception as error:
-        return [type(error).__name__, str(error)]
-    batch = torch.randn(2, kwargs.get('in_chans', 3), 64, 64, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        output = model(batch) if kwargs.get('num_classes', 10) == 10 else model.forward_features(batch)
-    return hashlib.sha256(output.numpy().tobytes()).hexdigest()
-
-results = []
-'''
+NAME, REPO = 'randwire_ws_pico', 'someone/pico'
+STAGE = ['--tag', 'noise', '--license', 'mit']
 
 
-def run(server: HubServer, home: Path, code: str, token: str | None = TOKEN, **variables: str) -> list[Any]:
-    """Run code that appends to `results` in a process whose Hub is the server."""
-    done = subprocess.run(
-        [sys.executable, '-c', f'{CLIENT}\n{code}\nprint(json.dumps(results))'],
-        env=server.environment(home, token, OMP_NUM_THREADS='1', **variables), stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=300, cwd=home.parent)
-    assert done.returncode == 0, done.stderr
-    assert TOKEN not in done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def hub(server: HubServer, home: Path, *commands: list[object], **options: Any) -> list[dict[str, Any]]:
-    """Run commands of `randwire-zoo hub` one after the other."""
-    lines = [f'results.append(command("hub", *{json.dumps([str(part) for part in command])}))' for command in commands]
-    return run(server, home, '\n'.join(lines), **options)
-
-
-@pytest.fixture
-def server() -> Iterator[HubServer]:
+@pytest.fixture(scope='module')
+def running() -> Iterator[HubServer]:
     with HubServer() as server:
         yield server
 
 
+@pytest.fixture
+def server(running: HubServer) -> HubServer:
+    """A Hub with nothing on it."""
+    running.clear()
+    return running
+
+
+@pytest.fixture(scope='module')
+def client(running: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubClient]:
+    with HubClient(running, tmp_path_factory.mktemp('client')) as client:
+        yield client
+
+
+def overlaid(server: HubServer, home: Path, overlay: Path, code: str, **variables: str) -> list[Any]:
+    """Run code in a new process, which takes its manifest when it starts."""
+    home.mkdir(exist_ok=True)
+    with HubClient(server, home, RANDWIRE_ZOO_WEIGHTS=str(overlay), **variables) as client:
+        return client.run(home, code)
+
+
+def write_images(root: Path, mode: str) -> Path:
+    """One image of noise per class and split, in ten classes."""
+    rng = np.random.default_rng(0)
+    for split in ('train', 'validation', 'test'):
+        for label in range(10):
+            (root / split / f'kind {label}').mkdir(parents=True)
+            pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(pixels).convert(mode).save(root / split / f'kind {label}' / '0.png')
+    return root
+
+
+def train_on(images: Path, **settings: Any) -> Path:
+    result = train('digits/randwire_ws_pico', data_dir=str(images), epochs=2, warmup_epochs=0, batch_size=10, workers=0,
+                   output=str(images.parent), device='cpu', progress=False, val_split='validation', **settings)
+    assert result.folder is not None
+    return result.folder
+
+
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a short training with a moving average, on images of noise in ten classes."""
-    root, rng = tmp_path_factory.mktemp('training'), np.random.default_rng(0)
-    for split in ('train', 'validation'):
-        for label in range(10):
-            (root / 'noise' / split / str(label)).mkdir(parents=True)
-            pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / 'noise' / split / str(label) / '0.png')
-    train('digits/randwire_ws_pico', data_dir=str(root / 'noise'), epochs=2, warmup_epochs=0, batch_size=10, workers=0,
-          output=str(root), experiment='run', device='cpu', model_ema=True, progress=False, val_split='validation')
-    return root / 'run'
+    """The folder of a short training with a moving average that lags behind."""
+    images = write_images(tmp_path_factory.mktemp('training') / 'noise', 'RGB')
+    return train_on(images, experiment='run', model_ema=True, model_ema_decay=0.5)
+
+
+@pytest.fixture(scope='module')
+def unusual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training of a network, and on images, that no default describes."""
+    images = write_images(tmp_path_factory.mktemp('unusual') / 'grey', 'L')
+    return train_on(images, experiment='run', gp='max', in_chans=1, mean=[0.4], std=[0.2], interpolation='bicubic',
+                    crop_pct=0.9, model_kwargs={'stem_stride': 2})
 
 
 @pytest.fixture(scope='module')
 def staged_once(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('staged') / 'folder'
-    assert main(['hub', 'stage', str(trained / 'last.pth.tar'), '--tag', 'noise', '--license', 'mit', '-o',
-                 str(folder)]) == 0
+    assert stage(trained / 'last.pth.tar', '-o', folder) == 0
     return folder
 
 
@@ -104,11 +108,51 @@ def staged(staged_once: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(staged_once, tmp_path / 'staged'))
 
 
+def stage(checkpoint: Path, *options: object) -> int:
+    return main(['hub', 'stage', str(checkpoint), *STAGE, '--workers', '0', '--device', 'cpu', *map(str, options)])
+
+
+def recorded(folder: Path) -> dict[str, float]:
+    """The last row of a training's summary.csv."""
+    header, *_, last = (folder / 'summary.csv').read_text().splitlines()
+    return dict(zip(header.split(','), map(float, last.split(',')), strict=True))
+
+
+def restage(staged: Path, name: str, tag: str = 'other') -> Path:
+    """The same folder with other weights in it, as another training would have left it."""
+    folder = Path(shutil.copytree(staged, staged.parent / name))
+    config = json.loads((folder / 'config.json').read_text())
+    config['pretrained_cfg']['tag'] = tag
+    (folder / 'config.json').write_text(json.dumps(config))
+    state, metadata = load_file(folder / 'model.safetensors'), read_metadata(folder / 'model.safetensors')
+    state['fc.bias'] += 1
+    network = from_config(config)
+    model = network.create_model()
+    model.load_state_dict(state)
+    kept = {key: value for key, value in metadata.items() if key not in (
+        'format', 'architecture', 'num_classes', 'graphs', 'graphs_sha256', 'tensors_sha256')}
+    save_weights(model, folder / 'model.safetensors', **{**kept, 'tag': tag})
+    write_probe(model, network, folder / 'probe.safetensors')
+    (folder / 'README.md').write_text(render_card(folder))
+    return folder
+
+
+def one_line(result: dict[str, Any], code: int) -> str:
+    """What a failed command said, which is one line."""
+    assert result['code'] == code, result
+    *_, last = result['err'].splitlines()
+    assert last.startswith('randwire-zoo: error: ') and result['err'].count('error: ') == 1
+    return str(last)
+
+
+# Staging
+
+
 def test_a_staged_folder_has_everything_and_no_pickle_nor_place_on_this_machine(
         staged: Path, trained: Path) -> None:
     assert sorted(path.name for path in staged.iterdir()) == [
-        'README.md', 'args.yaml', 'config.json', 'curves.png', 'graphs.json', 'model.safetensors', 'summary.csv',
-        'wiring.png']
+        'README.md', 'args.yaml', 'config.json', 'curves.png', 'graphs.json', 'model.safetensors', 'probe.safetensors',
+        'summary.csv', 'wiring.png']
     for name in ('README.md', 'args.yaml', 'config.json', 'graphs.json', 'summary.csv'):
         text = (staged / name).read_text()
         assert str(trained.parent) not in text and TOKEN not in text
@@ -116,30 +160,137 @@ def test_a_staged_folder_has_everything_and_no_pickle_nor_place_on_this_machine(
     ema = torch.load(trained / 'last.pth.tar', weights_only=False)['state_dict_ema']
     weights = load_file(staged / 'model.safetensors')
     assert all(torch.equal(tensor, ema[name]) for name, tensor in weights.items())
+    assert sum(path.stat().st_size for path in staged.iterdir()) < 2e6
 
 
-def test_the_data_folder_of_timms_positional_argument_is_no_place_on_the_machine_either(
-        trained: Path, tmp_path: Path) -> None:
+def test_settings_are_published_by_a_list_of_what_may_be(trained: Path, tmp_path: Path) -> None:
     settings = yaml.safe_load((trained / 'args.yaml').read_text())
-    settings['data'] = settings.pop('data_dir')
+    settings.update(class_map='', wandb_project='/home/me/secret', dataset_trust='secret', pretrained_path='/x/secret',
+                    output='/data/secret', experiment='secret', device_modules=['secret'], log_dir='secret',
+                    aa='/opt/odd/policy', model_kwargs={})
+    settings['data'] = settings.pop('data_dir')  # the positional argument of train.py
     (tmp_path / 'args.yaml').write_text(yaml.safe_dump(settings))
-    assert main(['hub', 'stage', str(trained / 'last.pth.tar'), '--tag', 'noise', '--license', 'mit', '--recipe',
-                 str(tmp_path / 'args.yaml'), '-o', str(tmp_path / 'out')]) == 0
-    assert str(trained.parent) not in (tmp_path / 'out' / 'args.yaml').read_text()
+    assert stage(trained / 'last.pth.tar', '--recipe', tmp_path / 'args.yaml', '-o', tmp_path / 'out') == 0
+    text = (tmp_path / 'out' / 'args.yaml').read_text()
+    assert 'secret' not in text and '/' not in text and str(trained.parent) not in text
+    public = yaml.safe_load(text)
+    assert (public['data_dir'], public['aa'], public['lr_base']) == ('noise', 'policy', settings['lr_base'])
     assert ModelCard.load(tmp_path / 'out' / 'README.md').data.datasets == ['noise']  # type: ignore[attr-defined]
 
 
-def test_without_ema_the_trained_weights_are_staged(trained: Path, tmp_path: Path) -> None:
-    assert main(['hub', 'stage', str(trained / 'last.pth.tar'), '--tag', 'noise', '--license', 'mit', '--no-ema', '-o',
-                 str(tmp_path / 'raw')]) == 0
+def test_what_was_trained_in_an_unusual_way_is_published_as_it_was_trained_and_measured(
+        unusual: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stage(unusual / 'last.pth.tar', '-o', tmp_path / 'out') == 0
+    row = recorded(unusual)
+    assert json.loads(read_metadata(tmp_path / 'out' / 'model.safetensors')['metrics']) == {
+        'top1': row['eval_top1'], 'top5': row['eval_top5'], 'loss': pytest.approx(row['eval_loss'], rel=1e-6)}
+    theirs = Description.from_checkpoint(unusual / 'last.pth.tar')
+    model = theirs.create_model()
+    model.load_state_dict(torch.load(unusual / 'last.pth.tar', weights_only=False)['state_dict'])
+    batch = torch.randn(2, 1, 64, 64)
+    published: Any = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True)
+    with torch.inference_mode():
+        torch.testing.assert_close(published.eval()(batch), model.eval()(batch), rtol=0, atol=0)
+    config = json.loads((tmp_path / 'out' / 'config.json').read_text())
+    assert from_config(config) == theirs and config['label_names'] == [f'kind {i}' for i in range(10)]
+    card = (tmp_path / 'out' / 'README.md').read_text()
+    assert "global_pool='max'" in card and 'stem_stride=2' in card and 'bicubic, crop 0.9' in card
+    assert 'MODEL.BACKBONE.NAME' not in card, 'a builder of detectron2 makes another network of that name'
+    # The same settings without what decides the network, and the staged files give another loss than is on record.
+    settings = yaml.safe_load((unusual / 'args.yaml').read_text())
+    (tmp_path / 'args.yaml').write_text(yaml.safe_dump({**settings, 'gp': 'avg'}))
+    recipe = ['--recipe', tmp_path / 'args.yaml', '--summary', unusual / 'summary.csv', '-o', tmp_path / 'wrong']
+    capsys.readouterr()
+    assert stage(unusual / 'last.pth.tar', *recipe) == 1
+    assert "describes another network than" in capsys.readouterr().err
+    assert stage(tmp_path / 'out' / 'model.safetensors', *recipe) == 1
+    assert 'the staged files do not reproduce what was recorded: loss ' in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['args.yaml', 'out']
+
+
+def test_weights_without_their_average_get_figures_of_their_own(trained: Path, tmp_path: Path) -> None:
+    assert stage(trained / 'last.pth.tar', '--no-ema', '-o', tmp_path / 'raw') == 0
     state = torch.load(trained / 'last.pth.tar', weights_only=False)['state_dict']
-    assert all(torch.equal(tensor, state[name])
-               for name, tensor in load_file(tmp_path / 'raw' / 'model.safetensors').items())
-    # And a safetensors file that says its epoch is staged as well.
+    weights = load_file(tmp_path / 'raw' / 'model.safetensors')
+    assert all(torch.equal(tensor, state[name]) for name, tensor in weights.items())
+    measured = json.loads(read_metadata(tmp_path / 'raw' / 'model.safetensors')['metrics'])
+    assert abs(measured['loss'] / recorded(trained)['eval_loss'] - 1) > 1e-4, 'the average was recorded'
+    model: Any = timm.create_model(f'local-dir:{tmp_path / "raw"}', pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    images = torch.stack([transform(Image.open(trained.parent / 'noise' / 'validation' / f'kind {i}' / '0.png'))
+                          for i in range(10)])
+    with torch.inference_mode():
+        loss = torch.nn.functional.cross_entropy(model(images), torch.arange(10))
+    assert measured['loss'] == pytest.approx(float(loss), rel=1e-5)
+    assert stage(trained / 'last.pth.tar', '--no-ema', '--no-eval', '-o', tmp_path / 'unmeasured') == 0
+    card: Any = ModelCard.load(tmp_path / 'unmeasured' / 'README.md')
+    assert card.data.eval_results is None and 'no figures are published of these weights' in card.content
+    # And a safetensors file that says its epoch, and which weights it holds, is staged as well.
     shutil.copy(tmp_path / 'raw' / 'model.safetensors', tmp_path / 'weights.safetensors')
-    assert main(['hub', 'stage', str(tmp_path / 'weights.safetensors'), '--tag', 'noise', '--license', 'mit', '-o',
-                 str(tmp_path / 'again'), '--recipe', str(trained / 'args.yaml'), '--summary',
-                 str(trained / 'summary.csv')]) == 0
+    assert stage(tmp_path / 'weights.safetensors', '-o', tmp_path / 'again', '--recipe', trained / 'args.yaml',
+                 '--summary', trained / 'summary.csv') == 0
+    assert json.loads(read_metadata(tmp_path / 'again' / 'model.safetensors')['metrics']) == measured
+
+
+def test_what_is_not_measured_is_said_and_what_cannot_be_measured_is_refused(
+        trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / 'run'))
+    settings = yaml.safe_load((run / 'args.yaml').read_text())
+    (run / 'args.yaml').write_text(yaml.safe_dump({**settings, 'data_dir': '/elsewhere/noise'}))
+    assert stage(run / 'last.pth.tar', '-o', tmp_path / 'out') == 1
+    said = capsys.readouterr().err
+    assert '/elsewhere/noise is not here' in said and '--data-dir' in said and '--no-eval' in said
+    assert stage(run / 'last.pth.tar', '--no-eval', '-o', tmp_path / 'out') == 0
+    assert 'not measured again' in (tmp_path / 'out' / 'README.md').read_text()
+    assert stage(run / 'last.pth.tar', '--data-dir', trained.parent / 'noise', '-o', tmp_path / 'there') == 0
+    assert 'Measured on 10 images' in (tmp_path / 'there' / 'README.md').read_text()
+    assert stage(run / 'last.pth.tar', '--data-dir', trained.parent / 'noise', '--split', 'test', '-o',
+                 tmp_path / 'test') == 0
+    assert 'measured on `test`' in (tmp_path / 'test' / 'README.md').read_text()
+
+
+@pytest.mark.parametrize(('measured', 'published', 'images', 'agree'), [
+    ({'top1': 98.3333, 'loss': 0.05}, {'top1': 98.3333, 'loss': 0.05}, 360, True),
+    ({'top1': 98.3333, 'loss': 0.0504}, {'top1': 98.0556, 'loss': 0.05}, 360, True),  # one image of 360
+    ({'top1': 98.3333}, {'top1': 97.7778}, 360, False),  # two
+    ({'top1': 79.01}, {'top1': 78.93}, 50_000, True), ({'top1': 79.01}, {'top1': 78.9}, 50_000, False),
+    ({'top1': 98.3, 'loss': 0.0985}, {'top1': 98.3, 'loss': 0.0355}, 360, False), ({}, {'top1': 50.0}, 10, False),
+    ({'top1': 50.0}, {'top1': float('nan')}, 10, False),
+])
+def test_figures_agree_within_what_rounding_turns(
+        measured: dict[str, float], published: dict[str, float], images: int, agree: bool) -> None:
+    assert (disagreement(measured, published, images) == '') is agree
+
+
+def test_weights_from_elsewhere_are_published_with_what_is_typed(
+        unusual: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = torch.load(unusual / 'last.pth.tar', weights_only=False)['state_dict']
+    torch.save({name: tensor for name, tensor in state.items() if not name.endswith('_extra_state')},
+               tmp_path / 'weights.pth')
+    typed = ['--model', NAME, '--model-kwargs', 'stem_stride=2', '--gp', 'max', '--in-chans', 1, '--img-size', 64,
+             '--mean', 0.4, '--std', 0.2, '--interpolation', 'bicubic', '--crop-pct', 0.9, '--dataset', 'grey noise']
+    data = ['--data-dir', unusual.parent / 'grey']
+    assert stage(tmp_path / 'weights.pth', *typed, *data, '-o', tmp_path / 'out') == 0
+    row = recorded(unusual)
+    metadata = read_metadata(tmp_path / 'out' / 'model.safetensors')
+    assert json.loads(metadata['metrics'])['loss'] == pytest.approx(row['eval_loss'], rel=1e-6)
+    assert 'args.yaml' not in {path.name for path in (tmp_path / 'out').iterdir()}
+    card = (tmp_path / 'out' / 'README.md').read_text()
+    assert 'No settings of a training were published' in card and 'measured on `validation`' in card
+    stated = ['--metric', f'top1={row["eval_top1"]}']
+    assert stage(tmp_path / 'weights.pth', *typed, '--no-eval', *stated, '-o', tmp_path / 'stated') == 0
+    assert 'As the publisher states them' in (tmp_path / 'stated' / 'README.md').read_text()
+    capsys.readouterr()
+    for options, code, message in (
+            ([*typed, *data, '--metric', 'top1=99'], 1, 'top1 99 is recorded, '),
+            ([*typed, '--metric', 'top1=99'], 1, 'no data folder is recorded: name the data with --data-dir'),
+            (typed[2:], 1, '--model must be given'), (typed[:-2], 1, '--dataset must be given'),
+            ([*typed, '--metric', 'AP=1'], 2, "'AP=1' is not top1=")):
+        assert stage(tmp_path / 'weights.pth', *options, '-o', tmp_path / 'none') == code
+        said = capsys.readouterr().err
+        assert message in said and said.count('\n') == 1
+    assert stage(unusual / 'last.pth.tar', '--img-size', 32, '-o', tmp_path / 'none') == 2
+    assert '--img-size: ' in capsys.readouterr().err and not (tmp_path / 'none').exists()
 
 
 def test_the_card_reads_back_and_shows_what_was_recorded(staged: Path) -> None:
@@ -152,8 +303,21 @@ def test_the_card_reads_back_and_shows_what_was_recorded(staged: Path) -> None:
     params = sum(tensor.numel() for name, tensor in load_file(staged / 'model.safetensors').items()
                  if not name.endswith(('running_mean', 'running_var', 'num_batches_tracked', '_extra_state')))
     for text in (metadata['graphs_sha256'], 'WS(4,0.75), seed 1', f'{params:,}', '@inproceedings', 'features_only=True',
-                 f'build_{NAME}_fpn_backbone', '2 of 2'):
+                 f'build_{NAME}_fpn_backbone', '2 of 2', 'pip install', 'the moving average', 'kind 0, kind 1,'):
         assert text in card.content, text
+
+
+def test_a_run_that_went_on_past_its_epochs_and_endless_digits_are_told_as_they_are(
+        trained: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load((trained / 'args.yaml').read_text())
+    (tmp_path / 'args.yaml').write_text(yaml.safe_dump({**settings, 'epochs': 1}))
+    assert stage(trained / 'last.pth.tar', '--recipe', tmp_path / 'args.yaml', '-o', tmp_path / 'out') == 0
+    assert '| 2 of 2 |' in (tmp_path / 'out' / 'README.md').read_text()
+    path = tmp_path / 'out' / 'model.safetensors'
+    metadata = {**read_metadata(path), 'metrics': json.dumps({'top1': 295 / 3, 'loss': 1 / 3})}
+    save_file(load_file(path), path, metadata)
+    card = render_card(tmp_path / 'out')
+    assert '| 98.33 | 0.3333 |' in card and '333333' not in card
 
 
 @pytest.mark.parametrize('key', ['val_split', 'epochs'])
@@ -162,22 +326,25 @@ def test_a_value_that_is_recorded_nowhere_is_an_error(
     settings = yaml.safe_load((trained / 'args.yaml').read_text())
     del settings[key]
     (tmp_path / 'args.yaml').write_text(yaml.safe_dump(settings))
-    assert main(['hub', 'stage', str(trained / 'last.pth.tar'), '--tag', 'noise', '--license', 'mit', '--recipe',
-                 str(tmp_path / 'args.yaml'), '-o', str(tmp_path / 'out')]) == 1
+    assert stage(trained / 'last.pth.tar', '--recipe', tmp_path / 'args.yaml', '-o', tmp_path / 'out') == 1
     assert key in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ['args.yaml']
 
 
 @pytest.mark.parametrize(('arguments', 'code', 'message'), [
-    (['nowhere.pth.tar', '--tag', 'a', '--license', 'mit'], 2, 'no file at nowhere.pth.tar'),
+    (['nowhere.pth.tar', *STAGE], 2, 'no file at nowhere.pth.tar'),
     (['{run}/last.pth.tar', '--tag', 'a b', '--license', 'mit'], 2, '--tag must be letters, digits and _'),
-    (['{run}/last.pth.tar', '--tag', 'a', '--license', 'mit', '--summary', 'nowhere.csv'], 2, 'no file at nowhere.csv'),
-    (['{run}/last.pth.tar', '--tag', 'a', '--license', 'mit', '--model', 'randwire_ws_c109'], 1,
+    (['{run}/last.pth.tar', '--tag', 'ü', '--license', 'mit'], 2, "and _, such as in1k, got 'ü'"),
+    (['{run}/last.pth.tar', '--tag', 'a', '--license', 'MIT\nevil: 1'], 2, r"got 'MIT\nevil: 1'"),
+    (['{run}/last.pth.tar', *STAGE, '--dataset', 'a | b'], 2, '--dataset must be one line'),
+    (['{run}/last.pth.tar', *STAGE, '--summary', 'nowhere.csv'], 2, 'no file at nowhere.csv'),
+    (['{run}/last.pth.tar', *STAGE, '--model', 'randwire_ws_c109'], 1,
      'is of a training of randwire_ws_pico, not of randwire_ws_c109'),
-    (['{run}/last.pth.tar', '--tag', 'a', '--license', 'mit', '-o', '{run}'], 2, 'exists; choose another --output'),
+    (['{run}/last.pth.tar', *STAGE, '-o', '{run}'], 2, 'exists; choose another --output'),
+    (['{run}/last.pth.tar', *STAGE, '--text', 'nowhere.md'], 2, 'nowhere.md'),
     (['{run}/last.pth.tar', '--license', 'mit'], 2, '--tag'),
-    (['hostile.pth.tar', '--tag', 'a', '--license', 'mit', '--recipe', '{run}/args.yaml', '--summary',
-      '{run}/summary.csv'], 2, 'hostile.pth.tar cannot be loaded'),
+    (['hostile.pth.tar', *STAGE, '--recipe', '{run}/args.yaml', '--summary', '{run}/summary.csv'], 2,
+     'hostile.pth.tar cannot be loaded'),
 ])
 def test_stage_says_in_one_line_what_is_wrong_and_writes_nothing(
         arguments: list[str], code: int, message: str, trained: Path, tmp_path: Path,
@@ -192,6 +359,38 @@ def test_stage_says_in_one_line_what_is_wrong_and_writes_nothing(
     said = capsys.readouterr().err
     assert message in said and said.count('\n') == 1
     assert [path.name for path in tmp_path.iterdir()] == ['hostile.pth.tar']
+
+
+def test_a_safetensors_file_without_its_epoch_is_not_staged_as_a_trainings(
+        trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_weights(timm.create_model(NAME), tmp_path / 'weights.safetensors')
+    assert stage(tmp_path / 'weights.safetensors', '--recipe', trained / 'args.yaml', '--summary',
+                 trained / 'summary.csv', '-o', tmp_path / 'out') == 1
+    assert 'does not say of which epoch it is' in capsys.readouterr().err
+
+
+# What is staged is what it says
+
+
+def test_the_probe_passes_rounding_and_no_other_network_or_preprocessing(staged: Path) -> None:
+    network = from_config(json.loads((staged / 'config.json').read_text()))
+    model = network.create_model()
+    model.load_state_dict(load_file(staged / 'model.safetensors'))
+    probe = staged / 'probe.safetensors'
+    with torch.backends.mkldnn.flags(enabled=False):
+        check_probe(model.to(memory_format=torch.channels_last), network, probe)
+    for other in ({'interpolation': 'bicubic'}, {'crop_pct': 0.9}, {'crop_mode': 'squash'}, {'mean': (0.5, 0.5, 0.51)},
+                  {'std': (0.51,) * 3}, {'input_size': (3, 72, 72)}):
+        with pytest.raises(ValueError, match='computes other logits than when it was staged'):
+            check_probe(model, replace(network, **other), probe)
+    for arguments in ({'global_pool': 'max'}, {'global_pool': 'avgmax'}):
+        changed = replace(network, arguments={**network.arguments, **arguments})
+        pooled = changed.create_model()
+        pooled.load_state_dict(model.state_dict())
+        with pytest.raises(ValueError, match='computes other logits'):
+            check_probe(pooled, changed, probe)
+    stored = load_file(probe)
+    assert TOLERANCE < 0.01 and stored['pictures'].dtype == torch.uint8 and probe.stat().st_size < 100_000
 
 
 def _edit(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
@@ -209,8 +408,11 @@ def _edit(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path],
 def _set_config(**values: Any) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         config = json.loads((folder / 'config.json').read_text())
-        config.update(values)
-        config['model_args'].pop('num_classes' if 'num_classes' in values else '', None)
+        for key, value in values.items():
+            if isinstance(value, dict):
+                config[key].update(value)
+            else:
+                config[key] = value
         (folder / 'config.json').write_text(json.dumps(config))
     return edit
 
@@ -238,17 +440,27 @@ def _replace(name: str, old: str, new: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(('damage', 'message'), [
     (_set_config(architecture='randwire_ws_small_s1'), 'other wiring'),
     (_set_config(architecture='resnet18'), "'resnet18' is no name of the zoo"),
-    (_set_config(num_classes=7), 'size mismatch for fc.weight'),
+    (_set_config(num_classes=7, label_names=[]), 'size mismatch for fc.weight'),
+    (_set_config(model_args={'global_pool': 'max'}), 'computes other logits than when it was staged'),
+    (_set_config(pretrained_cfg={'mean': [0.4, 0.4, 0.4]}), 'computes other logits than when it was staged'),
+    (_set_config(model_args={'stem_stride': 2}), 'cannot be loaded'),
+    (_set_config(pretrained_cfg={'license': 'MIT\nevil: 1'}), "got 'MIT\\nevil: 1'"),
     (_edit(lambda state: state.pop('conv4.nodes.2.bn.bias')), 'Missing key(s) in state_dict: "conv4.nodes.2.bn.bias"'),
     (_edit(lambda state: state.update({'conv9.weight': torch.zeros(1)})), 'Unexpected key(s)'),
     (_edit(lambda state: state['fc.bias'].fill_(float('nan'))), 'not all values are finite: fc.bias'),
-    (_edit(lambda state: state['conv3._extra_state'].add_(1)), 'other wiring'),
+    (_edit(lambda state: state['fc.bias'].add_(1)), 'computes other logits than when it was staged'),
+    (_edit(lambda state: state['conv3._extra_state'].mul_(-1).add_(1)), 'wiring'),
     (_flip, 'has been altered: its tensors have sha256'),
     (_other_graphs, 'have different wirings'),
     (_replace('summary.csv', '\n1,', '\n7,'), 'has no epoch 1, which'),
     (_replace('config.json', '"tag": "noise"', '"tag": "in1k"'), "has the tag 'in1k'"),
+    (_replace('README.md', '| 2 of 2 |', '| 2 of 2 | 99.9 |'), "instead of '| noise, measured on"),
+    (_replace('README.md', 'license: mit', 'license: apache-2.0'), 'README.md is not what is rendered of the folder'),
     (lambda folder: (folder / 'pytorch_model.bin').write_bytes(b'x'), 'only safetensors are published'),
+    (lambda folder: (folder / 'notes.txt').write_bytes(b'x'), 'holds notes.txt, which is not published'),
     (lambda folder: (folder / 'args.yaml').unlink(), 'lacks args.yaml'),
+    (lambda folder: (folder / 'summary.csv').unlink(), 'lacks summary.csv'),
+    (lambda folder: (folder / 'probe.safetensors').unlink(), 'lacks probe.safetensors'),
 ], ids=lambda value: value if isinstance(value, str) else '')
 def test_a_folder_that_is_not_what_it_says_is_refused_before_anything_is_sent(
         damage: Callable[[Path], None], message: str, staged: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -267,65 +479,248 @@ def test_metrics_must_be_those_of_the_summary(staged: Path, capsys: pytest.Captu
     assert "the weights record {'top1': " in capsys.readouterr().err
 
 
+def test_own_words_stay_where_they_belong_and_are_refused_elsewhere(
+        trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / 'text.md').write_text('## Intended use\n\nFor {{ tests }}.\n')
+    assert stage(trained / 'last.pth.tar', '--no-eval', '--text', tmp_path / 'text.md', '-o', tmp_path / 'out') == 0
+    card = tmp_path / 'out' / 'README.md'
+    assert f'{START}\n## Intended use\n\nFor {{{{ tests }}}}.\n{END}' in card.read_text()
+    card.write_text(card.read_text().replace('For {{ tests }}.', 'For *all* tests.'))
+    assert main(['hub', 'push', str(tmp_path / 'out'), REPO, '--dry-run']) == 0
+    card.write_text(card.read_text().replace('## Use\n', '## Use\n\nNot in cars.\n'))
+    capsys.readouterr()
+    assert main(['hub', 'push', str(tmp_path / 'out'), REPO, '--dry-run']) == 1
+    said = capsys.readouterr().err
+    assert "'Not in cars.' instead of" in said and END in said
+    (tmp_path / 'text.md').write_text(END)
+    assert stage(trained / 'last.pth.tar', '--no-eval', '--text', tmp_path / 'text.md', '-o', tmp_path / 'no') == 2
+
+
+def test_a_dry_run_writes_nothing_and_refuses_names_that_cannot_be(
+        staged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in staged.iterdir()}
+    assert main(['hub', 'push', str(staged), REPO, '--dry-run']) == 0
+    for repo in ('http://x/y', 'a/..', 'pico', 'a/b/c', 'a/b c', '-a/b', 'someone/'):
+        capsys.readouterr()
+        assert main(['hub', 'push', str(staged), '--dry-run', '--', repo]) == 2
+        assert capsys.readouterr().err == (
+            'randwire-zoo: error: a repository is named OWNER/NAME, of letters, digits, ., - and _, got '
+            f'{repo!r}\n')
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in staged.iterdir()} == before
+
+
+# Pushing
+
+
 def test_push_then_every_way_of_loading_gives_the_same_bits(
-        server: HubServer, staged: Path, tmp_path: Path) -> None:
+        server: HubServer, client: HubClient, staged: Path, tmp_path: Path) -> None:
     home = tmp_path / 'home'
-    dry, first, again = hub(server, home, ['push', staged, REPO, '--dry-run'], ['push', staged, REPO],
-                            ['push', staged, REPO])
-    assert dry['code'] == first['code'] == again['code'] == 0 and dry['out'] == ''
+    dry, first, again = client.hub(home, ['push', staged, REPO, '--dry-run'], ['push', staged, REPO],
+                                   ['push', staged, REPO])
+    assert dry['code'] == first['code'] == again['code'] == 0 and dry['out'] == '', first
     row, = json.loads(first['out']).values()
     assert first['out'] == again['out'] and server.commits(REPO)[1:] == [row['revision']]
     assert list(server.tags(REPO).values()) == [row['revision']]
     served = server.files(REPO)
-    assert {name: data for name, data in served.items() if name != '.gitattributes'} == {
-        path.name: path.read_bytes() for path in staged.iterdir()}
+    assert {name: data for name, data in served.items() if name not in ('.gitattributes', 'README.md')} == {
+        path.name: path.read_bytes() for path in staged.iterdir() if path.name != 'README.md'}
+    assert served['README.md'].decode() == render_card(staged, REPO)
     assert not any(TOKEN.encode() in data for data in served.values())
 
     (tmp_path / 'row.json').write_text(first['out'])
     overlay = tmp_path / 'weights.json'
-    added, = hub(server, home, ['manifest', 'add', tmp_path / 'row.json', '--manifest', overlay])
+    added, = client.hub(home, ['manifest', 'add', tmp_path / 'row.json', '--manifest', overlay])
     assert added['code'] == 0
     sources = [NAME, f'{NAME}.noise', f'hf-hub:{REPO}@{row["revision"]}', f'local-dir:{staged}']
     code = '\n'.join(f'results.append([logits({source!r}, **kwargs) for kwargs in ({{}}, dict(num_classes=3), '
-                     f'dict(in_chans=1))])' for source in sources)
+                     f'dict(in_chans=1))])' for source in sources) + f'''
+results.append(logits({NAME + ".digits"!r}))
+results.append(command("hub", "pull", {NAME!r}))
+results.append(logits({NAME!r}, cache_dir={str(tmp_path / "own")!r}))
+results.extend(command("hub", *arguments) for arguments in (
+    ["verify", {NAME!r}], ["verify", "{REPO}@{row["revision"]}"], ["manifest", "check", "--online"],
+    ["pull", {REPO!r}, "-o", {str(tmp_path / "copy.safetensors")!r}], ["manifest", "list"]))
+'''
     fresh = tmp_path / 'fresh'
-    results = run(server, fresh, code, RANDWIRE_ZOO_WEIGHTS=str(overlay))
-    assert all(len(digest) == 64 for digest in results[0]) and all(result == results[0] for result in results)
-    assert results[0][0] != run(server, fresh, f'results.append(logits({NAME + ".digits"!r}))')[0]
+    *loaded, digits, pulled, own, verify, verify_repo, check, pull, listed = overlaid(server, fresh, overlay, code)
+    assert all(len(digest) == 64 for digest in loaded[0]) and all(result == loaded[0] for result in loaded)
+    assert digits != loaded[0][0] == own and pulled['code'] == 0
+    for result in (verify, verify_repo, check, pull, listed):
+        assert result['code'] == 0, result
+    assert (tmp_path / 'own').is_dir(), 'cache_dir was not used'
+    assert (tmp_path / 'copy.safetensors').read_bytes() == (staged / 'model.safetensors').read_bytes()
+    assert f'{REPO}@{row["revision"]}' in listed['out']
 
-    # Cached: no request at all, with the network and without.
+    # Cached: no request at all, and offline what a branch was at is known as well.
     start = len(server.log)
-    code = f'results.append(logits({NAME!r}))\nresults.append(command("hub", "pull", {NAME!r}))'
-    for variables in ({}, {'HF_HUB_OFFLINE': '1'}):
-        digest, pulled = run(server, fresh, code, RANDWIRE_ZOO_WEIGHTS=str(overlay), **variables)
-        assert digest == results[0][0] and pulled['code'] == 0
+    digest, pulled, by_repo = overlaid(
+        server, fresh, overlay, f'results.append(logits({NAME!r}))\nresults.append(command("hub", "pull", {NAME!r}))\n'
+        f'results.append(command("hub", "pull", {REPO!r}))', HF_HUB_OFFLINE='1')
+    assert digest == loaded[0][0] and pulled['code'] == 0 and by_repo['code'] == 0, by_repo
     assert server.log[start:] == []
 
-    verified = hub(
-        server, home, ['verify', NAME], ['verify', f'{REPO}@{row["revision"]}'], ['manifest', 'check', '--online'],
-        ['pull', REPO, '-o', tmp_path / 'copy.safetensors'], ['manifest', 'list'], RANDWIRE_ZOO_WEIGHTS=str(overlay))
-    assert [result['code'] for result in verified] == [0] * 5, verified
-    assert (tmp_path / 'copy.safetensors').read_bytes() == (staged / 'model.safetensors').read_bytes()
-    assert f'{REPO}@{row["revision"]}' in verified[-1]['out']
+
+def test_a_published_row_builds_the_network_that_was_trained(
+        server: HubServer, client: HubClient, unusual: Path, tmp_path: Path) -> None:
+    data = yaml.safe_load((unusual / 'args.yaml').read_text())['data_dir']
+    run = train_on(Path(data), experiment='generated', in_chans=1, model='randwire', img_size=32,
+                   model_kwargs={'graph': 'ba(2)', 'num_nodes': 6, 'channels': 8, 'seed': 3, 'node_op': 'max_pool'})
+    rows = {}
+    for folder, repo in ((unusual, 'someone/unusual'), (run, 'someone/generated')):
+        out = tmp_path / folder.name
+        assert stage(folder / 'last.pth.tar', '--no-eval', '-o', out) == 0
+        pushed, = client.hub(tmp_path / 'home', ['push', out, repo])
+        assert pushed['code'] == 0, pushed
+        (tmp_path / 'row.json').write_text(pushed['out'])
+        assert main(['hub', 'manifest', 'add', str(tmp_path / 'row.json'), '--manifest',
+                     str(tmp_path / 'weights.json')]) == 0
+        rows.update(json.loads(pushed['out']))
+    assert list(rows) == ['randwire_ws_pico.noise', 'randwire.noise']
+    assert rows['randwire.noise']['model_args']['graph'] == 'ba(2)'
+    assert len(rows['randwire_ws_pico.noise']['label_names']) == 10
+    assert 'label_names' not in rows['randwire.noise'], 'ten names are none of a thousand classes'
+    *digests, default, plain, checked, trained_on = overlaid(server, tmp_path / 'fresh', tmp_path / 'weights.json', f'''
+for name in ('randwire_ws_pico', 'randwire_ws_pico.noise', 'local-dir:{tmp_path / "run"}', 'randwire.noise',
+             'local-dir:{tmp_path / "generated"}'):
+    results.append(logits(name))
+results.append(logits('randwire'))
+plain = timm.create_model('randwire', num_nodes=8), timm.create_model('randwire_ws_pico')
+results.append([[model.num_classes, model.conv1.conv.stride[0]] for model in plain])
+results.append(command('hub', 'manifest', 'check'))
+from randwire_zoo.description import Description
+for name in ('randwire.noise', 'randwire_ws_pico'):
+    results.append(Description.from_settings({{'model': name, 'pretrained': True}}).arguments)
+'''.replace('results.append(Description', 'described = results.append(Description'))[:9]
+    assert digests[0] == digests[1] == digests[2] and digests[3] == digests[4] != digests[0]
+    assert default[0] == 'RuntimeError' and 'No pretrained weights exist for randwire' in default[1]
+    assert plain == [[1000, 2], [10, 2]], 'the names themselves stay what they were'
+    assert checked['code'] == 0 and checked['out'] == '3 rows are right\n', checked
+    assert trained_on['graph'] == 'ba(2)'
+
+
+def test_what_a_repository_holds_is_what_was_staged_last_and_content_that_comes_back_is_a_state_as_well(
+        server: HubServer, client: HubClient, staged: Path, tmp_path: Path) -> None:
+    home = tmp_path / 'home'
+    assert client.hub(home, ['push', staged, REPO])[0]['code'] == 0
+    other = restage(staged, 'b', 'noise')
+    for name in ('args.yaml', 'summary.csv', 'curves.png'):
+        (other / name).unlink()
+    (other / 'README.md').write_text(render_card(other))
+    second, third, fourth, fifth = client.hub(
+        home, ['push', other, REPO], ['push', staged, REPO], ['push', staged, REPO], ['push', other, REPO])
+    assert second['code'] == third['code'] == fourth['code'] == fifth['code'] == 0, [second, third, fourth, fifth]
+    commits = server.commits(REPO)
+    assert len(commits) == 5 and third['out'] == fourth['out'] and 'nothing to send' in fourth['err']
+    states = [set(server.files(REPO, commit)) - {'.gitattributes'} for commit in commits[1:]]
+    assert states == [{path.name for path in folder.iterdir()} for folder in (staged, other, staged, other)]
+    assert server.files(REPO, commits[1]) == server.files(REPO, commits[3])
+    tags = {commit: name for name, commit in server.tags(REPO).items()}
+    assert len(tags) == 4 and [tags[commits[3]], tags[commits[4]]] == [f'{tags[old]}.2' for old in commits[1:3]]
+    verified, = client.hub(home, ['verify', REPO])
+    assert verified['code'] == 0, verified
+
+
+@pytest.mark.parametrize(('there', 'options', 'message'), [
+    ('public', ['--private'], 'someone/pico is public, and --private was asked for: nothing was sent'),
+    ('foreign', [], 'someone/pico holds what no push of randwire-zoo made (README.md)'),
+    ('edited', [], 'someone/pico has been changed since the last push, by commit '),
+    ('other', [], 'someone/pico holds another network, randwire_ws_pico.other, not randwire_ws_pico.noise'),
+])
+def test_what_is_not_this_networks_own_is_left_alone_until_it_is_to_be_replaced(
+        there: str, options: list[str], message: str, server: HubServer, client: HubClient, staged: Path,
+        tmp_path: Path) -> None:
+    home = tmp_path / 'home'
+    if there == 'foreign':
+        server.create(REPO, {'README.md': b'mine'})
+    else:
+        first = restage(staged, 'first', 'other') if there == 'other' else staged
+        assert client.hub(home, ['push', first, REPO])[0]['code'] == 0
+    if there == 'edited':
+        server.move_head(REPO, {'README.md': server.files(REPO)['README.md'] + b'\nEdited by hand.\n'})
+        assert 'README.md is not what is rendered' in one_line(client.hub(home, ['verify', REPO])[0], 1)
+    before = server.commits(REPO), server.files(REPO), server.tags(REPO)
+    pushed = restage(staged, 'pushed', 'noise') if there == 'public' else staged
+    refused, = client.hub(home, ['push', pushed, REPO, *options])
+    assert message in one_line(refused, 1) and '--overwrite' in refused['err']
+    assert (server.commits(REPO), server.files(REPO), server.tags(REPO)) == before
+    start = len(server.log)
+    if there != 'public':
+        proposed, = client.hub(home, ['push', pushed, REPO, '--pull-request'])
+        assert proposed['code'] == 0 and proposed['out'] == '' and '/discussions/1' in proposed['err']
+        assert set(server.proposals(REPO)[0]) - {'.gitattributes'} == {path.name for path in pushed.iterdir()}
+        assert (server.commits(REPO), server.files(REPO)) == before[:2] and not any(
+            '/repos/create' in request for request in server.log[start:])
+    done, = client.hub(home, ['push', pushed, REPO, *options, '--overwrite'])
+    assert done['code'] == 0
+    assert set(server.files(REPO)) - {'.gitattributes'} == {path.name for path in pushed.iterdir()}
+    assert client.hub(home, ['verify', REPO])[0]['code'] == 0
+
+
+def test_a_private_repository_is_made_private_and_stays_it(
+        server: HubServer, client: HubClient, staged: Path, tmp_path: Path) -> None:
+    for options in (['--private'], []):
+        pushed, = client.hub(tmp_path / 'home', ['push', staged, REPO, *options])
+        assert pushed['code'] == 0 and server.is_private(REPO)
+
+
+def test_a_proposal_goes_to_a_repository_of_others_and_never_makes_one(
+        server: HubServer, client: HubClient, staged: Path, tmp_path: Path) -> None:
+    server.create('else/pico', {'README.md': b'theirs'})
+    proposed, none = client.hub(tmp_path / 'home', ['push', staged, 'else/pico', '--pull-request'],
+                                ['push', staged, REPO, '--pull-request'])
+    assert proposed['code'] == 0 and len(server.proposals('else/pico')) == 1
+    assert 'there is no such repository' in one_line(none, 1) and server.repositories() == ['else/pico']
 
 
 def test_a_flipped_byte_is_refused_by_every_way_of_loading_and_both_hashes_are_named(
-        server: HubServer, staged: Path, tmp_path: Path) -> None:
-    pushed, = hub(server, tmp_path / 'home', ['push', staged, REPO])
+        server: HubServer, client: HubClient, staged: Path, tmp_path: Path) -> None:
+    pushed, = client.hub(tmp_path / 'home', ['push', staged, REPO])
     overlay = tmp_path / 'weights.json'
     overlay.write_text(pushed['out'])
     row, = json.loads(pushed['out']).values()
     server.flip_byte(REPO, 'model.safetensors')
-    created, pulled, by_repo, verified = run(
-        server, tmp_path / 'fresh', f'results.append(logits({NAME!r}))\n' + '\n'.join(
+    created, pulled, by_repo, verified = overlaid(
+        server, tmp_path / 'fresh', overlay, f'results.append(logits({NAME!r}))\n' + '\n'.join(
             f'results.append(command("hub", {part}))' for part in (
-                f'"pull", {NAME!r}', f'"pull", {REPO!r}', f'"verify", {NAME!r}')), RANDWIRE_ZOO_WEIGHTS=str(overlay))
+                f'"pull", {NAME!r}', f'"pull", {REPO!r}', f'"verify", {NAME!r}')))
     assert created[0] == 'ValueError' and f'{NAME}.noise ({REPO}@{row["revision"]}) has been altered' in created[1]
-    assert created[1].count(row['sha256']) == 1 and 'has sha256' in created[1]
+    assert f'and must have {row["sha256"]}' in created[1] and 'no better' in created[1]
     for result in (pulled, by_repo, verified):
-        assert result['code'] == 1 and 'altered' in result['err'] and result['err'].count('\n') == 1
-    pushed, = hub(server, tmp_path / 'home', ['push', staged, REPO])
-    assert pushed['code'] == 1 and 'has been altered' in pushed['err']
+        assert 'altered' in one_line(result, 1)
+    weights = f'/{REPO}/resolve/{row["revision"]}/model.safetensors'
+    assert not list((tmp_path / 'fresh').rglob('snapshots/*/model.safetensors')) or by_repo['code'] == 1
+    assert server.log.count(f'GET {weights}') >= 2, 'it was not fetched once more'
+    again, = client.hub(tmp_path / 'home', ['push', staged, REPO])
+    assert 'has been altered' in one_line(again, 1)
+
+
+def test_a_bad_file_in_the_cache_is_set_aside_and_fetched_once_more(
+        server: HubServer, client: HubClient, staged: Path, tmp_path: Path) -> None:
+    pushed, = client.hub(tmp_path / 'home', ['push', staged, REPO])
+    overlay = tmp_path / 'weights.json'
+    overlay.write_text(pushed['out'])
+    row, = json.loads(pushed['out']).values()
+    own = str(tmp_path / 'own')
+    right, altered, again, gone = overlaid(server, tmp_path / 'fresh', overlay, f'''
+import logging, os, pathlib
+results.append(logits({NAME!r}, cache_dir={own!r}))
+blob, = (path.resolve() for path in pathlib.Path({own!r}).rglob('snapshots/*/model.safetensors'))
+data = bytearray(blob.read_bytes())
+data[-1] ^= 1
+before = blob.stat()
+blob.write_bytes(data)
+os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))
+results.append(logits({NAME!r}, cache_dir={own!r}))
+results.append([path.name for path in blob.parent.iterdir()])
+constants.HF_HUB_OFFLINE = True
+blob.write_bytes(data)
+results.append(logits({NAME!r}, cache_dir={own!r}))
+''')
+    assert right == altered, 'a byte that changed without its time was not noticed'
+    assert sorted(again) == sorted([row['sha256'], f'{row["sha256"]}.altered'])
+    assert gone[0] == 'HubError' and 'has been altered' in gone[1] and 'cannot be fetched anew' in gone[1]
+    log = (tmp_path / 'fresh' / 'client.log').read_text()
+    assert log.count('it was set aside as') == 1
 
 
 @pytest.mark.parametrize('kwargs', [{}, {'num_classes': 3}, {'features_only': True}])
@@ -335,74 +730,138 @@ def test_a_missing_tensor_is_noticed_by_timm_for_any_number_of_classes(kwargs: d
         timm.create_model(f'local-dir:{staged}', pretrained=True, **kwargs)
 
 
-def test_push_and_the_hubs_refusals(server: HubServer, staged: Path, tmp_path: Path) -> None:
+def test_push_and_the_hubs_refusals(server: HubServer, client: HubClient, staged: Path, tmp_path: Path) -> None:
     home = tmp_path / 'home'
-    other, = hub(server, home, ['push', staged, 'else/pico'])
-    assert other['code'] == 3 and 'else/pico: the token may not do this' in other['err']
-    bad, = hub(server, home, ['push', staged, REPO], token='hf_wrong')
-    assert bad['code'] == 3 and 'the Hub does not accept the token' in bad['err']
-    none, = hub(server, home, ['push', staged, REPO], token=None)
-    assert none['code'] == 3 and 'there is no token; set HF_TOKEN' in none['err']
+    other, = client.hub(home, ['push', staged, 'else/pico'])
+    assert 'else/pico: the token may not do this' in one_line(other, 3)
+    bad, = client.hub(home, ['push', staged, REPO], token='hf_wrong')
+    assert 'the Hub does not accept the token' in one_line(bad, 3)
+    none, = client.hub(home, ['push', staged, REPO], token=None)
+    assert 'there is no token; set HF_TOKEN' in one_line(none, 3)
     assert server.repositories() == []
     server.moves_before_commit = 1
-    stale, dry = hub(server, home, ['push', staged, REPO], ['push', staged, REPO, '--dry-run'])
-    assert stale['code'] == 3 and 'its head has moved since this began' in stale['err']
+    stale, dry = client.hub(home, ['push', staged, REPO], ['push', staged, REPO, '--dry-run'])
+    assert 'its head has moved since this began' in one_line(stale, 3)
     assert 'model.safetensors' not in server.files(REPO)
+    # A tag of that name that is elsewhere stays where it is, and stops nothing.
     tag = dry['err'].split('tag the commit ')[1].split()[0]
     server.tag(REPO, tag)
-    taken, = hub(server, home, ['push', staged, REPO])
-    assert taken['code'] == 1 and f'the tag {tag} is at' in taken['err'] and 'never moved' in taken['err']
-    assert server.tags(REPO)[tag] != server.commits(REPO)[-1]
+    taken, = client.hub(home, ['push', staged, REPO, '--overwrite'])
+    assert taken['code'] == 0 and server.tags(REPO)[f'{tag}.2'] == server.commits(REPO)[-1] != server.tags(REPO)[tag]
 
 
 def test_a_dry_run_and_a_server_that_dies_before_the_commit_leave_the_repository_as_it_was(
-        server: HubServer, staged: Path, tmp_path: Path) -> None:
-    server.create(REPO, {'README.md': b'old'})
-    before = server.files(REPO)
-    dry, = hub(server, tmp_path / 'home', ['push', staged, REPO, '--dry-run'])
-    assert dry['code'] == 0 and server.log == []
+        server: HubServer, client: HubClient, staged: Path, tmp_path: Path) -> None:
+    dry, first = client.hub(tmp_path / 'home', ['push', staged, REPO, '--dry-run'], ['verify', REPO])
+    assert dry['code'] == 0 and first['code'] == 3 and len(server.log) == 1
+    assert client.hub(tmp_path / 'home', ['push', staged, REPO])[0]['code'] == 0
+    before, other = server.files(REPO), restage(staged, 'other', 'noise')
     server.die_before_commit = True
-    died, = hub(server, tmp_path / 'home', ['push', staged, REPO])
+    died, = client.hub(tmp_path / 'home', ['push', other, REPO])
     assert died['code'] == 3 and died['err'].count('randwire-zoo: error: ') == 1
     server.start()
-    assert server.files(REPO) == before
-    pushed, = hub(server, tmp_path / 'home', ['push', staged, REPO])
-    assert pushed['code'] == 0 and len(server.commits(REPO)) == 2
+    assert server.files(REPO) == before and client.hub(tmp_path / 'home', ['verify', REPO])[0]['code'] == 0
+    pushed, = client.hub(tmp_path / 'home', ['push', other, REPO])
+    assert pushed['code'] == 0 and len(server.commits(REPO)) == 3
 
 
-def test_what_cannot_be_had_is_named_with_its_cause(server: HubServer, staged: Path, tmp_path: Path) -> None:
+def test_a_push_that_was_stopped_before_its_tag_is_finished_without_a_commit(
+        server: HubServer, client: HubClient, staged: Path, tmp_path: Path) -> None:
+    assert client.hub(tmp_path / 'home', ['push', staged, REPO])[0]['code'] == 0
+    tag, = server.tags(REPO)
+    server.delete(REPO, tag)
+    again, = client.hub(tmp_path / 'home', ['push', staged, REPO])
+    assert again['code'] == 0 and server.tags(REPO) == {tag: server.commits(REPO)[-1]}
+    assert len(server.commits(REPO)) == 2
+
+
+def test_a_falsified_repository_and_one_of_stock_timm_are_told_apart_and_precisely(
+        server: HubServer, client: HubClient, staged: Path, tmp_path: Path) -> None:
+    home, files = tmp_path / 'home', {path.name: path.read_bytes() for path in staged.iterdir()}
+    card = render_card(staged, REPO).encode()
+    metric = f'value: {json.loads(read_metadata(staged / "model.safetensors")["metrics"])["top1"]}'.encode()
+    assert metric in card
+    server.create(REPO, {**files, 'README.md': card.replace(metric, b'value: 99.9', 1)})
+    server.create('someone/more', {**files, 'README.md': card, 'pytorch_model.bin': b'x'})
+    model: Any = timm.create_model(NAME, num_classes=3)
+    timm.models.save_for_hf(model, str(tmp_path / 'stock'), safe_serialization='both')
+    server.create('someone/stock', {path.name: path.read_bytes() for path in (tmp_path / 'stock').iterdir()})
+    falsified, more, stock, pulled = client.hub(home, ['verify', REPO], ['verify', 'someone/more'],
+                                                ['verify', 'someone/stock'], ['pull', 'someone/stock'])
+    assert "README.md is not what is rendered of the folder" in one_line(falsified, 1) and "99.9'" in falsified['err']
+    assert 'holds pytorch_model.bin, which no push made' in one_line(more, 1)
+    said = one_line(stock, 1)
+    assert 'such as timm itself pushes: it lacks graphs.json, probe.safetensors, README.md, wiring.png' in said
+    assert pulled['code'] == 0
+
+
+def test_what_cannot_be_had_is_named_with_its_cause(
+        server: HubServer, client: HubClient, staged: Path, tmp_path: Path) -> None:
     home, weights = tmp_path / 'home', (staged / 'model.safetensors').read_bytes()
     server.create('someone/empty', {'README.md': b'x'})
     server.create('someone/gated', {'model.safetensors': weights}, gated=True)
     server.create('someone/private', {'model.safetensors': weights}, private=True)
+    server.create('someone/forbidden', {'model.safetensors': weights})
+    server.forbidden.add('someone/forbidden')
     targets = ['someone/nowhere@main', 'someone/empty@main', f'someone/empty@{"0" * 40}', 'someone/gated@main',
-               'someone/private@main']
-    results = hub(server, home, *(['pull', target] for target in targets), token=None)
+               'someone/private@main', 'someone/forbidden@main']
+    results = client.hub(home, *(['pull', target] for target in targets), token=None)
     causes = ['not published', 'the repository has no model.safetensors', 'no such revision', 'the repository is gated',
-              'not published']
+              'not published', 'the token may not do this']
     for target, result, cause in zip(targets, results, causes, strict=True):
-        assert result['code'] == 3 and f'{target}: ' in result['err'] and cause in result['err'], result
-        assert result['err'].count('\n') == 1
-    usage = hub(server, home, ['pull', 'randwire_ws_c109'], ['verify', 'nothing'], ['pull', 'a/b/c@d'],
-                ['manifest', 'add'])
+        assert cause in one_line(result, 3) and f'{target}: ' in result['err'], result
+    usage = client.hub(home, ['pull', 'randwire_ws_c109'], ['verify', 'nothing'], ['pull', 'a/b/c@d'],
+                       ['manifest', 'add'])
     assert [result['code'] for result in usage] == [2, 2, 2, 2]
 
 
 def test_broken_downloads_end_in_one_line_or_in_the_whole_file(
-        server: HubServer, staged: Path, tmp_path: Path) -> None:
+        server: HubServer, client: HubClient, staged: Path, tmp_path: Path) -> None:
     commit = server.create(REPO, {'model.safetensors': (staged / 'model.safetensors').read_bytes()})
     home, target = tmp_path / 'home', f'{REPO}@{commit}'
     server.cut_downloads = 100
-    cut, = hub(server, home, ['pull', target])
-    assert cut['code'] == 3 and target in cut['err'] and cut['err'].splitlines()[-1].startswith('randwire-zoo: error: ')
+    cut, = client.hub(home, ['pull', target])
+    assert target in one_line(cut, 3)
     server.cut_downloads = 0
     server.short_bodies = 100
-    short, = hub(server, home, ['pull', target])
-    assert short['code'] == 3 and target in short['err']
+    short, = client.hub(home, ['pull', target])
+    assert target in one_line(short, 3)
     server.short_bodies = 0
     server.cut_downloads = 1
-    whole, = hub(server, home, ['pull', target])
+    whole, = client.hub(home, ['pull', target])
     assert whole['code'] == 0 and Path(whole['out'].strip()).read_bytes() == (staged / 'model.safetensors').read_bytes()
+
+
+def test_a_silent_hub_ends_a_command_after_its_timeout_and_at_the_first_interrupt(
+        server: HubServer, staged: Path, tmp_path: Path) -> None:
+    def start(*arguments: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, '-m', 'randwire_zoo', 'hub', *map(str, arguments)], stderr=subprocess.PIPE, text=True,
+            env=server.environment(tmp_path / 'home', OMP_NUM_THREADS='1'), cwd=tmp_path)
+
+    server.create(REPO, {'model.safetensors': b'x'})
+    server.silent = True
+    waiting = start('pull', REPO, '--timeout', 2), start('pull', f'{REPO}@{"1" * 40}', '--timeout', 60)
+    wait_for(lambda: sum(request.startswith('HEAD') for request in server.log) == 2)
+    waiting[1].send_signal(signal.SIGINT)
+    began = time.monotonic()
+    assert waiting[1].wait(10) == 130 and 'interrupted' in waiting[1].communicate()[1]
+    assert waiting[0].wait(10) == 3 and time.monotonic() - began < 8
+    assert f'{REPO}: gave up after 2 s (--timeout)' in waiting[0].communicate()[1]
+
+    server.silent = 'PUT'  # an upload, which the client leaves to threads of its own
+    upload = start('push', staged, 'someone/new', '--timeout', 60)
+    wait_for(lambda: any(request.startswith('PUT') for request in server.log))
+    upload.send_signal(signal.SIGINT)
+    assert upload.wait(10) == 130 and 'interrupted' in upload.communicate()[1]
+    assert list(server.files('someone/new')) == ['.gitattributes'], 'half a push'
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_without_a_network_the_error_says_what_was_wanted_and_how_long_it_was_tried(
@@ -411,20 +870,28 @@ def test_without_a_network_the_error_says_what_was_wanted_and_how_long_it_was_tr
            'graphs_sha256': read_metadata(staged / 'model.safetensors')['graphs_sha256']}
     overlay = tmp_path / 'weights.json'
     overlay.write_text(json.dumps({f'{NAME}.noise': row}))
-    code = f'results.append(logits({NAME!r}))'
-    offline, = run(server, tmp_path / 'home', code, RANDWIRE_ZOO_WEIGHTS=str(overlay), HF_HUB_OFFLINE='1')
+    server.stop()
+    refused, offline = overlaid(server, tmp_path / 'home', overlay, f'''
+results.append(logits({NAME!r}))
+constants.HF_HUB_OFFLINE = True
+results.append(logits({NAME!r}))
+''')
+    server.start()
     what = f'{NAME}.noise ({REPO}@{"1" * 40}): it is not in the cache, and '
     assert offline == ['HubError', what + 'HF_HUB_OFFLINE is set']
-    server.stop()
-    refused, = run(server, tmp_path / 'home', code, RANDWIRE_ZOO_WEIGHTS=str(overlay))
     assert refused[0] == 'HubError'
     assert refused[1].startswith(f'{what}{server.url} could not be reached (gave up after ')
 
 
-def test_a_safetensors_file_without_its_epoch_is_not_staged(
-        trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save_weights(timm.create_model(NAME), tmp_path / 'weights.safetensors')
-    assert main(['hub', 'stage', str(tmp_path / 'weights.safetensors'), '--tag', 'noise', '--license', 'mit',
-                 '--recipe', str(trained / 'args.yaml'), '--summary', str(trained / 'summary.csv'), '-o',
-                 str(tmp_path / 'out')]) == 1
-    assert 'does not say of which epoch it is' in capsys.readouterr().err
+def test_transformers_loads_what_is_published_with_its_labels(unusual: Path, staged: Path) -> None:
+    transformers = pytest.importorskip('transformers')
+    model = transformers.AutoModelForImageClassification.from_pretrained(staged)
+    assert model.config.id2label[3] == 'kind 3'
+    ours: Any = timm.create_model(f'local-dir:{staged}', pretrained=True).eval()
+    batch = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.eval()(batch).logits, ours(batch), rtol=0, atol=0)
+    classify = transformers.pipeline('image-classification', str(staged), device='cpu')
+    found = classify(Image.new('RGB', (80, 60), (200, 30, 30)), top_k=10)
+    assert {answer['label'] for answer in found} == {f'kind {i}' for i in range(10)}
+    assert transformers.AutoModel.from_pretrained(staged)(batch).pooler_output.shape == (2, ours.num_features)

@@ -6,16 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
+import torch
 
 from randwire_zoo.cli import main
 from randwire_zoo.frozen import load_graphs
 from randwire_zoo.graphs import graphs_sha256
-from randwire_zoo.manifest import PACKAGED, PublishedWeights, check_file, read_manifest
+from randwire_zoo.manifest import PACKAGED, PublishedWeights, fetch, read_manifest, read_weights
+from randwire_zoo.models import WEIGHTS
 
 NAME = 'randwire_ws_pico'
 ROW: dict[str, Any] = {
@@ -57,30 +60,76 @@ def test_the_overlay_makes_timms_configuration_and_comes_first(tmp_path: Path) -
         "['randwire_ws_pico.digits', 'randwire_ws_pico.mine']"], done.stderr
 
 
-@pytest.mark.parametrize(('table', 'message'), [
-    ('{', 'there is no such file'), ('[]', 'it must be an object with a row for each arch.tag'),
+WRONG: list[tuple[Any, str]] = [
     ({'randwire': ROW}, "'randwire' is no arch.tag"), ({f'{NAME}.x': {**ROW, 'sha': 1}}, 'unknown keys (sha)'),
+    ({f'{NAME}.ü': ROW}, 'is no arch.tag'), ({f'{NAME}.x': 7}, 'has no keys'),
     ({f'{NAME}.x': {**ROW, 'sha256': 'abc'}}, "sha256 must be 64 hexadecimal digits, got 'abc'"),
     ({f'{NAME}.x': {**ROW, 'revision': 'main'}}, "revision must be 40 hexadecimal digits, got 'main'"),
     ({f'{NAME}.x': {k: v for k, v in ROW.items() if k != 'size'}}, 'lacks size'),
     ({f'{NAME}.x': {**ROW, 'file': 'a'}}, 'must have either repo_id and revision, or file'),
     ({f'{NAME}.x': {**ROW, 'size': 0}}, 'size must be a number of bytes, got 0'),
-])
-def test_a_wrong_manifest_says_in_one_line_what_is_wrong(
-        table: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ({f'{NAME}.x': {**ROW, 'size': True}}, 'size must be a number of bytes, got True'),
+    ({f'{NAME}.x': {**ROW, 'input_size': None}}, 'input_size must be left out where there is none'),
+    ({f'{NAME}.x': {**ROW, 'revision': None}}, 'revision must be left out where there is none'),
+    ({f'{NAME}.x': {**{k: v for k, v in ROW.items() if k not in ('repo_id', 'revision')}, 'file': []}},
+     'file must be one line of text, got []'),
+    ({f'{NAME}.x': {**ROW, 'num_classes': '10'}}, "num_classes must be a number of classes, got '10'"),
+    ({f'{NAME}.x': {**ROW, 'mean': [0.5]}}, 'mean must be a number for each of the 3 channels'),
+    ({f'{NAME}.x': {**ROW, 'crop_pct': '0.9'}}, "crop_pct must be a number above 0, got '0.9'"),
+    ({f'{NAME}.x': {**ROW, 'model_args': {'num_classes': 3}}}, 'model_args must be a mapping without num_classes'),
+    ({f'{NAME}.x': {**ROW, 'metrics': {'top1': '50'}}}, 'metrics must be numbers by name'),
+    ({f'{NAME}.x': {**ROW, 'label_names': ['a']}}, 'label_names has 1 names for 3 classes'),
+    ({f'{NAME}.x': {**ROW, 'license': 'MIT\nevil: 1'}}, 'license must be one line of text'),
+    ({f'{NAME}.x': {**ROW, 'repo_id': 'http://x/y'}}, 'a repository is named OWNER/NAME'),
+]
+
+
+@pytest.mark.parametrize(('table', 'message'), WRONG, ids=[message for _, message in WRONG])
+def test_a_wrong_row_costs_itself_and_is_told_in_one_line(
+        table: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+        caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / 'weights.json'
-    if table != '{':
-        path.write_text(table if isinstance(table, str) else json.dumps(table))
+    path.write_text(json.dumps({**table, f'{NAME}.right': ROW}))
+    assert main(['hub', 'manifest', 'list', '--manifest', str(path)]) == 0
+    said = capsys.readouterr()
+    assert str(path) in said.err and message in said.err and said.err.count('\n') == 1
+    assert f'{NAME}.right' in said.out
+    assert main(['hub', 'manifest', 'check', '--manifest', str(path)]) == 1
+    assert capsys.readouterr().out == '1 rows are right, 1 wrong\n'
+    monkeypatch.setenv('RANDWIRE_ZOO_WEIGHTS', str(path))
+    assert list(read_manifest()) == [f'{NAME}.right', f'{NAME}.digits']
+    record, = caplog.records
+    assert message in record.getMessage() and record.getMessage().endswith('; the row is left out')
+
+
+@pytest.mark.parametrize(('text', 'message'), [
+    (None, 'there is no such file'), ('{', 'is no JSON'), ('[]', 'it must be an object with a row for each arch.tag'),
+])
+def test_what_is_no_manifest_is_an_error_where_it_is_named_and_left_out_where_it_is_laid_over(
+        text: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+        caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / 'weights.json'
+    if text is not None:
+        path.write_text(text)
     assert main(['hub', 'manifest', 'list', '--manifest', str(path)]) == 2
     said = capsys.readouterr().err
     assert str(path) in said and message in said and said.count('\n') == 1
+    monkeypatch.setenv('RANDWIRE_ZOO_WEIGHTS', str(path))
+    assert list(read_manifest()) == [f'{NAME}.digits']
+    record, = caplog.records
+    assert record.getMessage().startswith('RANDWIRE_ZOO_WEIGHTS ') and message in record.getMessage()
 
 
-def test_a_wrong_overlay_leaves_timm_usable_with_one_warning(tmp_path: Path) -> None:
-    (tmp_path / 'weights.json').write_text(json.dumps({'randwire_ws_nobody.x': ROW}))
-    done = python('import timm; print(timm.is_model("resnet18"))', tmp_path,
+def test_an_overlay_with_wrong_rows_leaves_every_name_and_command(tmp_path: Path) -> None:
+    rows = {'randwire_ws_nobody.x': ROW, f'{NAME}.bad': {**ROW, 'num_classes': '3'}, f'{NAME}.mine': ROW}
+    (tmp_path / 'weights.json').write_text(json.dumps(rows))
+    done = python('import sys, timm; print(timm.is_model("resnet18"), timm.is_model("randwire_ws_c109"))\n'
+                  'print(timm.get_pretrained_cfg("randwire_ws_pico").tag)\n'
+                  'from randwire_zoo.cli import main; sys.exit(main(["list", "--filter", "*pico"]))', tmp_path,
                   RANDWIRE_ZOO_WEIGHTS=str(tmp_path / 'weights.json'))
-    assert done.stdout == 'True\n' and 'there is no frozen name randwire_ws_nobody' in done.stderr
+    assert done.returncode == 0 and done.stdout.startswith('True True\nmine\n') and 'digits, mine' in done.stdout
+    assert len(done.stderr.splitlines()) == 2, done.stderr
+    assert 'there is no such network' in done.stderr and 'randwire_ws_pico.bad: num_classes must be' in done.stderr
 
 
 def test_add_checks_the_wiring_and_keeps_the_other_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,14 +145,38 @@ def test_add_checks_the_wiring_and_keeps_the_other_rows(tmp_path: Path, capsys: 
     assert main(['hub', 'manifest', 'add', str(row), '--manifest', str(path)]) == 2
 
 
-def test_an_altered_file_is_refused_after_it_was_found_right_before(tmp_path: Path) -> None:
-    path = tmp_path / 'file'
-    path.write_bytes(b'weights')
-    right = hashlib.sha256(b'weights').hexdigest()
-    check_file(path, 7, right, 'these')
-    with pytest.raises(ValueError, match=r'these has been altered: .* has 7 bytes and must have 8'):
-        check_file(path, 8, right, 'these')
-    path.write_bytes(b'wEights')
-    os.utime(path, ns=(1, 1))
-    with pytest.raises(ValueError, match=f'has sha256 {hashlib.sha256(b"wEights").hexdigest()} and must have {right}'):
-        check_file(path, 7, right, 'these')
+def test_a_file_is_hashed_each_time_and_what_is_hashed_is_what_is_loaded(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packaged = read_manifest(PACKAGED)[f'{NAME}.digits']
+    path = tmp_path / 'model.safetensors'
+    path.write_bytes(Path(str(packaged.file)).read_bytes())
+    row, before = replace(packaged, file=str(path)), path.stat()
+    right = read_weights(row)
+    altered = bytearray(path.read_bytes())
+    altered[-1] ^= 1
+    path.write_bytes(altered)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for read in (fetch, read_weights):
+        with pytest.raises(ValueError, match=f'has sha256 {hashlib.sha256(altered).hexdigest()} and must have'):
+            read(row)
+    path.write_bytes(altered[:-1])
+    with pytest.raises(ValueError, match=rf'has {row.size - 1:,} bytes and must have {row.size:,}'):
+        fetch(row)
+
+    # Whoever swaps the file after it was hashed changes nothing: timm does not open it again.
+    real = Path.read_bytes
+
+    def swap(self: Path) -> bytes:
+        data = real(self)
+        if self == path:
+            self.write_bytes(altered)
+        return data
+
+    path.write_bytes(Path(str(packaged.file)).read_bytes())
+    monkeypatch.setattr(Path, 'read_bytes', swap)
+    monkeypatch.setitem(WEIGHTS, packaged.name, row)
+    model: Any = timm.create_model(NAME, pretrained=True)
+    assert real(path) == altered and model.pretrained_cfg['file'] == packaged.file
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, right[name]), name
+    json.dumps(model.pretrained_cfg)  # no tensors in it
