@@ -359,7 +359,7 @@ def open_images(
     """
     is_folder = not dataset
     if is_folder and (data_dir is None or not Path(data_dir).is_dir()):
-        raise FileNotFoundError(f'no data folder {data_dir}; name one with --data-dir')
+        raise FileNotFoundError(f'no data folder{f" {data_dir}" if data_dir else ""}; name one with --data-dir')
     mode = input_img_mode or ('L' if input_size[0] == 1 else 'RGB')
     try:
         images = create_dataset(

@@ -39,8 +39,8 @@ def as_train_py(settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 @pytest.mark.parametrize('change', [
     {},
-    {'gp': 'max'},
-    {'gp': 'avgmax', 'drop': 0.2, 'drop_path': 0.1},
+    {'gp': 'max', 'img_size': 96},
+    {'gp': 'avgmax', 'drop': 0.2, 'drop_path': 0.1, 'img_size': 96},
     {'in_chans': 1, 'mean': [0.5], 'std': [0.25]},
     {'img_size': None, 'input_size': [1, 34, 30], 'mean': [0.1307], 'std': [0.3081]},
     {'mean': [0.4], 'std': [0.2], 'interpolation': 'bicubic', 'crop_pct': 0.9},

@@ -217,7 +217,7 @@ def test_a_resumed_run_writes_nothing_unless_there_is_something_to_train(images:
     # The best epoch is the last one: model_best and the checkpoint are two names of one file.
     assert contents(tmp_path) == before
     # One more epoch, with half of a copy that a kill left behind; in a folder that has moved.
-    (first.folder / 'model_best.pth.tar.tmp').write_bytes(b'half')
+    (first.folder / 'checkpoint-7.pth.tar.tmp').write_bytes(b'half')
     moved = shutil.copytree(first.folder, tmp_path / 'elsewhere' / 'moved')
     longer = train(resume=str(moved / 'last.pth.tar'), epochs=3, progress=False)
     assert [row['epoch'] for row in longer.history] == [0, 1, 2] and longer.folder == moved
