@@ -245,7 +245,9 @@ def _fine_tune_detector(
         command.append('--resume')
     command += ['OUTPUT_DIR', str(run), 'SEED', str(network.training_seed), *overrides]
     with open(run / 'stdout.txt', 'a', encoding='utf-8') as log:
-        code = run_child(command, log, {**os.environ, 'DETECTRON2_DATASETS': str(data)}, held)
+        # Data sets by their folders, whatever backbone the config has.
+        code = run_child(command, log, {'DETECTRON2_ENV_MODULE': 'randwire_zoo.detection.datasets', **os.environ,
+                                        'DETECTRON2_DATASETS': str(data)}, held)
     if code:
         tail = (run / 'stdout.txt').read_text(encoding='utf-8', errors='replace').strip().splitlines()[-1:]
         raise RuntimeError(f'train_net.py ended with {code}: {"".join(tail)}')
