@@ -16,7 +16,7 @@ STAMP := $(VENV)/.randwire_zoo_installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check mutants upstream benchmark clean
+.PHONY: help install quickstart test check mutants upstream benchmark docs clean
 
 help:  ## this list
 	@echo 'make TARGET [PYTHON=python3.12]; the targets:'
@@ -49,8 +49,11 @@ mutants: install  ## mutation testing, hours; MUTANTS='graphs hub/' narrows it
 upstream: install  ## fetch timm's scripts and detectron2, and build its wheel, for the tests that need them
 	$(BIN)/python tests/upstream.py
 
-benchmark: install  ## measure speed, memory and import time side by side
-	@set -e; for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+benchmark: install  ## measure speed, memory and imports into docs/data; PEERS='DIR DIR' are clones of the others
+	PYTHON=$(BIN)/python sh benchmarks/all.sh docs/data $(PEERS)
+
+docs: install  ## fill the figures of the documents in from docs/data, docs/studies and the package's data
+	$(BIN)/python docs/render.py
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

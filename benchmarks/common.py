@@ -1,28 +1,119 @@
-"""What the benchmarks share: paired timing, and a line about the machine."""
+"""What the benchmarks share: paired timing, and the file that a run leaves: raw values, and where they come from."""
 from __future__ import annotations
 
+import argparse
+import json
+import os
 import platform
+import shlex
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
-__all__ = ['describe_machine', 'paired_seconds', 'ratio']
+from randwire_zoo.files import write_atomically
+from randwire_zoo.provenance import provenance
+
+__all__ = ['add_json_argument', 'compiler', 'describe', 'paired_seconds', 'ratio', 'to_json', 'write_json']
+
+ROOT = Path(__file__).resolve().parents[1]
+#: Instruction sets that decide how fast products are.
+INSTRUCTIONS = ('avx2', 'fma', 'avx512f', 'avx512_bf16', 'avx512_fp16', 'amx_tile', 'amx_bf16', 'asimd', 'bf16', 'sve')
 
 
-def describe_machine() -> str:
-    """One line on processor, threads, device and versions, to stand under every table."""
-    cpu = platform.processor() or platform.machine()
+def describe(args: argparse.Namespace | None = None) -> dict[str, Any]:
+    """Where a measurement comes from: the package's provenance (versions, processor, threads, commit, date), the
+    command, and what else of the machine decides how fast it is.
+
+    Args:
+        args: The arguments of the script. Folders among them are no one else's and go, but for the commit of the clone
+            that lies there.
+    """
+    folders = {name: value for name, value in vars(args or argparse.Namespace()).items() if isinstance(value, Path)}
+    command = shlex.join(['python', f'benchmarks/{Path(sys.argv[0]).name}', *sys.argv[1:]])
+    for name, folder in folders.items():
+        command = command.replace(shlex.quote(str(folder)), folder.name if folder.suffix else name.upper())
+    found = provenance()
+    del found['kernels']  # a benchmark says so of every run
+    meminfo = Path('/proc/meminfo')
+    memory = int(meminfo.read_text().split()[1]) / 2 ** 20 if meminfo.is_file() else None  # kB, MemTotal
+    return {
+        'command': command, **found,
+        # What one benchmark writes into docs does not concern the next one.
+        'changed_since_commit': bool(_git('status', '--porcelain', '--', '.', ':(exclude)docs')),
+        'clones': {name: _git('rev-parse', 'HEAD', folder=folder) for name, folder in folders.items()
+                   if folder.is_dir()},
+        'instructions': _instructions(), 'memory_gib': memory and round(memory, 1),
+        'system': f'{platform.system()} {platform.machine()}', 'compiler': _compiler_version(),
+        'numpy': version('numpy'), 'networkx': version('networkx')}
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    """`--json FILE`."""
+    parser.add_argument('--json', type=Path, metavar='FILE',
+                        help='write every single value there, with machine, versions, commit, date and command')
+
+
+def write_json(args: argparse.Namespace, results: Any) -> dict[str, Any]:
+    """What was measured together with where it comes from; written to `--json` if that was given."""
+    record = {**describe(args), 'results': results}
+    if args.json:
+        write_atomically(args.json, to_json(record) + '\n')
+    return record
+
+
+def to_json(value: Any, indent: int = 0) -> str:
+    """JSON in which numbers have six digits, and what fits has one line, as have lists of numbers."""
+    value = _rounded(value) if not indent else value
+    line = json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, (dict, list)) or len(line) + indent <= 110 or (
+            isinstance(value, list) and not any(isinstance(item, (dict, list, str)) for item in value)):
+        return line
+    inner = indent + 1
+    lines = ([f'{" " * inner}{json.dumps(name, ensure_ascii=False)}: {to_json(item, inner)}'
+              for name, item in value.items()] if isinstance(value, dict) else
+             [f'{" " * inner}{to_json(item, inner)}' for item in value])
+    first, last = '{}' if isinstance(value, dict) else '[]'
+    return f'{first}\n' + ',\n'.join(lines) + f'\n{" " * indent}{last}'
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f'{value:.6g}')
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _git(*arguments: str, folder: Path = ROOT) -> str | None:
+    done = subprocess.run(['git', *arguments], cwd=folder, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _instructions() -> list[str]:
     cpuinfo = Path('/proc/cpuinfo')
-    if cpuinfo.is_file():
-        names = [line.split(':', 1)[1].strip() for line in cpuinfo.read_text().splitlines()
-                 if line.startswith('model name')]
-        cpu = f'{len(names)} × {names[0]}' if names else cpu
-    gpu = f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else ''
-    return (f'{cpu}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}{gpu}, '
-            f'torch {torch.__version__}, Python {platform.python_version()}')
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    flags = next((line.split(':', 1)[1].split() for line in lines if line.startswith(('flags', 'Features'))), [])
+    return [name for name in INSTRUCTIONS if name in flags]
+
+
+def compiler() -> list[str]:
+    """The command of the C++ compiler, as the kernels find it."""
+    return shlex.split(os.environ.get('CXX', '')) or ['c++']
+
+
+def _compiler_version() -> str | None:
+    try:
+        return subprocess.run([*compiler(), '--version'], check=True, capture_output=True,
+                              text=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def paired_seconds(

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 
-from tabulate import tabulate
+from common import add_json_argument, write_json
+from tables import format_table, import_table, machine_line
 
 TIMED = 'import time; start = time.process_time(); {}; print(time.process_time() - start)'
 OFF = {'TORCH_DEVICE_BACKEND_AUTOLOAD': '0'}
@@ -40,21 +41,20 @@ def seconds(statement: str, variables: dict[str, str], before: str = 'pass') -> 
         [sys.executable, '-c', code], env={**env, **variables}, check=True, capture_output=True, text=True).stdout)
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--pairs', type=int, default=7, help='interpreters per side (default: 7)')
-    count = parser.parse_args().pairs
-    rows: list[list[str | float]] = []
+    add_json_argument(parser)
+    args = parser.parse_args(arguments)
+    pairs = {}
     for name, first, second in PAIRS:
         seconds(*first), seconds(*second)  # files into the page cache, bytecode onto the disk
-        pairs = [(seconds(*first), seconds(*second)) for _ in range(count)]
-        rows.append([name, *(1e3 * statistics.median(side) for side in zip(*pairs, strict=True)),
-                     1e3 * statistics.median(late - early for early, late in pairs)])
-    for name, before, statement in ALONE:
-        alone = statistics.median(seconds(statement, OFF, before) for _ in range(count))
-        rows.append([name, '', '', 1e3 * alone])
-    print(tabulate(rows, ['CPU ms, medians', 'first', 'second', 'difference'], floatfmt='.1f'))
+        pairs[name] = [(seconds(*first), seconds(*second)) for _ in range(args.pairs)]
+    alone = {name: [seconds(statement, OFF, before) for _ in range(args.pairs)] for name, before, statement in ALONE}
+    record = write_json(args, {'pairs': pairs, 'alone': alone})
+    print(machine_line(record))
+    print(format_table(import_table(record)))
 
 
 if __name__ == '__main__':

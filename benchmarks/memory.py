@@ -1,7 +1,7 @@
 """Peak memory of activations in evaluation, and of a training step.
 
-    python benchmarks/memory.py [--batch 8 --size 224] [NAME …]
-    python benchmarks/memory.py --train --seungwonpark CLONE --jiaminren CLONE [NAME …]
+    python benchmarks/memory.py [--batch 8 --size 224 --json FILE] [NAME …]
+    python benchmarks/memory.py --train --seungwonpark CLONE --jiaminren CLONE --beside resnet50 [--json FILE] [NAME …]
 
 Evaluation: every storage that an operator allocates is counted from its birth to its death, so the figure is exact and
 the same on every machine; it stands beside the sum of all node outputs and beside the widest cut of the graphs, that is
@@ -16,13 +16,14 @@ import os
 import subprocess
 import sys
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from common import describe_machine
-from tabulate import tabulate
+from common import add_json_argument, write_json
+from tables import evaluation_memory_table, format_table, machine_line, training_memory_table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -121,54 +122,56 @@ def _status(field: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
-def measure_training(args: argparse.Namespace) -> None:
-    """A table of all ways to train each network, each in its own process."""
-    for network in args.names:
-        ways: list[tuple[str, str, bool, bool]] = [(network, '', True, False)]
-        if args.device == 'cpu':
-            ways.append((f'{network}, native', '', True, True))
-        for peer in ('seungwonpark', 'jiaminren'):
-            if getattr(args, peer) and (peer != 'seungwonpark' or 'small' in network):
-                ways += [(peer, peer, False, False), (f'{peer}, channels_last', peer, True, False)]
-        rows = []
-        for label, peer, channels_last, native in ways:
-            case = {'network': network, 'peer': peer, 'clone': str(getattr(args, peer)) if peer else '',
-                    'channels_last': channels_last, 'native': native, 'batch': args.batch, 'size': args.size,
-                    'device': args.device}
-            done = subprocess.run([sys.executable, __file__, '--case', json.dumps(case)], check=True,
-                                  capture_output=True, text=True, env={**os.environ, 'MALLOC_ARENA_MAX': '1'})
-            rows.append((label, float(done.stdout.split()[-1])))
-        least = min((mib for label, mib in rows if not label.startswith(network)), default=float('nan'))
-        print(tabulate([(label, mib, mib / least) for label, mib in rows], floatfmt='.2f',
-                       headers=('training step', 'peak growth (MiB)', 'against the leanest peer')), flush=True)
+def measure_training(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """All ways to train each network, each in its own process."""
+    # implementation, mode, channels_last, native
+    ours = [('ours', 'eager', True, False), *([('ours', 'native', True, True)] if args.device == 'cpu' else [])]
+    ways = [(name, *way) for name in args.names for way in ours]
+    for peer, network in [(peer, name) for name in args.names for peer in ('seungwonpark', 'jiaminren')]:
+        if getattr(args, peer) and (peer != 'seungwonpark' or 'small' in network):
+            ways += [(network, peer, 'eager, contiguous', False, False), (network, peer, 'eager', True, False)]
+    ways += [(name, 'ours', 'eager', True, False) for name in args.beside]
+    cases = []
+    for network, implementation, mode, channels_last, native in ways:
+        peer = '' if implementation == 'ours' else implementation
+        case = {'network': network, 'peer': peer, 'clone': str(getattr(args, peer)) if peer else '',
+                'channels_last': channels_last, 'native': native, 'batch': args.batch, 'size': args.size,
+                'device': args.device}
+        done = subprocess.run([sys.executable, __file__, '--case', json.dumps(case)], check=True,
+                              capture_output=True, text=True, env={**os.environ, 'MALLOC_ARENA_MAX': '1'})
+        cases.append({'network': network, 'implementation': implementation, 'mode': mode,
+                      'mib': float(done.stdout.split()[-1])})
+    return sorted(cases, key=lambda case: [*args.names, *args.beside].index(case['network']))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('names', nargs='*', metavar='NAME', default=['randwire_ws_small_s1', 'randwire_ws_c109'])
     parser.add_argument('--batch', type=int, default=8)
     parser.add_argument('--size', type=int, default=224)
     parser.add_argument('--train', action='store_true')
+    parser.add_argument('--beside', nargs='*', default=[], metavar='NAME', help="timm's, such as resnet50; in training")
     parser.add_argument('--seungwonpark', type=Path, metavar='DIR', help='a clone; small regime only')
     parser.add_argument('--jiaminren', type=Path, metavar='DIR', help='a clone')
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--case', type=json.loads, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    add_json_argument(parser)
+    args = parser.parse_args(arguments)
     if args.case:
         print(train_once(args.case))
         return
-    print(describe_machine())
-    print(f'{"training" if args.train else "eval"}, batch {args.batch}, {args.size} px, fp32')
+    results: dict[str, Any] = {'batch': args.batch, 'size': args.size}
     if args.train:
-        measure_training(args)
-        return
-    rows = []
-    for name in args.names:
-        peak, nodes, cut = measure_evaluation(timm.create_model(name, device='cpu'), args.batch, args.size)
-        rows.append((name, peak, nodes, cut, peak / nodes, peak / cut))
-    print(tabulate(rows, floatfmt='.2f', headers=(
-        'network', 'peak of activations (MiB)', 'all node outputs (MiB)', 'widest cut (MiB)', 'peak / all',
-        'peak / widest cut')))
+        results['training'] = measure_training(args)
+    else:
+        figures = [measure_evaluation(timm.create_model(name, device='cpu'), args.batch, args.size)
+                   for name in args.names]
+        results['evaluation'] = [
+            {'network': name, 'peak_mib': peak, 'nodes_mib': nodes, 'cut_mib': cut}
+            for name, (peak, nodes, cut) in zip(args.names, figures, strict=True)]
+    record = write_json(args, results)
+    print(machine_line(record))
+    print(format_table(training_memory_table(record) if args.train else evaluation_memory_table(record)))
 
 
 if __name__ == '__main__':

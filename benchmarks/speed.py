@@ -1,22 +1,24 @@
-"""Images/s and training steps/s of RandWire networks beside others', in one run, beside the floors of the machine.
+"""Evaluation and training steps of RandWire networks beside others', in one run, beside the limits of the machine.
 
     python benchmarks/speed.py --network randwire_ws_small_s1 --seungwonpark CLONE --jiaminren CLONE
     python benchmarks/speed.py --network randwire_ws_c109 --beside resnet50 --dtype bfloat16
-    python benchmarks/speed.py --network randwire_ws_c109 --train --beside resnet50 --jiaminren CLONE
+    python benchmarks/speed.py --network randwire_ws_c109 --train --beside resnet50 --dtype float32 bfloat16
+    python benchmarks/speed.py --network randwire_ws_small_s1 --beside mobilenetv2_140 --batch 1 --size 320
+    python benchmarks/speed.py --network randwire_ws_small_s1 --beside mobilenetv2_140 --train --batch 64 --size 64
 
-Every network is run in each of its modes. The other implementations (clones of seungwonpark/RandWireNN and
+Every network is run in each of its modes and types. The other implementations (clones of seungwonpark/RandWireNN and
 JiaminRen/RandWireNN) get exactly our graphs. All runs take turns, round by round; figures are medians over the rounds,
 ratios are taken round by round. On the CPU all of them profit from memory that malloc keeps (`randwire_zoo.kernels`).
+Beside them stand the limits of `floors.py`, measured in the same process.
 """
 from __future__ import annotations
 
 import argparse
 import copy
 import importlib
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,9 +27,9 @@ import networkx as nx
 import timm
 import torch
 import torch.nn.functional as F
-from common import describe_machine, paired_seconds, ratio
-from floors import Floors, Rates, floors_of, measure_rates
-from tabulate import tabulate
+from common import add_json_argument, paired_seconds, write_json
+from floors import measure_limits, measure_network
+from tables import format_table, machine_line, speed_table
 from torch import Tensor, nn
 
 from randwire_zoo import deploy, use_kernels  # this registers the models, too
@@ -110,112 +112,102 @@ def jiaminren_network(clone: Path, model: Any) -> nn.Module:
 
 
 class Runs:
-    """What is to be timed: steps by name, with the floors of their network."""
+    """What is to be timed: steps, with what a record says of each."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.dtype = getattr(torch, args.dtype)
         self.device = torch.device(args.device)
-        images = torch.randn(args.batch, 3, args.size, args.size, device=self.device)
-        # Training keeps fp32 parameters and casts as autocast does; evaluation has everything in the type.
-        self.contiguous = images if args.train else images.to(self.dtype)
-        self.channels_last = self.contiguous.contiguous(memory_format=torch.channels_last)
+        self.images = torch.randn(args.batch, 3, args.size, args.size, device=self.device)
         self.steps: dict[str, Step] = {}
-        self.floors: dict[str, Floors] = {}
-        self.compile_seconds: dict[str, float] = {}
+        self.runs: list[dict[str, Any]] = []
 
-    def add(self, name: str, model: nn.Module, floors: Floors, compiled: bool = False, channels_last: bool = True,
-            kernels: str = 'torch') -> None:
-        """Add a network in one mode."""
-        images = self.channels_last if channels_last else self.contiguous
-        model = copy.deepcopy(model).to(self.device)
-        if channels_last:
-            model = model.to(memory_format=torch.channels_last)
+    def add(self, network: str, mode: str, model: nn.Module, floors: str, dtype: str, compiled: bool = False,
+            channels_last: bool = True, kernels: str = 'torch') -> None:
+        """Add a network in one mode and type; `floors` is the name of timm's that has its floors."""
+        # Training keeps fp32 parameters and casts as autocast does; evaluation has everything in the type.
+        kind = torch.float32 if self.args.train else getattr(torch, dtype)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        images = self.images.to(kind).contiguous(memory_format=layout)
+        model = copy.deepcopy(model).to(self.device, kind).to(memory_format=layout)
         if not self.args.train:
-            model = model.eval().to(self.dtype)
+            model = model.eval()
         if compiled:
             model = torch.compile(model, mode='max-autotune-no-cudagraphs' if self.args.autotune else None)
-        amp = self.args.train and self.dtype != torch.float32
+        amp = self.args.train and dtype != 'float32'
         step = on_kernels(kernels, train_step(model, images, amp) if self.args.train else eval_step(model, images))
         start = time.perf_counter()
         step()
-        if compiled:
-            self.compile_seconds[name] = time.perf_counter() - start
-        self.steps[name], self.floors[name] = step, floors
+        self.steps[f'{len(self.runs)}'] = step
+        self.runs.append({'network': network, 'mode': mode, 'dtype': dtype, 'floors': floors,
+                          'first_call': time.perf_counter() - start})
 
-    def table(self, rates: Rates, baselines: Iterable[str]) -> str:
-        """Run all, and put them beside the floors and beside the fastest run of every other network."""
+    def measure(self) -> list[dict[str, Any]]:
+        """All runs with their seconds in every round."""
         seconds = paired_seconds(self.steps, self.args.rounds)
-        medians = {name: statistics.median(values) for name, values in seconds.items()}
-        others = {}
-        for baseline in baselines:
-            runs = [name for name in medians if name.startswith(baseline)]
-            if runs:
-                others[baseline] = min(runs, key=lambda name: medians[name])
-        passes = 3 if self.args.train else 1  # the backward pass multiplies twice as much
-        rows = []
-        for name, values in seconds.items():
-            floors, median = self.floors[name], medians[name]
-            rows.append((
-                name, 1e3 * median, self.args.batch / median, f'{passes * floors.macs / rates.macs / median:.0%}',
-                '' if self.args.train else f'{floors.bytes / rates.bytes / median:.0%}',
-                *(f'{ratio(seconds[other], values):.2f}×' for other in others.values())))
-        return tabulate(rows, ('network, mode', 'ms', 'images/s', 'of product rate', 'of copy rate', *(
-            f'against {other}' for other in others.values())), floatfmt='.1f')
+        return [{**run, 'seconds': seconds[f'{i}']} for i, run in enumerate(self.runs)]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--network', default='randwire_ws_small_s1', help='ours (default: %(default)s)')
     parser.add_argument('--beside', nargs='*', default=[], metavar='NAME', help="timm's, such as resnet50")
     parser.add_argument('--seungwonpark', type=Path, metavar='DIR', help='a clone; small regime only')
     parser.add_argument('--jiaminren', type=Path, metavar='DIR', help='a clone')
     parser.add_argument('--train', action='store_true', help='training steps instead of evaluation')
-    parser.add_argument('--no-compile', action='store_true', help='leave out torch.compile, which takes minutes')
+    parser.add_argument('--compile', nargs='*', metavar='NAME',
+                        help='networks of the table to run compiled too, which takes minutes (default: all)')
     parser.add_argument('--autotune', action='store_true', help="torch.compile's max-autotune")
-    parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
+    parser.add_argument('--dtype', choices=['float32', 'bfloat16'], nargs='+', default=['float32'],
+                        help='of everything; in training, what autocast casts to')
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--batch', type=int, default=8)
     parser.add_argument('--size', type=int, default=224)
     parser.add_argument('--rounds', type=int, default=9)
-    args = parser.parse_args()
+    add_json_argument(parser)
+    args = parser.parse_args(arguments)
     torch.manual_seed(0)
-    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    device = torch.device(args.device)
     if device.type == 'cpu':
         use_kernels('native')  # malloc keeps memory from here on, for all
-    compiled = () if args.no_compile else (True,)
     runs = Runs(args)
 
     ours = timm.create_model(args.network)
-    floors = floors_of(timm.create_model(args.network, device='meta'), args.batch, args.size, dtype)
-    forms = {args.network: ours} if args.train else {args.network: ours, f'{args.network} deployed': deploy(ours)}
-    for name, model in forms.items():
-        for compile_it in (False, *compiled):
-            runs.add(f'{name}, {"compiled" if compile_it else "eager"}', model, floors, compile_it)
-        if device.type == 'cpu' and not (args.train and dtype != torch.float32):
-            runs.add(f'{name}, native', model, floors, kernels='native')
-    peers: dict[str, tuple[nn.Module, Floors]] = {}
+    forms = {'': ours} if args.train else {'': ours, 'deployed, ': deploy(ours)}
+    peers: dict[str, tuple[nn.Module, str]] = {}
     if args.seungwonpark:
-        peers['seungwonpark'] = seungwonpark_network(args.seungwonpark, ours), floors
+        peers['seungwonpark'] = seungwonpark_network(args.seungwonpark, ours), args.network
     if args.jiaminren:
-        peers['jiaminren'] = jiaminren_network(args.jiaminren, ours), floors
-    for name in args.beside:
-        peers[name] = timm.create_model(name), floors_of(
-            timm.create_model(name, device='meta'), args.batch, args.size, dtype)
-    for name, (model, theirs) in peers.items():
-        runs.add(f'{name}, eager', model, theirs, channels_last=False)
-        runs.add(f'{name}, eager, channels_last', model, theirs)
-        for _ in compiled:
-            runs.add(f'{name}, compiled, channels_last', model, theirs, compiled=True)
+        peers['JiaminRen'] = jiaminren_network(args.jiaminren, ours), args.network
+    peers.update({name: (timm.create_model(name), name) for name in args.beside})
 
-    rates = measure_rates(device, dtype)
-    print(describe_machine())
-    print(f'{rates.macs / 1e9:.0f} G multiply-adds/s in {args.dtype} products, {rates.bytes / 1e9:.1f} GB/s in copies')
-    print(f'{"training steps" if args.train else "evaluation"}, {args.dtype}, batch {args.batch}, {args.size} px, '
-          f'{args.rounds} rounds')
-    print(runs.table(rates, peers))
-    for name, seconds in runs.compile_seconds.items():
-        print(f'first call of {name}: {seconds:.0f} s')
+    def add_compiled(network: str, *settings: Any) -> None:
+        if args.compile is None or network in args.compile:
+            runs.add(network, *settings, compiled=True)
+
+    for dtype in args.dtype:
+        for form, model in forms.items():
+            runs.add(args.network, f'{form}eager', model, args.network, dtype)
+            if args.train or form:  # whoever compiles for evaluation deploys first
+                add_compiled(args.network, f'{form}compiled', model, args.network, dtype)
+            if device.type == 'cpu' and not (args.train and dtype != 'float32'):
+                runs.add(args.network, f'{form}native', model, args.network, dtype, kernels='native')
+        for name, (model, floors) in peers.items():
+            runs.add(name, 'eager, contiguous', model, floors, dtype, channels_last=False)
+            runs.add(name, 'eager', model, floors, dtype)
+            add_compiled(name, 'compiled', model, floors, dtype)
+
+    few = min(3, args.rounds)
+    limits = {dtype: {**measure_limits(device, getattr(torch, dtype)), 'networks': {
+        name: measure_network(name, args.batch, args.size, getattr(torch, dtype), device, args.train, few)
+        for name in dict.fromkeys([args.network, *args.beside])}} for dtype in args.dtype}
+    record = write_json(args, {'train': args.train, 'batch': args.batch, 'size': args.size, 'limits': limits,
+                               'runs': runs.measure()})
+    print(machine_line(record))
+    for dtype in args.dtype:
+        print(format_table(speed_table(record, dtype)))
+    for run in runs.runs:
+        if run['mode'].endswith('compiled'):
+            print(f'first call of {run["network"]}, {run["mode"]}, {run["dtype"]}: {run["first_call"]:.0f} s')
 
 
 if __name__ == '__main__':

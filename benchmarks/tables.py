@@ -1,0 +1,233 @@
+"""Tables of what the benchmarks measured, from the records that they write; for the terminal and for the documents.
+
+Nothing is measured here and torch is not needed. A figure over rounds is their median, a ratio the median of the ratios
+of each round, and a peak the best round.
+"""
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from tabulate import tabulate
+
+__all__ = [
+    'Table', 'best_run', 'compile_table', 'convolutions_table', 'copy_rate', 'evaluation_memory_table', 'floors_table',
+    'format_table', 'import_table', 'latency_table', 'library_seconds', 'machine_line', 'peak_rate', 'quickstart_table',
+    'run_name', 'scaling_table', 'speed_ratio', 'speed_table', 'training_memory_table', 'versions_table',
+]
+
+Record = dict[str, Any]
+BITS = {'float32': 'fp32', 'bfloat16': 'bf16'}
+PASSES = ('forward', 'input_gradient', 'weight_gradient')
+
+
+class Table(NamedTuple):
+    """Cells as text."""
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def format_table(table: Table, tablefmt: str = 'simple') -> str:
+    """As `tabulate` formats it; 'github' for Markdown."""
+    return tabulate(table.rows, table.heads, tablefmt=tablefmt, disable_numparse=True,
+                    colalign=('left', *('right',) * (len(table.heads) - 1)))
+
+
+def machine_line(record: Record) -> str:
+    """What a record, or a row of a study's, says about where it comes from, in a line."""
+    instructions, memory, commit = (record.get(name) for name in ('instructions', 'memory_gib', 'commit'))
+    changed = record.get('changed_since_commit') or (commit or '').endswith('+')
+    return ', '.join([
+        record['processor'] + (f' ({" ".join(instructions)})' if instructions else ''),
+        *([f'{memory:.0f} GiB'] if memory else []), record['device'] or 'no GPU',
+        f'{record["threads"]} thread{"s" if record["threads"] > 1 else ""}', f'Python {record["python"]}',
+        f'torch {record["torch"]}', f'timm {record["timm"]}',
+        *([record['compiler']] if record.get('compiler') else []),
+        f'commit {commit[:10]}{" with changes" if changed else ""}' if commit else 'no commit', record['date'][:10]])
+
+
+def peak_rate(limits: Record) -> float:
+    """Multiply-adds per second: the best round of the best unit."""
+    return 1e9 * max(max(rounds) for rounds in limits['peak'].values())
+
+
+def copy_rate(limits: Record) -> float:
+    """Bytes per second."""
+    return 1e9 * statistics.median(limits['copy'])
+
+
+def library_seconds(network: Record, train: bool) -> float:
+    """Of all convolutions of a network, one by one."""
+    return sum(row['count'] * statistics.median(row[kind]) for row in network['convolutions']
+               for kind in (PASSES if train else PASSES[:1]) if kind in row)
+
+
+def floors_table(record: Record, dtype: str) -> Table:
+    """Each network's work, and its time at each of the limits."""
+    results = record['results']
+    limits = results['dtypes'][dtype]
+    rows = []
+    for name, network in limits['networks'].items():
+        peak, copies = network['macs'] / peak_rate(limits), network['bytes'] / copy_rate(limits)
+        rows.append([
+            f'`{name}`', f'{network["macs"] / 1e9:.1f}', f'{network["bytes"] / 1e6:,.0f}', _ms(peak), _ms(copies),
+            f'{results["batch"] / peak:.0f}', _ms(library_seconds(network, False)),
+            _ms(library_seconds(network, True))])
+    return Table([f'{BITS[dtype]}, batch {results["batch"]}, {results["size"]} px', 'multiply-adds, G', 'least MB',
+                  'at the peak, ms', 'at the copy rate, ms', 'images/s at the peak', "library's convolutions, ms",
+                  'the same with gradients, ms'], rows)
+
+
+def convolutions_table(record: Record, name: str, dtypes: Sequence[str]) -> Table:
+    """The library's rate for the 1×1 and depthwise convolutions of a network, one type of data beside the other."""
+    networks = [record['results']['dtypes'][dtype]['networks'][name]['convolutions'] for dtype in dtypes]
+    rows = []
+    for same in zip(*networks, strict=True):
+        (channels, width, height, _), depthwise = same[0]['weight'], same[0]['groups'] > 1
+        if not depthwise and (height > 1 or same[0]['count'] == 1):
+            continue
+        kind = f'depthwise 3×3, {channels}' if depthwise else f'1×1, {width} → {channels}'
+        stride = '' if same[0]['stride'][0] == 1 else f', stride {same[0]["stride"][0]}'
+        side = same[0]['input'][-1]
+        rows.append([f'{kind} at {side}²{stride}', *(
+            ' / '.join(f'{row["macs"] / statistics.median(row[passes]) / 1e9:.0f}' for row in same)
+            for passes in PASSES)])
+    names = ' / '.join(BITS[dtype] for dtype in dtypes)
+    return Table([f'G multiply-adds/s, {names}', 'forward', "input's gradient", "weight's gradient"], rows)
+
+
+def run_name(run: Record) -> str:
+    """The network of a run and its mode."""
+    network = run['network'] if run['network'] in ('seungwonpark', 'JiaminRen') else f'`{run["network"]}`'
+    return f'{network}, {run["mode"]}'
+
+
+def _median(run: Record) -> float:
+    return statistics.median(run['seconds'])
+
+
+def best_run(record: Record, network: str, dtype: str = '', modes: Iterable[str] = ()) -> Record:
+    """The fastest run of a network, in all types and modes or in those given.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    runs = [run for run in record['results']['runs'] if run['network'] == network and dtype in ('', run['dtype'])
+            and (not modes or run['mode'] in modes)]
+    if not runs:
+        raise ValueError(f'no run of {network} {dtype} {" ".join(modes)}'.rstrip())
+    return min(runs, key=_median)
+
+
+def speed_ratio(slow: Record, fast: Record) -> float:
+    """How many times faster the second run is than the first, of the same record: the median over the rounds."""
+    return statistics.median(a / b for a, b in zip(slow['seconds'], fast['seconds'], strict=True))
+
+
+def speed_table(record: Record, dtype: str) -> Table:
+    """All runs in a type, beside the limits and beside the fastest run of every other network."""
+    results = record['results']
+    limits = results['limits'][dtype]
+    runs = [run for run in results['runs'] if run['dtype'] == dtype]
+    ours = runs[0]['network']
+    others = [best_run(record, name, dtype) for name in dict.fromkeys(run['network'] for run in runs) if name != ours]
+    passes = 3 if results['train'] else 1  # the backward pass multiplies twice as much
+    rows = []
+    for run in runs:
+        network, median = limits['networks'][run['floors']], _median(run)
+        rows.append([
+            run_name(run), _ms(median), f'{results["batch"] / median:.0f}',
+            f'{passes * network["macs"] / peak_rate(limits) / median:.0%}',
+            f'{library_seconds(network, results["train"]) / median:.0%}',
+            *(f'{speed_ratio(other, run):.2f}×' for other in others)])
+    kind = 'a training step' if results['train'] else 'evaluation'
+    return Table([f'{kind}, {BITS[dtype]}, batch {results["batch"]}, {results["size"]} px', 'ms', 'images/s',
+                  'of the peak', "of the library's rate", *(f'against {run_name(other)}' for other in others)], rows)
+
+
+def latency_table(records: Sequence[Record]) -> Table:
+    """The best mode of every network in every record, and how many times faster the first network is."""
+    rows = []
+    for record in records:
+        results = record['results']
+        names = list(dict.fromkeys(run['network'] for run in results['runs']))
+        ours = best_run(record, names[0])
+        for name in names:
+            run = best_run(record, name)
+            rows.append([f'{results["size"]} px, batch {results["batch"]}', f'{run_name(run)}, {BITS[run["dtype"]]}',
+                         _ms(_median(run)), '' if name == names[0] else f'{speed_ratio(run, ours):.2f}×'])
+    return Table(['training' if records[0]['results']['train'] else 'evaluation', 'network, its best mode', 'ms',
+                  'ours is faster by'], rows)
+
+
+def training_memory_table(record: Record) -> Table:
+    """What two training steps add to a process, beside the leanest other implementation of the network."""
+    rows = []
+    for case in record['results']['training']:
+        peers = [other['mib'] for other in record['results']['training']
+                 if other['network'] == case['network'] and other['implementation'] != 'ours']
+        name = f'`{case["network"]}`' if case['implementation'] == 'ours' else case['implementation']
+        rows.append([f'{name}, {case["mode"]}', f'{case["mib"]:,.0f}',
+                     f'{case["mib"] / min(peers):.2f}' if peers else '–'])
+    results = record['results']
+    return Table([f'training, fp32, batch {results["batch"]}, {results["size"]} px', 'peak growth, MiB',
+                  'against the leanest peer'], rows)
+
+
+def evaluation_memory_table(record: Record) -> Table:
+    """Peaks of living activations."""
+    results = record['results']
+    return Table([f'evaluation, fp32, batch {results["batch"]}, {results["size"]} px', 'peak of activations, MiB',
+                  'all node outputs, MiB', 'widest cut, MiB'],
+                 [[f'`{row["network"]}`', f'{row["peak_mib"]:.1f}', f'{row["nodes_mib"]:.1f}', f'{row["cut_mib"]:.1f}']
+                  for row in results['evaluation']])
+
+
+def scaling_table(record: Record, axis: str) -> Table:
+    """Cost along one axis."""
+    rows = []
+    for row in record['results']['axes'][axis]:
+        median = statistics.median(row['seconds'])
+        rows.append([str(row['value']), f'{row["macs"] / 1e9:.1f}', _ms(median), f'{row["macs"] / median / 1e9:.0f}',
+                     *([f'{row["peak_mib"]:.1f}', f'{row["cut_mib"]:.1f}'] if 'peak_mib' in row else [])])
+    memory = ['peak of activations, MiB', 'widest cut, MiB'] if 'peak_mib' in record['results']['axes'][axis][0] else []
+    heads = {'num_nodes': 'N', 'channels': 'C', 'size': 'pixels per side'}
+    return Table([heads[axis], 'multiply-adds, G', 'ms', 'G multiply-adds/s', *memory], rows)
+
+
+def compile_table(record: Record) -> Table:
+    """Seconds until the first result, with empty caches."""
+    return Table(['from an empty cache', 'seconds'], [
+        [name, f'{statistics.median(seconds):.1f}'] for name, seconds in record['results'].items()])
+
+
+def import_table(record: Record) -> Table:
+    """CPU time of imports."""
+    rows = []
+    for name, pairs in record['results']['pairs'].items():
+        first, second = (statistics.median(side) for side in zip(*pairs, strict=True))
+        rows.append([name, _ms(first), _ms(second), _ms(statistics.median(late - early for early, late in pairs))])
+    rows += [[name, '', '', _ms(statistics.median(alone))] for name, alone in record['results']['alone'].items()]
+    return Table(['CPU ms, medians', 'first', 'second', 'difference'], rows)
+
+
+def quickstart_table(rows: Sequence[Record]) -> Table:
+    """Quick starts by kernels, threads and seed."""
+    lines = [[run['kernels'], str(row['threads']), str(run['seed']), f'{run["top1"]:.2f}',
+              row['processor'], row['commit'][:10], row['date'][:10]]
+             for row in rows if (run := row['results'])]
+    return Table(['kernels', 'threads', 'seed', 'top-1 of 360 held-out digits (%)', 'processor', 'commit', 'date'],
+                 sorted(lines))
+
+
+def versions_table(record: Record) -> Table:
+    """What `freeze --check` said under each version of networkx."""
+    return Table(['networkx', '`randwire-zoo freeze --check`'], [
+        [version, said] for version, said in record['results'].items()])
+
+
+def _ms(seconds: float) -> str:
+    ms = 1e3 * seconds
+    return f'{ms:,.0f}' if ms >= 100 else f'{ms:.1f}'

@@ -1,0 +1,507 @@
+"""Fills the figures of the documents in from the files that they come from: `make docs`.
+
+A figure or table stands between two comments, which no reader of the page sees. The first says what it is:
+
+    …costs <!--= damage figure5_small nodes ba(1) 10 -->31<!--/--> points
+
+    <!--= study figure5_small -->
+    | series | …
+    <!--/-->
+
+The words are the name of a function below and its arguments, as a shell splits them. What is between the comments is
+never typed: it comes from the records of the benchmarks (docs/data), the rows of the studies (docs/studies), and the
+package's own data. A test renders every document and compares, and looks for measured figures elsewhere in the text.
+"""
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / 'benchmarks'))
+
+import tables  # noqa: E402
+from tables import Record, Table, best_run  # noqa: E402
+
+from randwire_zoo.files import write_atomically  # noqa: E402
+from randwire_zoo.graphs import parse_graph_model  # noqa: E402
+from randwire_zoo.models import ARCHITECTURES  # noqa: E402
+from randwire_zoo.studies import analysis  # noqa: E402
+from randwire_zoo.studies.report import report_table  # noqa: E402
+from randwire_zoo.studies.results import read_results  # noqa: E402
+
+__all__ = ['DOCUMENTS', 'FIGURE', 'PICTURE', 'picture_is_old', 'render']
+
+DOCUMENTS = ('README.md', 'docs/performance.md', 'docs/results.md')
+PICTURE = ROOT / 'docs' / 'images' / 'scaling.png'
+FIGURE = re.compile(r'<!--= (?P<words>[^\n]*?) -->(?P<text>.*?)<!--/-->', re.DOTALL)
+FUNCTIONS: dict[str, Callable[..., str]] = {}
+TYPES = {'fp32': 'float32', 'bf16': 'bfloat16'}
+
+
+def render(document: str) -> str:
+    """The document with all its figures as the files have them now.
+
+    Raises:
+        ValueError: naming the comment that asks for something that there is not, or stands where Markdown would not
+            read the line behind it.
+    """
+    def fill(match: re.Match[str]) -> str:
+        words, text = match['words'], match['text']
+        block = text.startswith('\n')
+        if not block and document[:match.start()].endswith('\n'):
+            raise ValueError(f'a line begins with the figure {words!r}, and Markdown reads such a line as HTML')
+        name, *arguments = shlex.split(words)
+        if name not in FUNCTIONS:
+            raise ValueError(f'there is no figure {name!r}; those that there are: {", ".join(FUNCTIONS)}')
+        try:
+            rendered = FUNCTIONS[name](*arguments)
+        except (ArithmeticError, LookupError, OSError, TypeError, ValueError, statistics.StatisticsError) as e:
+            raise ValueError(f'the figure {words!r} cannot be had: {type(e).__name__}: {e}') from e
+        return f'<!--= {words} -->' + (f'\n{rendered}\n' if block else rendered) + '<!--/-->'
+
+    begun, ended = document.count('<!--='), document.count('<!--/-->')
+    if not begun == ended == len(FIGURE.findall(document)):
+        raise ValueError('a comment that begins a figure has none that ends it')
+    return FIGURE.sub(fill, document)
+
+
+def figure(function: Callable[..., str]) -> Callable[..., str]:
+    """Let documents use the function under its name."""
+    FUNCTIONS[function.__name__] = function
+    return function
+
+
+# -- Benchmarks: docs/data --------------------------------------------------------------------------------------------
+
+@lru_cache
+def _record(name: str) -> Record:
+    return json.loads((ROOT / 'docs' / 'data' / f'{name}.json').read_text(encoding='utf-8'))
+
+
+@lru_cache
+def _records(name: str) -> list[Record]:
+    return [json.loads(line) for line in (ROOT / 'docs' / 'data' / f'{name}.jsonl').read_text('utf-8').splitlines()]
+
+
+def _markdown(table: Table) -> str:
+    return tables.format_table(table, 'github')
+
+
+@figure
+def records(*names: str) -> str:
+    """Where records come from: command, machine, versions, commit and date, the same only once."""
+    lines: dict[str, list[str]] = {}
+    for name in names:
+        lines.setdefault(tables.machine_line(_record(name)), []).append(
+            f'[`{name}.json`](data/{name}.json): `{_record(name)["command"]}`')
+    return '\n'.join(f'- {line}:\n' + '\n'.join(f'  - {one}' for one in found) for line, found in lines.items())
+
+
+@figure
+def floors(kind: str) -> str:
+    return _markdown(tables.floors_table(_record('floors'), TYPES[kind]))
+
+
+@figure
+def peak(kind: str) -> str:
+    """G multiply-adds/s."""
+    return f'{tables.peak_rate(_record("floors")["results"]["dtypes"][TYPES[kind]]) / 1e9:.0f}'
+
+
+@figure
+def copies() -> str:
+    """GB/s."""
+    return f'{tables.copy_rate(_record("floors")["results"]["dtypes"]["float32"]) / 1e9:.0f}'
+
+
+@figure
+def convolutions(network: str) -> str:
+    return _markdown(tables.convolutions_table(_record('floors'), network, list(TYPES.values())))
+
+
+@figure
+def speed(name: str, kind: str) -> str:
+    return _markdown(tables.speed_table(_record(name), TYPES[kind]))
+
+
+@figure
+def latency(*names: str) -> str:
+    return _markdown(tables.latency_table([_record(name) for name in names]))
+
+
+def _runs(name: str, other: str, kind: str, mode: str, others: str) -> tuple[Record, Record]:
+    record = _record(name)
+    dtype = TYPES.get(kind, '')
+    modes = [run['mode'] for run in record['results']['runs'] if run['mode'].startswith(others)]
+    return (best_run(record, record['results']['runs'][0]['network'], dtype, [mode] if mode else []),
+            best_run(record, other, dtype, modes))
+
+
+@figure
+def faster(name: str, other: str, kind: str = '', mode: str = '', others: str = '') -> str:
+    """How many times faster our network (in its best mode and type, or those given) is than another in its best one.
+
+    Args:
+        name: A record of speed.py.
+        other: The other network.
+        kind: 'fp32' or 'bf16'; both if empty.
+        mode: Ours, such as 'native'.
+        others: What the mode of the other must begin with, such as 'eager'.
+    """
+    ours, theirs = _runs(name, other, kind, mode, others)
+    return f'{tables.speed_ratio(theirs, ours):.2f}'
+
+
+@figure
+def share(name: str, of: str, kind: str, network: str = '', mode: str = '') -> str:
+    """Per cent of a limit, 'peak' or 'library', that a network reaches in its best mode or the one given."""
+    record = _record(name)
+    results = record['results']
+    run = best_run(record, network or results['runs'][0]['network'], TYPES[kind], [mode] if mode else [])
+    limits = results['limits'][TYPES[kind]]
+    work, seconds = limits['networks'][run['floors']], statistics.median(run['seconds'])
+    least = (tables.library_seconds(work, results['train']) if of == 'library' else
+             (3 if results['train'] else 1) * work['macs'] / tables.peak_rate(limits))
+    return f'{least / seconds:.0%}'.replace('%', ' %')
+
+
+@figure
+def memory(kind: str) -> str:
+    record = _record(f'memory_{kind}')
+    return _markdown(tables.training_memory_table(record) if kind == 'training' else
+                     tables.evaluation_memory_table(record))
+
+
+@figure
+def memory_share(network: str, mode: str, beside: str = '') -> str:
+    """Of the memory of training the leanest other implementation, or another network."""
+    cases = _record('memory_training')['results']['training']
+    ours, = [case['mib'] for case in cases if (case['network'], case['implementation'], case['mode']) == (
+        network, 'ours', mode)]
+    return f'{ours / min(case["mib"] for case in cases if _is_peer(case, network, beside)):.2f}'
+
+
+def _is_peer(case: Record, network: str, beside: str) -> bool:
+    return case['network'] == beside if beside else case['network'] == network and case['implementation'] != 'ours'
+
+
+@figure
+def scaling(axis: str) -> str:
+    return _markdown(tables.scaling_table(_record('scaling'), axis))
+
+
+@figure
+def scaling_rates(axis: str) -> str:
+    """G multiply-adds/s along an axis, from least to most."""
+    return _between([row['macs'] / statistics.median(row['seconds']) / 1e9
+                     for row in _record('scaling')['results']['axes'][axis]], 0)
+
+
+@figure
+def compile_times() -> str:
+    return _markdown(tables.compile_table(_record('compile_time')))
+
+
+@figure
+def compile_seconds(way: str) -> str:
+    """Seconds until the first result of a way that begins with these words."""
+    found, = [seconds for name, seconds in _record('compile_time')['results'].items() if name.startswith(way)]
+    return f'{statistics.median(found):.0f}'
+
+
+@figure
+def imports() -> str:
+    return _markdown(tables.import_table(_record('import_time')))
+
+
+@figure
+def import_ms(part: str) -> str:
+    """CPU milliseconds of a part timed alone."""
+    return f'{1e3 * statistics.median(_record("import_time")["results"]["alone"][part]):.1f}'
+
+
+@figure
+def networkx_versions() -> str:
+    """The versions under which all graphs agree."""
+    results = _record('networkx_versions')['results']
+    bad = {version: said for version, said in results.items() if not said.endswith(f' agree under networkx {version}')}
+    if bad:
+        raise ValueError(f'not all agree: {bad}')
+    *all_but_one, last = results
+    return f'{", ".join(all_but_one)} and {last}'
+
+
+@figure
+def quickstarts() -> str:
+    return _markdown(tables.quickstart_table([row for row in _records('digits') if 'seed' in row['results']]))
+
+
+@figure
+def quickstart_range() -> str:
+    return _between([row['results']['top1'] for row in _records('digits') if 'seed' in row['results']], 2)
+
+
+@figure
+def quickstart_output() -> str:
+    """What the first quick start on record printed, as code."""
+    first = next(row for row in _records('digits') if 'seed' in row['results'])
+    return '\n'.join(f'    {line}' for line in first['results']['printed'])
+
+
+@figure
+def digits_svm() -> str:
+    """The best of the support vector machines, per cent."""
+    return f'{max(next(row["results"]["svm"] for row in _records("digits") if "svm" in row["results"]).values()):.2f}'
+
+
+# -- Studies: docs/studies --------------------------------------------------------------------------------------------
+
+@lru_cache
+def _study(name: str) -> tuple[dict[str, Any], list[analysis.Row]]:
+    header, rows = read_results(ROOT / 'docs' / 'studies' / f'{name}.jsonl')
+    return header['spec'], [row for row in rows if row['status'] == 'done']
+
+
+def _means(name: str, column: str = '') -> dict[str, float]:
+    """Of every series: accuracy, or a column of the rows."""
+    return {series: statistics.mean([row[column] if column else analysis.accuracy(row) for row in rows])
+            for series, rows in analysis.by_series(_study(name)[1]).items()}
+
+
+@figure
+def study(name: str) -> str:
+    """All tables of a study."""
+    return report_table(ROOT / 'docs' / 'studies' / f'{name}.jsonl', 'github').split('\n', 1)[1]
+
+
+@figure
+def study_runs() -> str:
+    """Where the rows of every study come from: they say it, or else docs/data/studies.jsonl."""
+    older = {record['study']: record for record in _records('studies')}
+    lines = []
+    for path in sorted((ROOT / 'docs' / 'studies').glob('*.jsonl')):
+        found = [row['provenance'] for row in _study(path.stem)[1] if 'provenance' in row] or [older[path.stem]]
+        same = dict.fromkeys(tables.machine_line(record) for record in sorted(found, key=lambda one: one['date']))
+        lines.append(f'- `{path.stem}`: {"; ".join(same)}')
+    return '\n'.join(lines)
+
+
+@figure
+def gap(name: str, better: str, worse: str, digits: str = '1') -> str:
+    """Points between the means of two series."""
+    means = _means(name)
+    return f'{means[better] - means[worse]:.{digits}f}'
+
+
+@figure
+def times(name: str, column: str, more: str, less: str, digits: str = '1') -> str:
+    """How many times as much the first series has of 'macs', 'params' or 'seconds'."""
+    means = _means(name, column)
+    return f'{means[more] / means[less]:.{digits}f}'
+
+
+@figure
+def paper_gaps(name: str, *series: str) -> str:
+    """Points above what the study's paper has."""
+    means, paper = _means(name), _study(name)[0]['paper']
+    return _between([means[one] - float(paper[one]) for one in series], 0)
+
+
+@figure
+def size_gaps(name: str, series: str) -> str:
+    """Points that other sizes lose in evaluation."""
+    rows = analysis.by_series(_study(name)[1])[series]
+    return _between([statistics.mean([row['top1'] - row['eval_sizes'][size]['top1'] for row in rows])
+                     for size in rows[0]['eval_sizes']], 0)
+
+
+@figure
+def final_losses(name: str) -> str:
+    """Training losses of the last epoch."""
+    return _between([row['history'][-1][1] for row in _study(name)[1]], 2)
+
+
+@figure
+def removal_images(name: str) -> str:
+    """Images that a removal is measured on."""
+    return str(_study(name)[0]['damage'])
+
+
+@figure
+def image_points(name: str) -> str:
+    """Points that one of these images counts."""
+    return f'{100 / _study(name)[0]["damage"]:.2f}'
+
+
+@figure
+def damage(name: str, kind: str, series: str, first: str, last: str = '') -> str:
+    """Mean loss in points of removals in a series' networks, by degree from `first` to `last`, as the tables have it."""
+    means = []
+    for row in analysis.by_series(_study(name)[1])[series]:
+        losses = [loss for degree, found in analysis.losses_by_degree(row, kind).items()
+                  if int(first) <= degree <= int(last or degree) for loss in found]
+        means += [statistics.mean(losses)] if losses else []
+    return f'{statistics.mean(means):.0f}'
+
+
+def _difference(name: str, one: str, other: str) -> analysis.Difference:
+    found, = [difference for difference in analysis.differences(analysis.by_series(_study(name)[1]))
+              if {difference.one, difference.other} == {one, other}]
+    return found
+
+
+@figure
+def gap_interval(name: str, better: str, worse: str) -> str:
+    """The 95 % interval of the points between the means of two series."""
+    difference = _difference(name, better, worse)
+    ends = (difference.low, difference.high) if difference.one == better else (-difference.high, -difference.low)
+    return f'{ends[0]:.0f} to {ends[1]:.0f}'
+
+
+@figure
+def largest_gap(name: str, *series: str) -> str:
+    """The pair of these series that is furthest apart, and its p, alone and among all pairs of the study."""
+    tested = analysis.differences(analysis.by_series(_study(name)[1]))
+    corrected = analysis.holm([difference.p for difference in tested])
+    difference, holm = max(((one, p) for one, p in zip(tested, corrected, strict=True)
+                            if {one.one, one.other} <= set(series)), key=lambda pair: abs(pair[0].mean))
+    better, worse = difference.one, difference.other
+    if difference.mean < 0:
+        better, worse = worse, better
+    return (f'{better} before {worse} by {abs(difference.mean):.1f} points, has a p of {difference.p:.2f} for itself '
+            f'and of {holm:.2f} among {len(tested)} tests')
+
+
+@figure
+def training_spread(name: str, series: str) -> str:
+    """Standard deviation in points between trainings of one wiring."""
+    found = analysis.variance(analysis.by_series(_study(name)[1])[series])
+    if found is None:
+        raise ValueError(f'no wiring of {series} was trained twice')
+    return f'{found.within:.1f}'
+
+
+@figure
+def measure_r(name: str, measure: str, *without: str) -> str:
+    """Pearson's r of accuracy and a graph measure, over all series but those named."""
+    found = analysis.measure_correlation([row for row in _study(name)[1] if row['series'] not in without], measure)
+    if found.over_all is None:
+        raise ValueError('too few wirings')
+    return f'{found.over_all:.2f}'
+
+
+@figure
+def depths(name: str, *series: str) -> str:
+    """Nodes on the longest paths of a series' graphs, the mean over the stages of each network."""
+    values = [row['measures']['depth'] for row in _study(name)[1] if row['series'] in series]
+    return f'{values[0]:.0f}' if len(set(values)) == 1 else _between(values, 0)
+
+
+@figure
+def leads(name: str, operation: str, others: str, without: str = '') -> str:
+    """Points by which a node operation is ahead of others (with commas between them), over all random graph models."""
+    means = analysis.operation_means(_study(name)[1])
+    return _between([value - means[other][graph] for other in others.split(',')
+                     for graph, value in means[operation].items() if graph != without], 1)
+
+
+# -- The package's own data -------------------------------------------------------------------------------------------
+
+# What the paper has (arXiv 1904.01569), beside our names.
+PAPER = {
+    'randwire_ws_small': '5.6 ± 0.1 M, 583 ± 6.2 M (Table 2)',
+    'randwire_ws_c109': '31.9 ± 0.66 M, 4.0 ± 0.09 B (Table 3)',
+    'randwire_ws_c154': '61.5 ± 1.32 M, 7.9 ± 0.18 B (Table 3)', 'randwire_ws_c154 320': '16.0 ± 0.36 B (Table 4)',
+    'randwire_er_small': 'Figure 3', 'randwire_ba_small': 'Figure 3', 'randwire_ws_pico': '–'}
+
+
+@lru_cache
+def _package(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / 'randwire_zoo' / name).read_text(encoding='utf-8'))
+
+
+@figure
+def models() -> str:
+    """All names, with means and standard deviations over their seeds."""
+    complexity = _package('complexity.json')
+    families: dict[str, list[str]] = {}
+    for name in ARCHITECTURES:
+        families.setdefault(re.sub(r'_s\d$', '', name), []).append(name)
+    rows = []
+    for family in PAPER:
+        names = families[family.split()[0]]
+        architecture = ARCHITECTURES[names[0]]
+        size = (family.split()[1:] or [min(complexity[names[0]].keys() - {'graphs_sha256', 'params'}, key=int)])[0]
+        macs = [complexity[name][size]['macs'] for name in names]
+        unit, digits = ('B', 2) if macs[0] > 1e9 else ('M', 1)
+        cost = f'{_spread([value / {"B": 1e9, "M": 1e6}[unit] for value in macs], digits)} {unit}'
+        if ' ' in family:
+            rows.append([f'the same at {size} px', '', '', '', cost, PAPER[family]])
+            continue
+        shown = ', '.join(f'`{name}`' for name in names[:1])
+        if len(names) > 1:
+            joint = ' … ' if names[0].endswith('_s1') else f', `{names[1][len(family):]}` … '
+            shown += f'{joint}`{names[-1][len(family):]}`'
+        params = _spread([complexity[name]['params'] / 1e6 for name in names], 2)
+        cost += f' at {size} px' if size != '224' else ''
+        rows.append([shown, f'{parse_graph_model(architecture.graph)}, N = {architecture.num_nodes}',
+                     str(architecture.channels), params, cost, PAPER[family]])
+    return tables.tabulate(rows, ['name', 'graphs', 'C', 'params (M)', 'multiply-adds', 'in the paper'], 'github',
+                           disable_numparse=True)
+
+
+@figure
+def published(name: str, what: str) -> str:
+    """Of weights that the manifest has: a metric in per cent, or 'MB'."""
+    row = _package('weights.json')[name]
+    return f'{row["size"] / 1e6:.2f}' if what == 'MB' else f'{row["metrics"][what]:.2f}'
+
+
+# -- Formats ----------------------------------------------------------------------------------------------------------
+
+def _between(values: Sequence[float], digits: int) -> str:
+    least, most = (f'{value:.{digits}f}' for value in (min(values), max(values)))
+    return least if least == most else f'{least} to {most}'
+
+
+def _spread(values: Iterable[float], digits: int) -> str:
+    """As the paper has it; without deviation where there is none."""
+    found = list(values)
+    text = analysis.spread(found, digits)
+    return text.split(' ± ')[0] if len(set(found)) == 1 else text
+
+
+def picture_is_old(picture: Path, record: Record) -> bool:
+    """Whether a picture of scaling.py was drawn from another record."""
+    if not picture.is_file():
+        return True
+    with Image.open(picture) as image:
+        return image.info.get('Source') != f'{record["commit"]} {record["date"]}'
+
+
+def main() -> None:
+    if picture_is_old(PICTURE, _record('scaling')):
+        from scaling import draw
+        draw(_record('scaling'), PICTURE)
+        print(f'{PICTURE.relative_to(ROOT)}: drawn')
+    for name in DOCUMENTS:
+        path = ROOT / name
+        before = path.read_text(encoding='utf-8')
+        after = render(before)
+        if after != before:
+            write_atomically(path, after)
+        print(f'{name}: {"written" if after != before else "as it was"}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,99 @@
+"""The benchmarks: what they write, and what they say a machine can do at most."""
+from __future__ import annotations
+
+import ctypes
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from randwire_zoo import use_kernels
+from randwire_zoo.complexity import count_complexity
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / 'benchmarks'))
+
+import common  # noqa: E402
+import floors  # noqa: E402
+import speed  # noqa: E402
+import tables  # noqa: E402
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> ctypes.CDLL:
+    path = tmp_path / 'peak.so'
+    subprocess.run([*common.compiler(), '-O1', '-std=c++17', '-shared', '-fPIC', '-o', str(path),
+                    str(ROOT / 'benchmarks' / 'peak.cpp')], check=True)
+    library = ctypes.CDLL(str(path))
+    for name in ('fma_fp32', 'dot_bf16', 'tile_bf16'):
+        getattr(library, name).argtypes, getattr(library, name).restype = [ctypes.c_int64], ctypes.c_int64
+    return library
+
+
+def test_the_loop_counts_its_multiply_adds_and_says_what_the_processor_has_not(built: ctypes.CDLL) -> None:
+    """Built for the oldest processor: vectors of four, no dot products, no tiles."""
+    assert [built.fma_fp32(rounds) for rounds in (1, 5)] == [12 * 4, 5 * 12 * 4]
+    assert built.dot_bf16(5) == built.tile_bf16(5) == 0
+
+
+def test_the_peak_is_above_what_the_library_reaches() -> None:
+    """Every unit of the processor has a rate; a product of torch is below the best of them, but for noise."""
+    found = floors.measure_peak(torch.float32, rounds=3)
+    assert list(found) == ['fma_fp32'] and len(found['fma_fp32']) == 3
+    a = torch.randn(512, 512)
+    product = max(512 ** 3 / seconds for seconds in common.paired_seconds({'': lambda: a @ a}, 5)[''])
+    assert 1e9 * max(found['fma_fp32']) > 0.5 * product
+
+
+@pytest.mark.parametrize('name', ['randwire_ws_pico', 'mobilenetv2_050'])
+def test_the_convolutions_of_a_network_are_all_its_multiply_adds(name: str) -> None:
+    model = timm.create_model(name, device='meta')
+    macs = 0
+    for convolution, count in floors.convolutions_of(model, 2, 64).items():
+        side = [(size + 2 * padding - kernel) // stride + 1 for size, padding, kernel, stride in zip(
+            convolution.input[2:], convolution.padding, convolution.weight[2:], convolution.stride, strict=True)]
+        channels, width, height, length = convolution.weight
+        assert convolution.input[1] == width * convolution.groups
+        macs += count * 2 * channels * side[0] * side[1] * width * height * length
+    classifier = model.get_classifier()
+    assert macs + 2 * classifier.weight.numel() == 2 * count_complexity(model, (3, 64, 64)).macs
+
+
+def test_a_benchmark_leaves_every_round_and_where_it_comes_from(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / 'speed.json'
+    monkeypatch.setattr(sys, 'argv', [
+        '/somewhere/benchmarks/speed.py', '--network', 'randwire_ws_pico', '--beside', 'mobilenetv2_050', '--batch',
+        '1', '--size', '32', '--rounds', '2', '--compile', '--json', str(file)])
+    monkeypatch.setattr(speed, 'measure_limits', lambda device, dtype: {'peak': {'fma_fp32': [100.0]}, 'copy': [10.0]})
+    try:
+        speed.main()
+    finally:
+        use_kernels('torch')
+    record = json.loads(file.read_text(encoding='utf-8'))
+    assert record['command'] == (
+        'python benchmarks/speed.py --network randwire_ws_pico --beside mobilenetv2_050 --batch 1 --size 32 --rounds 2 '
+        '--compile --json speed.json')
+    head = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    assert (record['commit'] or '').rstrip('+') == head and record['torch'] == torch.__version__
+    results = record['results']
+    assert [(run['network'], run['mode'], len(run['seconds'])) for run in results['runs']] == [
+        ('randwire_ws_pico', 'eager', 2), ('randwire_ws_pico', 'native', 2), ('randwire_ws_pico', 'deployed, eager', 2),
+        ('randwire_ws_pico', 'deployed, native', 2), ('mobilenetv2_050', 'eager, contiguous', 2),
+        ('mobilenetv2_050', 'eager', 2)]
+    networks = results['limits']['float32']['networks']
+    assert set(networks) == {'randwire_ws_pico', 'mobilenetv2_050'}
+    assert all(len(row['forward']) == 2 for network in networks.values() for row in network['convolutions'])
+    said = capsys.readouterr().out
+    assert tables.machine_line(record) in said and tables.format_table(tables.speed_table(record, 'float32')) in said
+
+
+def test_numbers_are_short_and_lists_of_them_one_line() -> None:
+    value = {'a': [0.123456789, 1e-7 / 3], 'b': {'c': list(range(100))}, 'd': None, 'e': 'ä'}
+    text = common.to_json(value)
+    assert json.loads(text) == {**value, 'a': [0.123457, 3.33333e-08]}
+    assert [line for line in text.splitlines() if '99' in line] == [f'  "c": {json.dumps(list(range(100)))}']
