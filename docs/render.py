@@ -345,7 +345,7 @@ def image_points(name: str) -> str:
 
 @figure
 def damage(name: str, kind: str, series: str, first: str, last: str = '') -> str:
-    """Mean loss in points of removals in a series' networks, by degree from `first` to `last`, as the tables have it."""
+    """Mean loss in points of removals in a series' networks, by degree from `first` to `last`, as the table has it."""
     means = []
     for row in analysis.by_series(_study(name)[1])[series]:
         losses = [loss for degree, found in analysis.losses_by_degree(row, kind).items()
