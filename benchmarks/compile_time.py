@@ -38,7 +38,7 @@ def first_result(network: str, statement: str) -> float:
     """Seconds, in a process of its own with caches of its own."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [sys.executable, '-c', BEFORE.format(statement), network], check=True, capture_output=True, text=True,
+            [sys.executable, '-W', 'ignore', '-c', BEFORE.format(statement), network], check=True, stdout=subprocess.PIPE, text=True,
             env={**os.environ, 'RANDWIRE_ZOO_CACHE': folder, 'TORCHINDUCTOR_CACHE_DIR': folder})
     return float(done.stdout.split()[-1])
 
@@ -49,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--rounds', type=int, default=1)
     add_json_argument(parser)
     args = parser.parse_args(arguments)
-    record = write_json(args, {way: [first_result(args.network, statement) for _ in range(args.rounds)]
-                               for way, statement in WAYS.items()})
+    record = write_json(args, {'network': args.network, 'seconds': {
+        way: [first_result(args.network, statement) for _ in range(args.rounds)] for way, statement in WAYS.items()}})
     print(machine_line(record))
     print(format_table(compile_table(record)))
 

@@ -30,6 +30,8 @@ from torch.utils._pytree import tree_iter
 from randwire_zoo import use_kernels
 from randwire_zoo.network import Node, Stage
 
+PEERS = ('seungwonpark', 'JiaminRen')
+
 
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of the storages alive among those allocated inside, and their peak."""
@@ -97,7 +99,7 @@ def train_once(case: dict[str, Any]) -> float:
     device = torch.device(case['device'])
     model = timm.create_model(case['network'])
     if case['peer']:
-        peer = {'seungwonpark': seungwonpark_network, 'jiaminren': jiaminren_network}[case['peer']]
+        peer = {'seungwonpark': seungwonpark_network, 'JiaminRen': jiaminren_network}[case['peer']]
         model = peer(Path(case['clone']), model)
     images = torch.randn(case['batch'], 3, case['size'], case['size'], device=device)
     if case['channels_last']:
@@ -127,18 +129,18 @@ def measure_training(args: argparse.Namespace) -> list[dict[str, Any]]:
     # implementation, mode, channels_last, native
     ours = [('ours', 'eager', True, False), *([('ours', 'native', True, True)] if args.device == 'cpu' else [])]
     ways = [(name, *way) for name in args.names for way in ours]
-    for peer, network in [(peer, name) for name in args.names for peer in ('seungwonpark', 'jiaminren')]:
-        if getattr(args, peer) and (peer != 'seungwonpark' or 'small' in network):
+    for peer, network in [(peer, name) for name in args.names for peer in PEERS]:
+        if getattr(args, peer.lower()) and (peer != 'seungwonpark' or 'small' in network):
             ways += [(network, peer, 'eager, contiguous', False, False), (network, peer, 'eager', True, False)]
     ways += [(name, 'ours', 'eager', True, False) for name in args.beside]
     cases = []
     for network, implementation, mode, channels_last, native in ways:
         peer = '' if implementation == 'ours' else implementation
-        case = {'network': network, 'peer': peer, 'clone': str(getattr(args, peer)) if peer else '',
+        case = {'network': network, 'peer': peer, 'clone': str(getattr(args, peer.lower())) if peer else '',
                 'channels_last': channels_last, 'native': native, 'batch': args.batch, 'size': args.size,
                 'device': args.device}
         done = subprocess.run([sys.executable, __file__, '--case', json.dumps(case)], check=True,
-                              capture_output=True, text=True, env={**os.environ, 'MALLOC_ARENA_MAX': '1'})
+                              stdout=subprocess.PIPE, text=True, env={**os.environ, 'MALLOC_ARENA_MAX': '1'})
         cases.append({'network': network, 'implementation': implementation, 'mode': mode,
                       'mib': float(done.stdout.split()[-1])})
     return sorted(cases, key=lambda case: [*args.names, *args.beside].index(case['network']))

@@ -168,7 +168,7 @@ def training_memory_table(record: Record) -> Table:
     for case in record['results']['training']:
         peers = [other['mib'] for other in record['results']['training']
                  if other['network'] == case['network'] and other['implementation'] != 'ours']
-        name = f'`{case["network"]}`' if case['implementation'] == 'ours' else case['implementation']
+        name = f'`{case["network"]}`' + ('' if case['implementation'] == 'ours' else f' of {case["implementation"]}')
         rows.append([f'{name}, {case["mode"]}', f'{case["mib"]:,.0f}',
                      f'{case["mib"] / min(peers):.2f}' if peers else '–'])
     results = record['results']
@@ -199,8 +199,9 @@ def scaling_table(record: Record, axis: str) -> Table:
 
 def compile_table(record: Record) -> Table:
     """Seconds until the first result, with empty caches."""
-    return Table(['from an empty cache', 'seconds'], [
-        [name, f'{statistics.median(seconds):.1f}'] for name, seconds in record['results'].items()])
+    results = record['results']
+    return Table([f'first result of `{results["network"]}`', 'seconds'], [
+        [name, f'{statistics.median(seconds):.1f}'] for name, seconds in results['seconds'].items()])
 
 
 def import_table(record: Record) -> Table:

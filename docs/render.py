@@ -213,13 +213,6 @@ def compile_times() -> str:
 
 
 @figure
-def compile_seconds(way: str) -> str:
-    """Seconds until the first result of a way that begins with these words."""
-    found, = [seconds for name, seconds in _record('compile_time')['results'].items() if name.startswith(way)]
-    return f'{statistics.median(found):.0f}'
-
-
-@figure
 def imports() -> str:
     return _markdown(tables.import_table(_record('import_time')))
 
@@ -244,11 +237,6 @@ def networkx_versions() -> str:
 @figure
 def quickstarts() -> str:
     return _markdown(tables.quickstart_table([row for row in _records('digits') if 'seed' in row['results']]))
-
-
-@figure
-def quickstart_range() -> str:
-    return _between([row['results']['top1'] for row in _records('digits') if 'seed' in row['results']], 2)
 
 
 @figure

@@ -89,6 +89,7 @@ def test_every_file_of_figures_is_in_a_document() -> None:
     assert {record['study'] for name, record in records() if name == 'studies.jsonl'} <= set(studies)
     words = set(' '.join(match['words'] for match in render.FIGURE.finditer(documents)).split())
     assert [name for name, _ in records() if name.endswith('.json') and name[:-5] not in words] == []
+    assert [name for name in render.FUNCTIONS if f'<!--= {name} ' not in documents] == []
     scaling = json.loads((DATA / 'scaling.json').read_text('utf-8'))
     assert not render.picture_is_old(render.PICTURE, scaling), 'make docs'
     for picture in re.findall(r'!\[[^\]]*\]\(([^)]*)\)', documents):
