@@ -38,7 +38,8 @@ def first_result(network: str, statement: str) -> float:
     """Seconds, in a process of its own with caches of its own."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [sys.executable, '-W', 'ignore', '-c', BEFORE.format(statement), network], check=True, stdout=subprocess.PIPE, text=True,
+            [sys.executable, '-W', 'ignore', '-c', BEFORE.format(statement), network], check=True,
+            stdout=subprocess.PIPE, text=True,
             env={**os.environ, 'RANDWIRE_ZOO_CACHE': folder, 'TORCHINDUCTOR_CACHE_DIR': folder})
     return float(done.stdout.split()[-1])
 

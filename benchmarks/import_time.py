@@ -38,7 +38,8 @@ def seconds(statement: str, variables: dict[str, str], before: str = 'pass') -> 
     env = {name: value for name, value in os.environ.items() if name != 'PYTHONDONTWRITEBYTECODE'}
     code = f'{before}; {TIMED.format(statement)}'
     return float(subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', code], env={**env, **variables}, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        [sys.executable, '-W', 'ignore', '-c', code], check=True, stdout=subprocess.PIPE, text=True,
+        env={**env, **variables}).stdout)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
