@@ -455,6 +455,12 @@ def published(name: str, what: str) -> str:
     return f'{row["size"] / 1e6:.2f}' if what == 'MB' else f'{row["metrics"][what]:.2f}'
 
 
+@figure
+def chance_of_any(probability: str, count: str) -> str:
+    """Per cent, that at least one of so many independent events happens."""
+    return f'{100 * (1 - (1 - float(probability)) ** int(count)):.0f}'
+
+
 # -- Formats ----------------------------------------------------------------------------------------------------------
 
 def _between(values: Sequence[float], digits: int) -> str:
