@@ -56,10 +56,18 @@ BESIDE = ('configs', 'detection', 'hub')  # packages of randwire_zoo that lie be
 MODULES: dict[str, list[str]] = {
     'randwire_zoo/graphs.py': ['test_graphs', 'test_frozen'],
     'randwire_zoo/frozen/__init__.py': ['test_frozen'],
-    'randwire_zoo/studies/analysis.py': ['test_studies', 'test_study_report'],
-    'randwire_zoo/studies/damage.py': ['test_damage'],
     'randwire_zoo/network.py': ['test_network', 'test_models'],
     'randwire_zoo/wiring.py': ['test_network', 'test_weights'],
+    'randwire_zoo/weights_io.py': ['test_weights'],
+    'randwire_zoo/manifest.py': ['test_manifest'],
+    'randwire_zoo/studies/analysis.py': ['test_study_report'],
+    'randwire_zoo/studies/measures.py': ['test_study_measures'],
+    'randwire_zoo/studies/damage.py': ['test_damage'],
+    'randwire_zoo/kernels.py': ['test_kernels', 'test_operators'],
+    'randwire_zoo/native.py': ['test_kernels', 'test_operators'],
+    'randwire_zoo/plans.py': ['test_kernels', 'test_operators'],
+    'randwire_zoo/stages.py': ['test_kernels', 'test_operators'],
+    **{f'hub/{name}.py': ['test_hub'] for name in ('card', 'checks', 'publishing', 'runs', 'staging')},
 }
 
 
@@ -258,11 +266,17 @@ class Watch:
     def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Iterator[None]:
         if fixturedef.scope == 'function':
             return (yield)
-        self.coverage.switch_context(request.node.nodeid)  # a file, or nothing: all tests in it
+        test, self.current = self.current, f'@{fixturedef.argname}'  # all tests that use it
+        self.coverage.switch_context(self.current)
         try:
             return (yield)
         finally:
-            self.coverage.switch_context(self.current)
+            self.current = test
+            self.coverage.switch_context(test)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.fixtures = {item.nodeid: {f'@{name}' for name in item.fixturenames}  # type: ignore[attr-defined]
+                         for item in session.items}
 
     def pytest_runtest_logfinish(self) -> None:
         self.current = ''
@@ -278,10 +292,11 @@ def file_of(test: str) -> str:
 
 @dataclass
 class Baseline:
-    """What the unchanged tests of a file did; `reached` has for each line the tests, files or '' that ran it."""
+    """What the unchanged tests of a file did; `reached` has the tests and @fixtures that ran a line, '' for imports."""
 
     reached: dict[int, list[str]]
     seconds: dict[str, float]
+    fixtures: dict[str, set[str]]
     starting: set[str]
     imported: list[str]
 
@@ -293,7 +308,7 @@ class Baseline:
             reached = {test for line in mutant.lines for test in self.reached.get(line, ())}
             reached = reached or {test for line in mutant.body for test in self.reached.get(line, ())}
             reached |= self.starting
-        chosen = [test for test in self.seconds if not reached.isdisjoint(('', file_of(test), test))]
+        chosen = [test for test in self.seconds if not reached.isdisjoint(('', test, *self.fixtures[test]))]
         files: dict[str, float] = {}
         for test in chosen:
             files[file_of(test)] = files.get(file_of(test), 0.0) + self.seconds[test]
@@ -325,7 +340,7 @@ def baseline(path: str, files: list[str]) -> int:
     imported = [name for name, module in sys.modules.items()
                 if not str(getattr(module, '__file__', None) or TREE).startswith(str(TREE))
                 and name.partition('.')[0] not in ('randwire_zoo', 'tests', '__main__', '_randwire_zoo_autoload')]
-    BASELINE.write_bytes(pickle.dumps(Baseline(reached, watch.seconds, watch.starting, imported)))
+    BASELINE.write_bytes(pickle.dumps(Baseline(reached, watch.seconds, watch.fixtures, watch.starting, imported)))
     return status
 
 
