@@ -15,6 +15,7 @@ import pytest
 import timm
 import tiny_study
 import torch
+import yaml
 from tiny_study import GENERATORS, IDS, SPEC, Here, arguments, results, rows_of, write
 from torch import nn
 
@@ -377,6 +378,18 @@ def test_a_finished_study_is_not_touched_again(
         assert cli.main(arguments(write(tmp_path), data, tmp_path / 'new', *options)) == 2
         assert message in one_line(capsys)
     assert not (tmp_path / 'new').exists()
+
+
+def test_two_trainings_of_one_wiring_share_the_wiring_and_nothing_else(data: Path, tmp_path: Path) -> None:
+    study = load_study(write(tmp_path, graphs=['er(0.5)'], models=None, seeds=None, graph_seeds=[2],
+                             training_seeds=[5, 6], eval_sizes=[], damage=0, settings={**SPEC['settings'], 'epochs': 1}))
+    rows = run_study(study, study.networks(), tmp_path / 'output', Here(), str(data), progress=False).rows
+    assert sorted(rows) == ['er-0.5-g2-t5', 'er-0.5-g2-t6']
+    expected = sample_graphs(parse_graph_model('er(0.5)'), (5, 5, 5), 2)
+    assert {row['wiring'] for row in rows.values()} == {graphs_sha256(expected)}
+    settings = [yaml.safe_load((tmp_path / 'output' / 'runs' / name / 'args.yaml').read_text()) for name in rows]
+    assert [one['seed'] for one in settings] == [5, 6] and {one['model_kwargs']['seed'] for one in settings} == {2}
+    assert len({row['loss'] for row in rows.values()}) == 2
 
 
 def test_the_users_own_generator_is_trained_and_one_failure_ends_nothing(

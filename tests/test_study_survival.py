@@ -467,6 +467,7 @@ def test_a_row_that_was_added_just_before_a_kill_is_not_added_twice(
     engine = Instant()
     assert len(run(networks[:4], tmp_path, engine).rows) == 4 and engine.started == 0
     assert len((tmp_path / 'results.jsonl').read_text().splitlines()) == 5
+    assert list((tmp_path / 'tasks').glob('*.row')) == []
 
 
 def test_a_network_whose_process_dies_twice_has_a_row_that_says_so(

@@ -90,10 +90,12 @@ def _run(
             row_path(folder / 'tasks' / f'{name}.json').unlink(missing_ok=True)
     waiting = []
     for network in networks:
-        if network.id not in results.rows:
-            task = write_task(folder, study, network, data_dir)
-            if not _collect(results, task):  # a row that an earlier call did not live to add
-                waiting.append(_Task(network, task))
+        if network.id in results.rows:  # it may have been added just before a kill
+            row_path(folder / 'tasks' / f'{network.id}.json').unlink(missing_ok=True)
+            continue
+        task = write_task(folder, study, network, data_dir)
+        if not _collect(results, task):  # a row that an earlier call did not live to add
+            waiting.append(_Task(network, task))
     with _Progress(study, networks, folder, results, progress) as bar:
         _work_through(waiting, results, engine, bar)
     return results
@@ -182,7 +184,7 @@ def _collect(results: Results, task: Path) -> bool:
     row = _row(task)
     if row is None:
         return False
-    if row['id'] not in results.rows:  # it may have been added just before a kill
+    if row['id'] not in results.rows:  # it may have been added just before an interruption
         results.add(row)
     row_path(task).unlink()
     return True
