@@ -29,6 +29,7 @@ from randwire_zoo.studies import cli as studies_cli
 from randwire_zoo.studies import study as studies
 from randwire_zoo.studies.engines import create_engine
 from randwire_zoo.studies.results import read_results
+from randwire_zoo.studies.running import run_study
 from randwire_zoo.studies.study import load_study, study_names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -382,7 +383,8 @@ def test_a_finished_study_is_not_touched_again(
 
 def test_two_trainings_of_one_wiring_share_the_wiring_and_nothing_else(data: Path, tmp_path: Path) -> None:
     study = load_study(write(tmp_path, graphs=['er(0.5)'], models=None, seeds=None, graph_seeds=[2],
-                             training_seeds=[5, 6], eval_sizes=[], damage=0, settings={**SPEC['settings'], 'epochs': 1}))
+                             training_seeds=[5, 6], eval_sizes=[], damage=0,
+                             settings={**SPEC['settings'], 'epochs': 1}))
     rows = run_study(study, study.networks(), tmp_path / 'output', Here(), str(data), progress=False).rows
     assert sorted(rows) == ['er-0.5-g2-t5', 'er-0.5-g2-t6']
     expected = sample_graphs(parse_graph_model('er(0.5)'), (5, 5, 5), 2)
