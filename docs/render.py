@@ -139,6 +139,12 @@ def latency(*names: str) -> str:
     return _markdown(tables.latency_table([_record(name) for name in names]))
 
 
+@figure
+def setting(name: str, key: str) -> str:
+    """What a record was measured with: 'batch', 'size' or 'threads'."""
+    return str(_record(name)[key] if key == 'threads' else _record(name)['results'][key])
+
+
 def _runs(name: str, other: str, kind: str, mode: str, others: str) -> tuple[Record, Record]:
     record = _record(name)
     dtype = TYPES.get(kind, '')
