@@ -36,7 +36,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import kernels
 from .kernels import Source
-from .stages import LISTS, STATISTICS, Operands, Settings, StageResult, check, compute, nested
+from .stages import LISTS, STATISTICS, Operands, Settings, StageResult, check, check_lists, compute, nested
 
 __all__ = ['run']
 
@@ -52,6 +52,7 @@ def run(operands: Operands, settings: Settings) -> StageResult:
     Raises:
         ValueError: where operands and settings do not fit each other.
     """
+    check_lists(operands, settings)
     return _result(_Stage.apply(settings, *operands.flat()))
 
 

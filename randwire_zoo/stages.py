@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
-    'DTYPES', 'FLAT', 'LISTS', 'STATISTICS', 'Operands', 'Settings', 'StageResult', 'check', 'compute', 'nested']
+    'DTYPES', 'LISTS', 'STATISTICS', 'Operands', 'Settings', 'StageResult', 'check', 'check_lists', 'compute', 'nested',
+]
 
 DTYPES = (torch.float32, torch.bfloat16)  # of what the native kernels compute
 
@@ -182,6 +183,14 @@ def nested(flat: Sequence[Any], settings: Settings) -> Operands:
         *flat[:FLAT], rest[:count], rest[count:2 * count], rest[2 * count:])  # type: ignore[call-arg]
 
 
+def check_lists(operands: Operands, settings: Settings) -> None:
+    """Refuse lists of other lengths than the number of nodes, before they are put in a row."""
+    count, found = settings.num_nodes, [len(tensors) for tensors in operands[FLAT:]]  # type: ignore[arg-type]
+    if found not in ([count, count, 0], [count, count, count]):
+        raise ValueError(f'a stage cannot be computed: {count} nodes need as many kernels, matrices and biases (or '
+                         f'none), got {found[0]}, {found[1]} and {found[2]}')
+
+
 def check(operands: Operands, settings: Settings) -> None:
     """Refuse what does not fit together: whatever passes can be computed without looking at a size again.
 
@@ -206,9 +215,7 @@ def check(operands: Operands, settings: Settings) -> None:
     fits(settings.stride in (1, 2) and 0 < settings.dilation < 2 ** 20 and 0 < settings.input_dilation < 2 ** 20,
          'strides are 1 and 2 and dilations positive, got {}, {} and {}', settings.stride, settings.input_dilation,
          settings.dilation)
-    fits(len(operands.depthwise) == len(operands.pointwise) == count and len(operands.biases) in (0, count),
-         '{} nodes need as many kernels, got {}, {} and {} biases', count, len(operands.depthwise),
-         len(operands.pointwise), len(operands.biases))
+    check_lists(operands, settings)
     channels, device = operands.pointwise[0].shape[0], x.device
     for i, (sources, depthwise, pointwise) in enumerate(
             zip(wiring, operands.depthwise, operands.pointwise, strict=True)):

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from randwire_zoo import deploy, kernels, native, plans, use_kernels
+from randwire_zoo import build, deploy, kernels, native, plans, use_kernels
 from randwire_zoo.complexity import count_complexity
 from randwire_zoo.kernels import KernelError, Source
 from randwire_zoo.network import Node, RandWire, Stage
@@ -28,6 +28,7 @@ COMPILER = os.environ.get('CXX', 'c++').split()[0]
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f'the kernels are built with {COMPILER}')
 
 CHANNELS_LAST = torch.channels_last
+DTYPES = [(torch.float32, 3e-6), (torch.bfloat16, 1e-2)]
 # batch, channels, height, width, stride, dilation, sources, output channels
 SHAPES = [
     (2, 5, 7, 9, 1, 1, 2, 5), (2, 17, 8, 6, 2, 1, 3, 40), (3, 32, 7, 7, 2, 2, 1, 64), (1, 109, 14, 14, 1, 2, 6, 109),
@@ -72,7 +73,7 @@ def naive_depthwise(total: Tensor, kernel: Tensor, stride: int, dilation: int) -
     return F.conv2d(F.relu(total), kernel, stride=stride, padding=dilation, dilation=dilation, groups=total.shape[1])
 
 
-@pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 3e-6), (torch.bfloat16, 1e-2)], ids=str)
+@pytest.mark.parametrize(('dtype', 'tolerance'), DTYPES, ids=str)
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 def test_a_weighted_sum_and_a_depthwise_convolution_in_one_pass(
         shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
@@ -86,7 +87,7 @@ def test_a_weighted_sum_and_a_depthwise_convolution_in_one_pass(
     assert error(kernels.weighted_sum(sources), total) < tolerance
 
 
-@pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 3e-6), (torch.bfloat16, 1e-2)], ids=str)
+@pytest.mark.parametrize(('dtype', 'tolerance'), DTYPES, ids=str)
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 def test_a_stage_of_one_node_that_reads_the_input_and_one_that_reads_it_many_times(
         shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
@@ -166,16 +167,29 @@ def test_values_that_are_no_numbers_stay_so() -> None:
     assert kernels.weighted_sum([Source(x)]).isnan().sum() == 1
 
 
-@pytest.mark.skipif(platform.machine() not in ('x86_64', 'AMD64'), reason='AVX-512 is a matter of x86 processors')
-def test_the_same_on_a_processor_without_avx_512() -> None:
-    done = run_tests('test_kernels.py', '-k', 'one_pass or one_node or backward_pass', CXX=f'{COMPILER} -mno-avx512f')
-    assert done.returncode == 0, done.stdout
-
-
-def run_tests(file: str, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', str(Path(__file__).with_name(file)), *options],
-        env={**os.environ, **variables}, capture_output=True, text=True)
+@pytest.mark.parametrize('openmp', [True, False], ids=['OpenMP', 'one thread'])
+def test_the_same_built_otherwise(openmp: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without AVX-512; and without OpenMP, by LLVM's compiler where there is one."""
+    x86 = platform.machine() in ('x86_64', 'AMD64')
+    monkeypatch.setenv('CXX', 'clang++' if not openmp and shutil.which('clang++') else
+                       f'{COMPILER} -mno-avx512f' if openmp and x86 else COMPILER)
+    monkeypatch.setenv('RANDWIRE_ZOO_CACHE', str(tmp_path))
+    if not openmp:
+        monkeypatch.setattr(build, '_OPENMP', ((),))
+    library = build.load_library()
+    monkeypatch.setattr(kernels, '_library', lambda: library)
+    for cached in (kernels._function, kernels._packed_bytes):
+        cached.cache_clear()
+    try:
+        for shape in SHAPES:
+            for dtype, tolerance in DTYPES:
+                test_a_weighted_sum_and_a_depthwise_convolution_in_one_pass(shape, dtype, tolerance)
+                test_a_stage_of_one_node_that_reads_the_input_and_one_that_reads_it_many_times(shape, dtype, tolerance)
+            test_the_backward_pass_of_the_sum_and_the_depthwise_convolution(shape)
+        test_statistics_of_a_batch_far_from_zero_or_with_a_pixel_far_from_all_others(3.0, 1e4)
+    finally:
+        for cached in (kernels._function, kernels._packed_bytes):
+            cached.cache_clear()
 
 
 # Whole networks
@@ -328,7 +342,10 @@ def test_checkpointing_changes_nothing() -> None:
 
 
 def test_everything_that_holds_of_the_modules_holds_of_the_kernels() -> None:
-    done = run_tests('test_network.py', RANDWIRE_ZOO_KERNELS='native')
+    done = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider',
+         str(Path(__file__).with_name('test_network.py'))],
+        env={**os.environ, 'RANDWIRE_ZOO_KERNELS': 'native'}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -408,32 +425,28 @@ def run(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, '-c', code], env={**os.environ, **variables}, capture_output=True, text=True)
 
 
-def test_the_variable_chooses_for_scripts_that_know_nothing_of_us(tmp_path: Path) -> None:
+def test_the_variable_chooses_for_scripts_that_know_nothing_of_us() -> None:
     code = ("import timm, torch; m = timm.create_model('randwire_ws_pico').eval(); m(torch.zeros(1, 3, 64, 64));"
             "from randwire_zoo import kernels; print(kernels.kernels_in_use())")
-    done = run(code, RANDWIRE_ZOO_KERNELS='native', RANDWIRE_ZOO_CACHE=str(tmp_path))
-    assert done.stdout.strip() == 'native', done.stderr
-    library, = (tmp_path / 'kernels').iterdir()
-    assert library.suffix == '.so'
-    built = library.stat().st_mtime_ns
-    run(code, RANDWIRE_ZOO_KERNELS='native', RANDWIRE_ZOO_CACHE=str(tmp_path))
-    assert library.stat().st_mtime_ns == built, 'the library was built again'
+    assert run(code, RANDWIRE_ZOO_KERNELS='native').stdout.strip() == 'native'
     assert run(code).stdout.strip() == 'torch'
 
 
-def test_what_stands_in_the_way_is_said_in_one_line(tmp_path: Path) -> None:
-    code = ("from randwire_zoo import use_kernels\n"
-            "try: use_kernels('native')\n"
-            "except Exception as e: print(type(e).__name__, e)")
-    cache = str(tmp_path)
-    assert 'KernelError the native kernels need a C++ compiler, and there is no \'nothing-there\'' in run(
-        code, CXX='nothing-there', RANDWIRE_ZOO_CACHE=cache).stdout
-    assert 'KernelError false could not build the native kernels: no message' in run(
-        code, CXX='false', RANDWIRE_ZOO_CACHE=cache).stdout
-    assert not any((tmp_path / 'kernels').iterdir()), 'something half built was left behind'
-    done = run("import timm, torch; timm.create_model('randwire_ws_pico')(torch.zeros(2, 3, 64, 64))",
-               RANDWIRE_ZOO_KERNELS='fast')
-    assert "RANDWIRE_ZOO_KERNELS: kernels must be one of 'torch', 'native', got 'fast'" in done.stderr
+def test_what_stands_in_the_way_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels._library.cache_clear()
+    monkeypatch.setenv('RANDWIRE_ZOO_CACHE', str(tmp_path))
+    monkeypatch.setenv('CXX', 'nothing-there')
+    with pytest.raises(KernelError, match=r"^the native kernels need a C\+\+ compiler, and there is no 'nothing-there'"
+                                          r': install g\+\+ or set CXX, or unset RANDWIRE_ZOO_KERNELS$'):
+        use_kernels('native')
+    monkeypatch.setenv('CXX', 'false')
+    with pytest.raises(KernelError, match=r'^false could not build the native kernels: no message$'):
+        use_kernels('native')
+    assert kernels.kernels_in_use() == 'native', 'what cannot be had was chosen'
     with pytest.raises(ValueError, match="kernels must be one of 'torch', 'native', got 'cuda'"):
         use_kernels('cuda')
+    monkeypatch.setattr(kernels, '_in_use', None)
+    monkeypatch.setenv('RANDWIRE_ZOO_KERNELS', 'fast')
+    with pytest.raises(ValueError, match=r"^RANDWIRE_ZOO_KERNELS: kernels must be one of .*, got 'fast'$"):
+        network()(torch.zeros(2, 3, 64, 64))
     assert issubclass(KernelError, RuntimeError)

@@ -5,6 +5,7 @@ import copy
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -88,6 +89,10 @@ def assert_equal(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
     else:
         for ours, theirs in zip(found, expected, strict=True):
             assert_equal(ours, theirs, tolerance)
+
+
+def forward(stage: nn.Module, x: Tensor) -> Tensor:
+    return stage(x)
 
 
 def parameters_of(stage: nn.Module) -> dict[str, Tensor]:
@@ -214,3 +219,510 @@ def test_operations_are_counted_as_without_the_kernels(served: list[Any]) -> Non
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0
     assert not served, 'the counter looks at modules, so these have to run'
+
+
+def test_the_wiring_of_a_network_that_is_traced_by_make_fx_is_one_operator() -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+    stage = a_stage()
+    with torch.no_grad():
+        traced = make_fx(stage)(images())
+        assert [node.target for node in traced.graph.nodes].count(torch.ops.randwire_zoo.stage.default) == 1
+        assert_equal(traced(images() * 2), by_modules(forward, stage, images() * 2))
+
+
+def test_a_compiler_gets_the_modules_and_computes_the_same(served: list[Any]) -> None:
+    stage = a_stage(training=True)
+
+    def step(stage: nn.Module, x: Tensor) -> list[Tensor]:
+        form = torch.compile(stage, backend='aot_eager', fullgraph=True) if x.dtype == torch.float32 else stage
+        out = form(x)
+        (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+        return [out, *[parameter.grad for parameter in stage.parameters()], *stage.buffers()]  # type: ignore[list-item]
+    expected = by_modules(step, stage, images())
+    assert_equal(step(stage, images()), expected, 1e-4)
+    assert not served
+
+
+def test_shapes_without_data_are_those_with() -> None:
+    stage = a_stage(device='meta')
+    assert stage(images().to('meta')).shape == a_stage()(images()).shape
+    assert deploy_stage(a_stage()).to('meta')(images().to('meta')).shape == a_stage()(images()).shape
+
+
+def deploy_stage(stage: Stage) -> Stage:
+    """A stage as `deploy` leaves it."""
+    from randwire_zoo.deployment import DeployedNode
+    stage = copy.deepcopy(stage).eval()
+    stage.nodes = nn.ModuleList(DeployedNode(node) for node in stage.nodes)  # type: ignore[arg-type]
+    return stage.requires_grad_(False)
+
+
+# What the backward pass reads
+
+
+def learn(stage: nn.Module, x: Tensor, direction: Callable[[Tensor], Tensor] = lambda out: out) -> list[Any]:
+    """Output, gradients of the input and of all parameters, and the buffers afterwards."""
+    x = x.detach().requires_grad_()
+    out = stage(x)
+    loss = (direction(out) * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum()
+    parameters = [p for p in stage.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, [x, *parameters])
+    return [out.detach(), *gradients, *stage.buffers()]
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_saved_tensors_may_come_back_laid_out_otherwise(training: bool, served: list[Any]) -> None:
+    stage = a_stage(training)
+    expected = by_modules(learn, stage, images())
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.contiguous().clone(), lambda t: t):
+        assert_equal(learn(stage, images()), expected, 1e-4)
+    assert served
+
+
+def test_weights_given_by_functional_call_are_those_that_learn(served: list[Any]) -> None:
+    stage = a_stage()
+    others = {name: value * 1.5 for name, value in parameters_of(stage).items()}
+
+    def gradients(stage: nn.Module, others: dict[str, Tensor], x: Tensor) -> Any:
+        others = {name: value.clone().requires_grad_() for name, value in others.items()}
+        return torch.autograd.grad(loss(stage, others, x), list(others.values()))
+    assert_equal(gradients(stage, others, images()), by_modules(gradients, stage, others, images()), 1e-4)
+    assert served
+
+
+def test_tied_weights_learn_from_both_nodes(served: list[Any]) -> None:
+    stage = a_stage()
+    stage.nodes[3].conv_pw.weight = stage.nodes[2].conv_pw.weight
+    stage.nodes[3].bn.weight = stage.nodes[2].bn.weight
+    assert_equal(learn(stage, images()), by_modules(learn, stage, images()), 1e-4)
+    assert served
+
+
+def test_weights_that_are_plain_attributes_learn(served: list[Any]) -> None:
+    stage = a_stage()
+
+    def gradient(stage: nn.Module, x: Tensor) -> Tensor:
+        conv = copy.deepcopy(stage).nodes[2].conv_pw
+        weight = conv.weight.detach().clone().requires_grad_()
+        changed = copy.deepcopy(stage)
+        del changed.nodes[2].conv_pw.weight
+        changed.nodes[2].conv_pw.weight = weight * 2
+        return torch.autograd.grad(changed(x).square().sum(), weight)[0]
+    assert_equal(gradient(stage, images()), by_modules(gradient, stage, images()), 1e-4)
+    assert served
+
+
+def test_a_weight_that_changes_before_the_backward_pass_is_an_error() -> None:
+    stage = a_stage()
+    out = stage(images())
+    with torch.no_grad():
+        stage.nodes[2].conv_pw.weight.mul_(2)
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'):
+        out.sum().backward()
+
+
+def test_statistics_are_functions_of_the_batch_and_only_their_owner_changes(served: list[Any]) -> None:
+    stage = a_stage(training=True)
+    before = copy.deepcopy(stage)
+    buffers = {name: buffer.clone() for name, buffer in stage.named_buffers()}
+    functional_call(stage, buffers, (images(),))
+    for (name, buffer), untouched in zip(stage.named_buffers(), before.buffers(), strict=True):
+        assert torch.equal(buffer, untouched), name
+        assert not torch.equal(buffers[name], untouched), name
+    assert served
+    before(images())
+    assert_equal(buffers, dict(before.named_buffers()))
+
+
+@pytest.mark.parametrize('kept', [True, False], ids=['with a graph', 'without'])
+def test_the_backward_pass_of_the_backward_pass_of_the_operator_itself_is_an_error(kept: bool) -> None:
+    settings = Settings([1e-5], [True], [-1], [1], [0], 1, 1, 1, keep=True)
+    x = images().requires_grad_()
+    operands = Operands(x, torch.zeros(0), torch.ones(1, 3), torch.zeros(1, 3), None, None,
+                        [torch.ones(3, 1, 3, 3)], [torch.ones(3, 3, 1, 1)], [])
+    out, mean, variance, nodes = torch.ops.randwire_zoo.stage(*operands, *settings.values())
+    needed = [True] * len(operands.flat())
+    gradient = torch.ops.randwire_zoo.stage_backward(
+        out, *operands, mean, variance, nodes, needed, *settings.values())[0]
+    with pytest.raises(RuntimeError, match='not differentiable itself; differentiate randwire_zoo::stage with create_'):
+        gradient.sum().backward(retain_graph=kept)
+
+
+# Which stages the operators compute
+
+
+class AnotherNode(Node):
+    def transform(self, x: Tensor) -> Tensor:
+        return super().transform(x) * 2
+
+
+class AnotherConv(nn.Conv2d):
+    pass
+
+
+class AnotherNorm(nn.BatchNorm2d):
+    pass
+
+
+def replace(
+        name: str, make: Callable[[Any], nn.Module], keep: tuple[str, ...] = ('weight',)) -> Callable[[Stage], None]:
+    """Put another module into node 2, with what it keeps of the one that was there."""
+    def change(stage: Stage) -> None:
+        old = getattr(stage.nodes[2], name)
+        new = make(old)
+        for attribute in keep:
+            getattr(new, attribute).data.copy_(getattr(old, attribute).data)
+        setattr(stage.nodes[2], name, new.train(stage.training))
+    return change
+
+
+def depthwise(kernel_size: Any = 3, padding: Any = 1, **options: Any) -> Callable[[Stage], None]:
+    options = {'bias': False, 'groups': 5, **options}
+    return replace('conv_dw', lambda old: nn.Conv2d(5, 5, kernel_size, padding=padding, **options),
+                   ('weight',) if kernel_size == 3 and options['groups'] == 5 else ())
+
+
+def pointwise(kernel_size: Any = 1, **options: Any) -> Callable[[Stage], None]:
+    options = {'bias': False, **options}
+    return replace('conv_pw', lambda old: nn.Conv2d(5, 5, kernel_size, **options), ())
+
+
+def another_node(stage: Stage) -> None:
+    stage.nodes[2].__class__ = AnotherNode
+
+
+def half_more(name: str) -> Callable[..., Any]:
+    """What the class does, times 1.5."""
+    return lambda module, *args: getattr(type(module), name)(module, *args) * 1.5
+
+
+def an_own_forward(of: Callable[[Any], nn.Module]) -> Callable[[Stage], None]:
+    def change(stage: Stage) -> None:
+        module = of(stage.nodes[2])
+        module.forward = MethodType(half_more('forward'), module)  # type: ignore[method-assign]
+    return change
+
+
+def an_own_transform(stage: Stage) -> None:
+    node: Any = stage.nodes[2]
+    node.transform = MethodType(half_more('transform'), node)
+
+
+def hook(kind: str, of: Callable[[Node], nn.Module]) -> Callable[[Stage], None]:
+    def change(stage: Stage) -> None:
+        module = of(stage.nodes[2])  # type: ignore[arg-type]
+        returned = {'forward_hook': lambda module, args, out: out * 1.5,
+                    'forward_pre_hook': lambda module, args: tuple(
+                        [x * 1.5 for x in arg] if isinstance(arg, list) else arg * 1.5 for arg in args),
+                    'full_backward_hook': lambda module, inner, outer: tuple(
+                        None if x is None else x * 1.5 for x in inner),
+                    'full_backward_pre_hook': lambda module, outer: tuple(x * 1.5 for x in outer)}[kind]
+        getattr(module, f'register_{kind}')(returned)
+    return change
+
+
+MODULES: dict[str, Callable[[Any], nn.Module]] = {
+    'node': lambda node: node, 'conv_dw': lambda node: node.conv_dw, 'conv_pw': lambda node: node.conv_pw,
+    'bn': lambda node: node.bn}
+OTHERS: dict[str, Callable[[Stage], None]] = {
+    'a kernel of 5': depthwise(5, 2),
+    'a kernel of 3 by 1': depthwise((3, 1), (1, 0)),
+    'a bias of the depthwise': depthwise(bias=True),
+    'circular padding': depthwise(padding_mode='circular'),
+    'padding by reflection': depthwise(padding_mode='reflect'),
+    'same padding, as a word': depthwise(padding='same'),
+    'fewer groups': depthwise(groups=1),
+    'another dilation of one node': depthwise(padding=2, dilation=2),
+    'dilation on one side': depthwise(padding=(2, 1), dilation=(2, 1)),
+    'a subclass of Conv2d': replace('conv_dw', lambda old: AnotherConv(5, 5, 3, padding=1, groups=5, bias=False)),
+    'a bias of the 1×1': pointwise(bias=True),
+    'groups of the 1×1': pointwise(groups=5),
+    'a 3×3 in the place of the 1×1': pointwise(3, padding=1),
+    'something else in the place of the 1×1': replace(
+        'conv_pw', lambda old: nn.Sequential(nn.Conv2d(5, 5, 1, padding=1, bias=False), nn.ZeroPad2d(-1)), ()),
+    'BN without parameters': replace('bn', lambda old: nn.BatchNorm2d(5, affine=False), ()),
+    'a subclass of BN': replace('bn', lambda old: AnotherNorm(5)),
+    'GroupNorm': replace('bn', lambda old: nn.GroupNorm(1, 5)),
+    'no norm': replace('bn', lambda old: nn.Identity(), ()),
+    'a subclass of Node': another_node, 'a transform of its own': an_own_transform,
+    'a weight made of others': lambda stage: nn.utils.parametrizations.weight_norm(stage.nodes[2].conv_pw) and None,
+    **{f'a forward of its own of {name}': an_own_forward(of) for name, of in MODULES.items()},
+    **{f'{kind} of {name}': hook(kind, of) for name, of in MODULES.items() for kind in (
+        'forward_hook', 'forward_pre_hook', 'full_backward_hook', 'full_backward_pre_hook')
+        if (name, kind) not in (('node', 'full_backward_hook'),)}}
+
+
+@pytest.mark.parametrize('other', OTHERS)
+def test_whatever_a_node_does_otherwise_is_done(other: str, served: list[Any]) -> None:
+    stage = a_stage()
+    OTHERS[other](stage)
+    expected = by_modules(learn, stage, images())
+    assert_equal(learn(stage, images()), expected, 1e-4)
+    assert not served
+
+
+@pytest.mark.parametrize('kind', ['forward_hook', 'forward_pre_hook', 'full_backward_hook', 'full_backward_pre_hook'])
+def test_hooks_of_all_modules_see_the_modules_at_work(kind: str, served: list[Any]) -> None:
+    stage = a_stage(training=True)
+    seen: set[nn.Module] = set()
+    handle = getattr(nn.modules.module, f'register_module_{kind}')(lambda module, *args: seen.add(module))
+    try:
+        learn(stage, images())
+    finally:
+        handle.remove()
+    assert {stage.nodes[2].conv_dw, stage.nodes[2].conv_pw, stage.nodes[2].bn} <= seen and not served
+
+
+@pytest.mark.parametrize('norm', ['torchvision.ops.FrozenBatchNorm2d', 'detectron2.layers.FrozenBatchNorm2d'])
+def test_frozen_bn_is_computed_in_training_too(norm: str, served: list[Any]) -> None:
+    package, name = norm.rsplit('.', 1)
+    frozen = getattr(pytest.importorskip(package, reason=f'{package} is not installed'), name)
+    stage = a_stage()
+    for node in stage.nodes:
+        bn = frozen(5, eps=1e-5)
+        bn.load_state_dict({key: value for key, value in node.bn.state_dict().items() if key in bn.state_dict()},
+                           strict=False)
+        node.bn = bn
+    stage.train()
+    assert_equal(learn(stage, images()), by_modules(learn, stage, images()), 1e-4)
+    assert served
+
+
+def test_a_bn_without_running_statistics_takes_the_batchs(served: list[Any]) -> None:
+    stage = a_stage()
+    stage.nodes[2].bn = nn.BatchNorm2d(5, track_running_stats=False)
+    stage.nodes[4].bn.train()
+    stage.nodes[4].bn.num_batches_tracked = None
+    expected = by_modules(learn, stage, images())
+    assert_equal(learn(stage, images()), expected, 1e-4)
+    assert [settings.of_batch for settings in served] == [[False, False, True, False, True]]
+
+
+def test_a_subclass_of_tensor_goes_through_the_modules(served: list[Any]) -> None:
+    class Logged(Tensor):
+        names: list[str] = []
+
+        @classmethod
+        def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            cls.names.append(getattr(function, '__name__', ''))
+            return super().__torch_function__(function, types, args, kwargs or {})
+    with torch.no_grad():
+        a_stage()(images().as_subclass(Logged))
+        stage = a_stage()
+        stage.nodes[2].conv_pw.weight = nn.Parameter(stage.nodes[2].conv_pw.weight.detach().as_subclass(Logged))
+        stage(images())
+    assert 'conv2d' in Logged.names and not served
+
+
+# Where torch's defaults are others
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize('training', [False, True])
+def test_the_default_dtype_changes_nothing(dtype: torch.dtype, training: bool, served: list[Any]) -> None:
+    stage, x = a_stage(training), images()
+    expected = by_modules(learn, stage, x)
+    weights = torch.linspace(-1, 1, expected[0].numel(), dtype=torch.float32).view_as(expected[0])
+    deployed = deploy_stage(stage)
+    torch.set_default_dtype(dtype)
+    try:
+        x.requires_grad_()
+        out = stage(x)
+        found = [out.detach(), *torch.autograd.grad((out * weights).sum(), [x, *stage.parameters()]), *stage.buffers()]
+        with torch.no_grad():
+            in_default = deployed(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_equal(found, expected, 1e-4)
+    assert_equal(in_default, by_modules(forward, deployed, images()))
+    assert len(served) == 2
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_the_default_device_changes_nothing(training: bool, served: list[Any]) -> None:
+    stage, x = a_stage(training), images()
+    deployed = deploy_stage(stage)
+
+    def gradients(stage: nn.Module, x: Tensor) -> Any:
+        return torch.autograd.grad(stage(x).square().sum(), [*stage.parameters()])
+    expected = by_modules(gradients, stage, x)
+    with torch.device('meta'):
+        found = gradients(stage, x)
+        with torch.no_grad():
+            assert deployed(x).device.type == 'cpu'
+    assert_equal(found, expected, 1e-4)
+    assert len(served) == 2
+
+
+@pytest.mark.parametrize('change', [
+    lambda stage: stage.to('meta'), lambda stage: deploy_stage(stage).to('meta'),
+    lambda stage: stage.nodes[3].conv_dw.to('meta') and stage,
+    lambda stage: stage.nodes[3].conv_pw.to('meta') and stage,
+    lambda stage: stage.nodes[3].bn.to('meta') and stage], ids=['all', 'deployed', 'conv_dw', 'conv_pw', 'bn'])
+def test_weights_on_another_device_are_torchs_business(change: Callable[[Stage], Stage], served: list[Any]) -> None:
+    stage = change(a_stage())
+    outcomes = []
+    for kernels in ('torch', 'native'):
+        use_kernels(kernels)
+        try:
+            with torch.no_grad():
+                outcomes.append(stage(images()).device.type)
+        except Exception as e:
+            outcomes.append(type(e))
+    assert outcomes[0] == outcomes[1] and not served
+
+
+# What crosses into C++
+
+
+def operands(**changed: Any) -> Operands:
+    """Those of a stage of two nodes, the second of which reads the first twice."""
+    return Operands(**{
+        'x': images(), 'edge_weights': torch.ones(2), 'norm_weight': torch.ones(2, 5), 'norm_bias': torch.zeros(2, 5),
+        'mean': torch.zeros(2, 5), 'variance': torch.ones(2, 5),
+        'depthwise': [torch.ones(3, 1, 3, 3), torch.ones(5, 1, 3, 3)],
+        'pointwise': [torch.ones(5, 3, 1, 1), torch.ones(5, 5, 1, 1)], 'biases': [], **changed})
+
+
+def settings(**changed: Any) -> Settings:
+    return Settings(**{
+        'eps': [1e-5] * 2, 'of_batch': [False, True], 'sources': [-1, 0, 0], 'in_degrees': [1, 2], 'outputs': [1],
+        'stride': 2, 'input_dilation': 1, 'dilation': 1, **changed})
+
+
+def node_1(depthwise: Any = None, pointwise: Any = None) -> dict[str, Any]:
+    """Operands with other convolutions of the second node."""
+    return {'depthwise': [torch.ones(3, 1, 3, 3), torch.ones(5, 1, 3, 3) if depthwise is None else depthwise],
+            'pointwise': [torch.ones(5, 3, 1, 1), torch.ones(5, 5, 1, 1) if pointwise is None else pointwise]}
+
+
+WRONG: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ('x must be', {'x': torch.ones(3, 9, 8)}, {}),
+    ('got torch.float64', {'x': images().double()}, {}),
+    (r'got torch.float32 \(0, 3', {'x': torch.ones(0, 3, 9, 8)}, {}),
+    ('node 0 takes 4', {'x': torch.ones(2, 4, 9, 8)}, {}),
+    ('node 1 takes 5', node_1(pointwise=torch.ones(5, 6, 1, 1)), {}),
+    ('node 1 takes 5', node_1(pointwise=torch.ones(6, 5, 1, 1)), {}),
+    ('node 1 takes 5', node_1(pointwise=torch.ones(5, 5)), {}),
+    ('but its convolutions', node_1(torch.ones(5, 1, 5, 5)), {}),
+    ('but its convolutions', node_1(torch.ones(5, 2, 3, 3)), {}),
+    ('convolutions of node 1 are torch.bfloat16 and', node_1(torch.ones(5, 1, 3, 3).bfloat16()), {}),
+    ('convolutions of node 1 are torch.float32 and torch.bfloat16', node_1(
+        pointwise=torch.ones(5, 5, 1, 1).bfloat16()), {}),
+    ('on cpu and the convolutions of node 1 are on meta', node_1(torch.ones(5, 1, 3, 3, device='meta')), {}),
+    ('on cpu and the convolutions of node 1 are on cpu and meta', node_1(
+        pointwise=torch.ones(5, 5, 1, 1, device='meta')), {}),
+    ('2 nodes need as many kernels, .* got 1, 2 and 0', {'depthwise': [torch.ones(3, 1, 3, 3)]}, {}),
+    ('got 2, 2 and 1', {'biases': [torch.ones(5)]}, {}),
+    ('a bias must be', {'biases': [torch.ones(5), torch.ones(4)]}, {}),
+    ('a bias must be', {'biases': [torch.ones(5), torch.ones(5).double()]}, {}),
+    (r'edge_weights must be torch.float32 \(2,\)', {'edge_weights': torch.ones(3)}, {}),
+    ('edge_weights must be torch.float32', {'edge_weights': torch.ones(2).double()}, {}),
+    ('norm_weight must be', {'norm_weight': torch.ones(2, 4)}, {}),
+    ('norm_bias must be', {'norm_bias': torch.ones(2, 5).bfloat16()}, {}),
+    ('mean must be', {'mean': torch.ones(1, 5)}, {}),
+    ('variance must be .* on cpu', {'variance': torch.ones(2, 5, device='meta')}, {}),
+    ('of BN belong together', {'norm_bias': None}, {}),
+    ('of BN belong together', {}, {'eps': [1e-5]}),
+    ('of BN belong together', {}, {'of_batch': [True]}),
+    ('running statistics are missing', {'mean': None, 'variance': None}, {}),
+    ('running statistics are missing', {'mean': None}, {'of_batch': [True, True]}),
+    ('3 sources are not those of nodes with', {}, {'in_degrees': [1, 1]}),
+    (r'nodes with \[0, 3\]', {}, {'in_degrees': [0, 3]}),
+    (r'-1 is alone, got \[\[-1\], \[0, -1\]\]', {}, {'sources': [-1, 0, -1]}),
+    (r'got \[\[-1\], \[0, 1\]\]', {}, {'sources': [-1, 0, 1]}),
+    (r'got \[\[0\], \[0, 0\]\]', {}, {'sources': [0, 0, 0]}),
+    (r'got \[\[-1\], \[0, -2\]\]', {}, {'sources': [-1, 0, -2]}),
+    (r'outputs must be nodes, those that nobody reads among them, got \[\]', {}, {'outputs': []}),
+    (r'among them, got \[0\]', {}, {'outputs': [0]}),
+    (r'among them, got \[1, 2\]', {}, {'outputs': [1, 2]}),
+    (r'among them, got \[1, 1\]', {}, {'outputs': [1, 1]}),
+    ('strides are 1 and 2', {}, {'stride': 3}),
+    ('dilations positive, got 2, 1 and 0', {}, {'dilation': 0}),
+    ('got 2, -1 and 1', {}, {'input_dilation': -1})]
+
+
+@pytest.mark.parametrize('device', ['cpu', 'meta'])
+@pytest.mark.parametrize(('message', 'of_operands', 'of_settings'), WRONG, ids=[row[0] for row in WRONG])
+def test_operands_that_do_not_fit_are_refused_with_and_without_data(
+        message: str, of_operands: dict[str, Any], of_settings: dict[str, Any], device: str) -> None:
+    if device == 'meta' and 'on cpu' in message:
+        pytest.skip('all of it is on one device')
+    moved = Operands(*[
+        x if x is None or device == 'cpu' else [t.to(device) for t in x] if isinstance(x, list) else x.to(device)
+        for x in operands(**of_operands)])
+    with pytest.raises(ValueError, match=message):
+        plans.run(moved, settings(**of_settings))
+
+
+def test_operands_that_fit_are_computed_however_they_lie_in_memory() -> None:
+    def scattered(x: Tensor) -> Tensor:
+        return x.repeat_interleave(2, -1)[..., ::2]
+    expected = plans.run(operands(), settings())
+    found = plans.run(Operands(*[
+        [scattered(t) for t in x] if isinstance(x, list) else scattered(x) for x in operands()]), settings())
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found[:3], expected[:3], strict=True))
+
+
+@pytest.mark.parametrize('changed', [
+    {'grad': torch.ones(3, 5, 5, 5)}, {'grad': torch.ones(3, 5, 5, 4).double()}, {'nodes': []}, {'needed': [True]},
+    {'nodes': [torch.ones(3, 5, 5, 4), torch.ones(3, 4, 5, 4)]}, {'mean': torch.ones(2, 4)},
+    {'variance': torch.ones(2, 5).bfloat16()}, {'norm': False}], ids=str)
+def test_gradients_of_something_else_are_refused(changed: dict[str, Any]) -> None:
+    given = operands() if changed.pop('norm', True) else operands(
+        norm_weight=None, norm_bias=None, mean=None, variance=None)
+    chosen = settings(keep=True) if given.norm_weight is not None else settings(eps=[], of_batch=[])
+    arguments = {'grad': torch.ones(3, 5, 5, 4), 'mean': torch.zeros(2, 5), 'variance': torch.ones(2, 5),
+                 'nodes': [torch.ones(3, 5, 5, 4)] * 2, 'needed': [True] * len(given.flat()), **changed}
+    with pytest.raises(ValueError, match=r'^randwire_zoo::stage_backward: '):
+        torch.ops.randwire_zoo.stage_backward(
+            arguments['grad'], *given, *[arguments[name] for name in ('mean', 'variance', 'nodes', 'needed')],
+            *chosen.values())
+
+
+# Deployed networks
+
+
+CHANGES: dict[str, Callable[[Any, Any], Any]] = {
+    '.data': lambda conv, other: conv.weight.data.copy_(other.weight),
+    'load_state_dict': lambda conv, other: conv.load_state_dict(other.state_dict()),
+    'rounding': lambda conv, other: conv.weight.data.round_(decimals=1),
+    'NumPy': lambda conv, other: conv.weight.numpy().__imul__(0.5),
+    'one number': lambda conv, other: conv.weight[0, 0].mul_(3),
+    'another tensor': lambda conv, other: setattr(
+        conv, 'weight', nn.Parameter(other.weight.detach(), requires_grad=False))}
+
+
+@pytest.mark.parametrize('change', CHANGES.values(), ids=CHANGES.keys())
+def test_a_deployed_stage_follows_its_weights(change: Callable[[Any, Any], Any], served: list[Any]) -> None:
+    stage = deploy_stage(a_stage())
+    torch.manual_seed(8)
+    with torch.no_grad():
+        stage(images())
+        stage(images())
+        for node in stage.nodes:
+            change(node.last, nn.Conv2d(node.last.in_channels, 5, 1))
+        assert_equal(stage(images()), by_modules(forward, stage, images()))
+        stage.nodes[2].first.weight.data.mul_(2)
+        stage.nodes[3].last.bias.data.add_(1)
+        stage.nodes[3].weights[1] = 0.25
+        assert_equal(stage(images()), by_modules(forward, stage, images()))
+    assert len(served) == 4 and all(settings.constant for settings in served)
+
+
+def test_what_a_deployed_stage_was_laid_out_as_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = deploy_stage(a_stage())
+    laid_out: list[Tensor] = []
+    original = plans.kernels.pack_pointwise
+    monkeypatch.setattr(plans.kernels, 'pack_pointwise', lambda matrix: laid_out.append(matrix) or original(matrix))
+    with torch.no_grad():
+        for _ in range(3):
+            stage(images())
+    assert len(laid_out) == 5
+    with torch.inference_mode():
+        stage(images())
+        assert len(laid_out) == 5
+        born_here = deploy_stage(a_stage())  # tensors without versions are laid out each time
+        born_here(images())
+        born_here.nodes[2].last.weight.flatten()[1].mul_(2)
+        assert_equal(born_here(images()), by_modules(forward, born_here, images()))

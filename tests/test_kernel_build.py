@@ -1,0 +1,197 @@
+"""Building and keeping the kernels: nothing is loaded that somebody else could have put there, or that is not whole.
+
+A stand-in for the compiler copies a library that was built before, which takes no time.
+"""
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from randwire_zoo import build, kernels
+from randwire_zoo.build import KernelError, load_library
+
+COMPILER = os.environ.get('CXX', 'c++').split()[0]
+pytestmark = [
+    pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f'the kernels are built with {COMPILER}'),
+    pytest.mark.skipif(not hasattr(os, 'geteuid'), reason='owners and permissions are those of POSIX')]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a stand-in for the compiler puts the library, counting its runs in `runs`."""
+    built = load_library()._name
+    compiler = tmp_path / 'compiler'
+    compiler.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/runs\n'
+        'for flag in $REFUSED; do case " $* " in *" $flag "*) echo "error: $flag?" >&2; exit 1;; esac; done\n'
+        f'while [ "$1" != -o ]; do shift; done\ncp {built} "$2"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv('CXX', str(compiler))
+    monkeypatch.setenv('RANDWIRE_ZOO_CACHE', str(tmp_path / 'cache'))
+    return tmp_path / 'cache' / 'kernels'
+
+
+def runs(folder: Path) -> list[str]:
+    file = folder.parent.parent / 'runs'
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def library(folder: Path) -> Path:
+    path, = folder.iterdir()
+    return path
+
+
+def test_a_library_is_built_once_and_private(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = os.umask(0o002)  # as on systems where every user has a group
+    try:
+        load_library()
+    finally:
+        os.umask(old)
+    assert (folder.stat().st_mode & 0o777, library(folder).stat().st_mode & 0o777) == (0o755, 0o755)
+    assert load_library()._name == str(library(folder))
+    assert len(runs(folder)) == 1
+
+
+def test_another_source_compiler_or_processor_is_another_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_library()
+    monkeypatch.setattr(build, '_processor', lambda: 'flags: of another processor')
+    load_library()
+    monkeypatch.setenv('CXX', f'{os.environ["CXX"]} -DOTHER')
+    load_library()
+    assert len(runs(folder)) == len(list(folder.iterdir())) == 3
+
+
+@pytest.mark.skipif(not Path('/proc/cpuinfo').exists(), reason='read from /proc/cpuinfo')
+def test_the_processor_is_told_by_its_flags() -> None:
+    found = build._processor()
+    assert found.split()[0] in ('flags', 'Features') and found in Path('/proc/cpuinfo').read_text()
+
+
+@pytest.mark.parametrize('damage', [
+    lambda data: data[:len(data) // 2], lambda data: b'', lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+], ids=['truncated', 'empty', 'altered'])
+def test_a_broken_library_is_built_again(folder: Path, damage: Callable[[bytes], bytes]) -> None:
+    load_library()
+    path = library(folder)
+    whole = path.read_bytes()
+    path.unlink()  # what this process has loaded stays as it is
+    path.write_bytes(damage(whole))
+    path.chmod(0o755)
+    assert load_library().samples
+    assert library(folder).read_bytes() == whole
+    assert len(runs(folder)) == 2
+
+
+@pytest.mark.parametrize('of', ['folder', 'file'])
+@pytest.mark.parametrize('mode', [0o775, 0o757, 0o777], ids=oct)
+def test_what_others_may_write_to_is_not_loaded(folder: Path, of: str, mode: int) -> None:
+    load_library()
+    path = folder if of == 'folder' else library(folder)
+    path.chmod(mode)
+    with pytest.raises(KernelError, match=rf'^native kernels are not loaded from the {of} \S+: others may write to it '
+                                          rf'\(mode {mode:o}\); run chmod go-w or set RANDWIRE_ZOO_CACHE$'):
+        load_library()
+    path.chmod(0o755)
+    load_library()
+    assert len(runs(folder)) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() != 0, reason='only root can give a file away')
+@pytest.mark.parametrize('of', ['folder', 'file'])
+def test_what_belongs_to_somebody_else_is_not_loaded(folder: Path, of: str) -> None:
+    load_library()
+    os.chown(folder if of == 'folder' else library(folder), 12345, 12345)
+    with pytest.raises(KernelError, match=rf'not loaded from the {of} \S+: it belongs to user 12345, not to you'):
+        load_library()
+
+
+def test_what_root_built_is_everybodys(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_library()
+    monkeypatch.setattr(os, 'geteuid', lambda: library(folder).stat().st_uid or 1)
+    load_library()
+    assert len(runs(folder)) == 1
+
+
+def test_a_link_is_not_followed(folder: Path) -> None:
+    load_library()
+    path = library(folder)
+    path.rename(folder.parent / 'elsewhere.so')
+    path.symlink_to(folder.parent / 'elsewhere.so')
+    with pytest.raises(KernelError, match='neither a folder nor a file of its own'):
+        load_library()
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.parent.mkdir()
+    folder.write_text('a file where the folder should be')
+    with pytest.raises(KernelError, match=rf'^the native kernels cannot be kept in {folder} \(File exists\): set '
+                                          'RANDWIRE_ZOO_CACHE to a folder that you may write to$'):
+        load_library()
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise PermissionError(13, 'Permission denied')
+    folder.unlink()
+    monkeypatch.setattr(Path, 'mkdir', refuse)
+    with pytest.raises(KernelError, match=r'cannot be kept in \S+ \(Permission denied\)'):
+        load_library()
+
+
+@pytest.mark.parametrize(('refused', 'taken'), [
+    ('', '-fopenmp'), ('-march=native', '-mcpu=native'), ('-mcpu=native', '-march=native'), ('-lomp', '-fopenmp')])
+def test_flags_are_those_that_the_compiler_takes(
+        folder: Path, refused: str, taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('REFUSED', refused)
+    load_library()
+    last = f' {runs(folder)[-1]} '
+    assert f' {taken} ' in last and (not refused or f' {refused} ' not in last)
+
+
+def test_apples_clang_is_told_of_openmp_through_its_preprocessor_or_does_without(
+        folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = Path(os.environ['CXX'])
+    script = compiler.read_text()
+    # As Apple's: -fopenmp alone is an error, after -Xclang it is not.
+    compiler.write_text(script.replace(
+        '#!/bin/sh\n', '#!/bin/sh\ncase " $* " in *" -Xclang -fopenmp "*) ;; *" -fopenmp "*) '
+        'echo "clang: error: unsupported option \'-fopenmp\'" >&2; exit 1;; esac\n'))
+    load_library()
+    assert '-Xclang -fopenmp -lomp' in runs(folder)[-1]
+    monkeypatch.setenv('REFUSED', '-lomp')
+    library(folder).unlink()
+    load_library()
+    assert 'openmp' not in runs(folder)[-1]
+
+
+def test_what_no_flags_help_is_told_as_the_compiler_tells_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('REFUSED', '-O3')
+    with pytest.raises(KernelError, match=r'^\S+ could not build the native kernels: error: -O3\?$'):
+        load_library()
+    assert not any(folder.iterdir()), 'something half built was left behind'
+
+
+@pytest.mark.parametrize('largest', [2 ** 40, 2 ** 25], ids=['a new glibc', 'an old glibc'])
+def test_malloc_keeps_what_is_freed(largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[int, int] = {}
+
+    def mallopt(parameter: int, value: int) -> int:
+        if value > largest:
+            return 0
+        kept[parameter] = value
+        return 1
+    monkeypatch.setattr(ctypes, 'CDLL', lambda name: SimpleNamespace(mallopt=mallopt))
+    kernels.use_kernels('native')
+    kernels.use_kernels('torch')
+    assert kept == {-1: min(largest, 2 ** 30), -3: min(largest, 2 ** 30)}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+
+
+def test_elsewhere_than_on_glibc_malloc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, 'CDLL', lambda name: SimpleNamespace())
+    kernels.use_kernels('native')
+    kernels.use_kernels('torch')
