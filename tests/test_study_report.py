@@ -21,10 +21,13 @@ from randwire_zoo import cli
 from randwire_zoo.graphs import Graph, graphs_sha256, parse_graph_model, sample_graphs
 from randwire_zoo.network import NODE_OPS
 from randwire_zoo.studies.analysis import (
+    correlate,
     differences,
     error_distribution,
     holm,
+    learned,
     measure_correlation,
+    operation_means,
     units,
     variance,
 )
@@ -184,6 +187,8 @@ def test_r_is_not_said_of_few_wirings_or_of_networks_at_chance(tmp_path: Path) -
     at_chance = study([*climbing, 10.1, 9.8])
     assert cells(at_chance)['depth'][0] == '10' and '2 networks at chance are left out' in at_chance
     assert "Pearson's r" not in study(climbing, wiring='one')
+    hand_made = row('resnet18', 1, 90.0, graph=None)
+    assert operation_means([hand_made, {**hand_made, 'node_op': 'conv'}]) == {}
     # Node operations: of five generators no correlation is worth giving, of ten it is.
     for count in (5, 10):
         rows = [row(f'er({i / 20}) {operation}', 1, 40 + i + 2 * j + (i * j) % 3, graph=f'er({i / 20})',
@@ -201,6 +206,46 @@ def test_one_generator_alone_does_not_make_a_correlation() -> None:
     assert found.wirings == 21 and found.over_all is not None and found.over_all < -0.8
     assert found.without_one is not None and found.without_one[1] == pytest.approx(0.36, abs=0.01)
     assert found.low is not None and found.high is not None and found.low < 0 < found.high
+
+
+def test_who_has_learned() -> None:
+    rows = [row('er(0.2)', seed, top1, classes=classes) for seed, (top1, classes) in enumerate(
+        [(12.0, 10), (12.1, 10), (20.0, 5), (24.1, 5), (12.1, None), (50.0, None)])]
+    # 1.2 times what guessing has: 12 of 10 classes, 24 of 5; those that do not know their classes are told.
+    assert [one['top1'] for one in learned(rows, None)] == [12.1, 24.1, 12.1, 50.0]
+    assert [one['top1'] for one in learned(rows, 2)] == [12.1, 24.1]
+    detector = row('resnet50', 1, 0.0, graph=None, detection={'AP': 3.0}, classes=2)
+    assert learned([detector], 2) == [detector]
+
+
+def test_correlations_at_their_edges() -> None:
+    rng = random.Random(4)
+    noise = [rng.random() for _ in range(24)]
+
+    def points(*groups: list[float]) -> dict[str, list[tuple[float, float]]]:
+        values = iter(noise)
+        return {str(i): [(x, next(values)) for x in group] for i, group in enumerate(groups)}
+
+    half = [0.0] * 6 + [1.0] * 6
+    assert correlate(points(half)).over_all is not None  # two values are enough, in both
+    assert correlate({'a': [(noise[i], half[i]) for i in range(12)]}).over_all is not None
+    assert correlate(points([1.0] * 12)).over_all is None
+    assert correlate({'a': [(x, 1.0) for x in noise]}).over_all is None
+    # A generator within which the measure does not vary adds nothing within generators.
+    alone, beside = correlate(points(half)), correlate(points(half, [7.0] * 12))
+    assert alone.wirings_within == beside.wirings_within == 12 and alone.within == pytest.approx(beside.within)
+    assert (alone.low, alone.high) == pytest.approx((beside.low, beside.high)) and beside.wirings == 24
+    # Without one generator: of one there is nothing left, of two the other, and all of them have to be enough.
+    assert alone.without_one is None and beside.without_one is None
+    both = correlate(points(half, half))
+    assert both.without_one == pytest.approx(sorted(
+        np.corrcoef(half, noise[start:start + 12])[0, 1] for start in (0, 12)))
+    # An exact line has no interval, and where each two networks lose a mean there is one as long as anything is left.
+    exact = correlate({'a': [(float(i), 2.0 * i) for i in range(12)]})
+    assert exact.within == pytest.approx(1) and exact.low is None
+    pairs = correlate(points(*([i / 3, i + 1.0] for i in range(6))))
+    assert pairs.wirings_within == 12 and pairs.low is not None and pairs.high is not None
+    assert np.arctanh(pairs.high) - np.arctanh(pairs.low) == pytest.approx(2 * 1.959964 / (12 - 6 - 2) ** 0.5)
 
 
 def test_variance_is_split_between_wirings_and_trainings() -> None:
@@ -267,8 +312,16 @@ def test_differences_are_tested() -> None:
     assert units(doubled) == [52.0, 53.0, 54.0]
     assert units([row('ws(4,0)', seed, 50.0 + seed) for seed in (1, 2, 3)]) == [51.0, 52.0, 53.0]
     assert differences({'a': [row('er(0.2)', 1, 50.0)], 'b': doubled}) == []
-    many = {f'er(0.{i})': [row(f'er(0.{i})', seed, 40.0 + i + seed) for seed in (1, 2)] for i in range(1, 9)}
-    assert [one.one for one in differences(many)] == ['er(0.8)'] * 7
+    # Of more than six series the best, whatever its name, is compared with the rest.
+    many = {f'er(0.{i})': [row(f'er(0.{i})', seed, 40.0 + (i == 3) + seed) for seed in (1, 2)] for i in range(1, 8)}
+    assert [one.one for one in differences(many)] == ['er(0.3)'] * 6
+    del many['er(0.7)']
+    assert len(differences(many)) == 15
+    # One of the two may have no spread; without any there is no test.
+    flat = [row('ba(2)', seed, 47.0) for seed in (1, 2)]
+    spread = many['er(0.3)']
+    assert len(differences({'a': flat, 'b': spread})) == len(differences({'b': spread, 'a': flat})) == 1
+    assert differences({'a': flat, 'b': [row('ba(3)', seed, 48.0) for seed in (1, 2)]}) == []
 
 
 def damage(nodes: Sequence[tuple[int, float]], edges: Sequence[tuple[int, float]] = ()) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -143,8 +144,10 @@ def differences(groups: Mapping[str, Sequence[Row]], every: int = 6) -> list[Dif
     tested = []
     for one, other in pairs:
         if len(set(values[one])) > 1 or len(set(values[other])) > 1:
-            result = ttest_ind(values[one], values[other], equal_var=False)
-            low, high = result.confidence_interval()
+            with warnings.catch_warnings():  # of two of which one has no spread
+                warnings.simplefilter('ignore', RuntimeWarning)
+                result = ttest_ind(values[one], values[other], equal_var=False)
+                low, high = result.confidence_interval()
             tested.append(Difference(
                 one, other, statistics.mean(values[one]) - statistics.mean(values[other]), float(low), float(high),
                 float(result.statistic), float(result.df), float(result.pvalue)))
