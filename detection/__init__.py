@@ -6,7 +6,8 @@
     checkpoints detectron2's `MODEL.WEIGHTS` takes all of those, for models with such a backbone
     datasets    folders of `DETECTRON2_DATASETS` in COCO's layout as data sets of detectron2, where a config names them
     detectors   torchvision's Faster R-CNN on a RandWire backbone, and how it takes over a detectron2 detector
-    convert, detect   the commands
+    images      pictures as a detector wants them: RGB, 8 bits, upright
+    convert, detect, curves   the commands
 
 Importing this package imports neither detectron2 nor torch.
 """

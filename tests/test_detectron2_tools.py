@@ -24,6 +24,7 @@ from upstream import DETECTRON2, HOW, checkout
 
 from randwire_zoo.cli import main
 from randwire_zoo.studies.results import read_results
+from randwire_zoo.studies.study import load_study
 
 pytest.importorskip('detectron2', reason='detectron2 is not installed (`make upstream` builds a wheel)')
 SOURCE = checkout(DETECTRON2)
@@ -272,6 +273,8 @@ def test_the_blood_cells_configs_run_what_the_documents_say_without_any_override
         cfg.merge_from_file(str(path))
         assert cfg.SOLVER.MAX_ITER == 1200 and cfg.SOLVER.IMS_PER_BATCH == 2, path
         assert max(cfg.SOLVER.STEPS) < 1200 and 1200 % cfg.TEST.EVAL_PERIOD == 0, path
+    study = load_study('table5_small')
+    assert study.detection['overrides'] == ['MODEL.DEVICE', 'cpu'] and study.seeds == [1, 2, 3, 4, 5]
 
 
 def test_a_study_of_detectors_has_the_ap_that_train_net_measured(

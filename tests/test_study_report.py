@@ -98,7 +98,7 @@ def test_the_table_has_mean_and_sample_deviation_over_all_seeds(tmp_path: Path) 
     # (70 + 71 + 75) / 3, and sqrt((4 + 1 + 9) / 2)
     assert found['ws(4,0.75)'] == ['3', '3', '12', '0.050 ± 0.000', '1.23 ± 0.00', '72.00 ± 2.65', '90.00 ± 0.00',
                                    '74.7 ± 0.25']
-    assert found['er(0.2)'] == ['1 of 2', '1', '12', '0.050 ± 0.000', '1.23 ± 0.00', '60.00', '90.00', '–']
+    assert found['er(0.2)'] == ['1 of 2', '1', '12', '0.050, 0.050', '1.23, 1.23', '60.00', '90.00', '–']
     assert found['ba(5)'][0] == '0 of 1' and found['ba(5)'][5:] == ['–', '–', '–']
     assert found['resnet18'][:3] == ['1', '–', '–']
     assert list(found)[2:] == ['ws(4,0.75)', 'er(0.2)', 'ba(5)', 'resnet18']
@@ -114,7 +114,7 @@ def test_other_sizes_and_detectors_have_their_columns(tmp_path: Path) -> None:
                    eval_sizes=[224, 320])
     found = cells(report_table(folder, 'github'))
     assert found['series'][-2:] == ['top-1 at 224 px', 'top-1 at 320 px']
-    assert found['ba(5)'][-2:] == ['50.50 ± 0.71', '54.00 ± 2.83']
+    assert found['ba(5)'][-2:] == ['50.00, 51.00', '52.00, 56.00']
 
     names = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
     detectors = []
@@ -127,8 +127,9 @@ def test_other_sizes_and_detectors_have_their_columns(tmp_path: Path) -> None:
     folder = write(tmp_path / 'b', detectors, detection={'config': 'x.yaml'}, paper={'resnet50': 37.1}, recipe='')
     found = cells(report_table(folder, 'github'))
     assert found['series'][5:] == [*names, 'paper']
-    assert found['resnet50'] == ['2', '–', '–', '–', '–', '31.5 ± 2.1', '32.5 ± 2.1', '33.5 ± 2.1', '34.5 ± 2.1',
-                                 '35.5 ± 2.1', '36.5 ± 2.1', '37.1']
+    # Two are no spread, and stand singly.
+    assert found['resnet50'] == ['2', '–', '–', '–', '–', '30.0, 33.0', '31.0, 34.0', '32.0, 35.0', '33.0, 36.0',
+                                 '34.0, 37.0', '35.0, 38.0', '37.1']
     write_html(folder, tmp_path / 'page.html')
     page = (tmp_path / 'page.html').read_text(encoding='utf-8')
     assert 'AP by series' in page and page.count('<figure>') == 2 and '31.50' in page
@@ -341,7 +342,7 @@ def test_losses_are_averaged_by_degree_in_each_network_before_they_are_over_netw
     assert found['series'] == ['networks', '0', '1', '2', '3', '4', '5–6', '7–9', '10+', 'r']
     # At degree 0 the first network has (1 + 2) / 2, the second 6: not (1 + 2 + 6) / 3.
     assert found['ba(2)'] == [
-        '2', '3.75 ± 3.18 (3)', '–', '–', '–', '–', '4.50 ± 0.71 (2)', '–', '15.00 ± 7.07 (2)', '–']
+        '2', '1.50, 6.00 (3)', '–', '–', '–', '–', '4.00, 5.00 (2)', '–', '20.00, 10.00 (2)', '–']
     r = np.corrcoef([degree for degree, _ in many], [loss for _, loss in many])[0, 1]
     assert found['er(0.2)'][-1] == f'{r:.2f}' and 'resnet18' not in found
 

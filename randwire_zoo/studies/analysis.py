@@ -63,11 +63,10 @@ def learned(rows: Iterable[Row], classes: int | None) -> list[Row]:
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Mean ± standard deviation (of a sample), as the paper gives it."""
-    if not values:
-        return '–'
-    mean = f'{statistics.mean(values):.{digits}f}'
-    return f'{mean} ± {statistics.stdev(values):.{digits}f}' if len(values) > 1 else mean
+    """Mean ± standard deviation (of a sample), as the paper gives it; two values are no spread, and stand singly."""
+    if len(values) < 3:
+        return ', '.join(f'{value:.{digits}f}' for value in values) or '–'
+    return f'{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}'
 
 
 @dataclass(frozen=True)
