@@ -23,6 +23,8 @@ __all__ = ['check_card', 'own_text', 'render_card']
 
 LABELS = {'top1': 'top-1 accuracy, %', 'top5': 'top-5 accuracy, %', 'loss': 'loss', 'bbox/AP': 'box AP, %',
           'bbox/AP50': 'box AP50, %', 'bbox/AP75': 'box AP75, %'}
+#: What can be the name of a data set on the Hub, which takes nothing else as one.
+ID = re.compile(r'[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?', re.ASCII)
 #: Arguments of networks whose features detectron2's builder of the same name computes.
 HARMLESS = {'num_classes', 'in_chans', 'global_pool', 'drop_rate', 'drop_path_rate', 'head'}
 TEMPLATE = Path(__file__).parent / 'card.md'
@@ -56,7 +58,7 @@ def render_card(folder: Path, repo_id: str | None = None, text: str = '') -> str
     task, metric = ('object-detection', 'mAP') if values['detector'] else ('image-classification', 'accuracy')
     data = ModelCardData(
         model_name=f'{values["name"]}.{values["tag"]}', library_name='timm', license=values['license'],
-        tags=[task, 'timm', 'randwire'], datasets=[values['dataset']],
+        tags=[task, 'timm', 'randwire'], datasets=[values['dataset']] if ID.fullmatch(values['dataset']) else None,
         pipeline_tag='image-feature-extraction' if values['detector'] else task,
         eval_results=[EvalResult(
             task_type=task, task_name=task.replace('-', ' ').capitalize(), dataset_type=values['dataset'],

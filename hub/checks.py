@@ -23,7 +23,7 @@ from .config import from_config
 from .probe import PROBE, check_probe
 from .runs import RECORDS, CheckFailed, read_metrics
 
-__all__ = ['CARD', 'CheckFailed', 'Staged', 'check_folder', 'check_names', 'disagreement', 'load_model',
+__all__ = ['CARD', 'CheckFailed', 'Staged', 'check_folder', 'check_names', 'disagreement', 'figures', 'load_model',
            'missing_files']
 
 CONFIG, GRAPHS, CARD, WIRING, CURVES = 'config.json', 'graphs.json', 'README.md', 'wiring.png', 'curves.png'
@@ -177,6 +177,12 @@ def disagreement(measured: Mapping[str, float], recorded: Mapping[str, float], i
         if not math.isfinite(value) or abs(measured[name] - value) > allowed + 1e-9:
             return f'{name} {value:.6g} is recorded, {measured[name]:.6g} was measured'
     return ''
+
+
+def figures(metrics: Mapping[str, float]) -> str:
+    """Metrics in words, to the digits that mean something."""
+    return ', '.join(f'{name} {value:.4f}' if name == 'loss' else f'{name} {value:.2f}'
+                     for name, value in metrics.items()) or 'not measured'
 
 
 def _check_metrics(folder: Path, metadata: Mapping[str, str]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from randwire_zoo.manifest import PACKAGED, HubError, PublishedWeights, read_row
 from randwire_zoo.models import WEIGHTS
 from randwire_zoo.recipes import KEYS, add_key, check_settings
 
-from .checks import CheckFailed
+from .checks import CheckFailed, figures
 from .publishing import check_row, pull, push, verify
 from .staging import stage
 from .transfer import TIMEOUT, bounded, left_behind
@@ -131,8 +131,7 @@ def _stage(args: argparse.Namespace) -> int:
         args.checkpoint, args.output or Path('output/hub') / f'{name}.{args.tag}', args.model, args.tag, args.license,
         args.recipe, args.summary, args.dataset, not args.no_ema, not args.no_eval, args.data_dir, args.split,
         check_settings(typed), dict(args.metric), text, getattr(args, 'device', None), getattr(args, 'workers', None))
-    metrics = ', '.join(f'{key} {value:g}' for key, value in staged.metrics.items()) or 'not measured'
-    print(f'{staged.folder}: {staged.name}, {metrics}')
+    print(f'{staged.folder}: {staged.name}, {figures(staged.metrics)}')
     return 0
 
 
@@ -171,7 +170,7 @@ def _manifest(args: argparse.Namespace) -> int:
     if args.action == 'list':
         print(tabulate(
             [(row.name, row.num_classes, '×'.join(map(str, row.input_size)),
-              ', '.join(f'{key} {value:g}' for key, value in row.metrics.items()), f'{row.size / 1e6:.1f}',
+              figures(row.metrics), f'{row.size / 1e6:.1f}',
               row.license, (row.repo_id and row.place) or Path(str(row.file)).name) for row in rows.values()],
             headers=('weights', 'classes', 'input', 'metrics', 'MB', 'licence', 'place'), disable_numparse=True))
         return 0

@@ -30,7 +30,7 @@ from randwire_zoo.manifest import FILENAME, HubError, PublishedWeights, check_re
 from randwire_zoo.models import ARCHITECTURES, Architecture, find_weights
 
 from .card import own_text, render_card
-from .checks import CARD, CONFIG, KNOWN, CheckFailed, Staged, check_folder, load_model, missing_files
+from .checks import CARD, CONFIG, KNOWN, CheckFailed, Staged, check_folder, figures, load_model, missing_files
 from .config import from_config
 from .probe import PROBE, check_probe
 from .transfer import TIMEOUT, bounded
@@ -109,7 +109,7 @@ def push(folder: str | Path, repo_id: str, private: bool = False, dry_run: bool 
     contents: dict[str, Path | bytes] = {name: folder / name for name in staged.files}
     wanted = _Push(staged, repo_id, {**contents, CARD: card.encode()})
     staged.row(repo_id, '0' * 40)  # which says what no row can hold before anything is sent
-    _say(f'{staged.name}: all checks passed; metrics {dict(staged.metrics)}')
+    _say(f'{staged.name}: all checks passed; {figures(staged.metrics)}')
     if dry_run:
         for name in wanted.contents:
             _say(f'would send {name} ({wanted.size_of(name):,} bytes, sha256 {wanted.hash_of(name, 64)})')

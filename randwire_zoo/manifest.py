@@ -21,7 +21,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from .description import Description
+from .description import WEIGHT_SOURCES, Description
 from .weights_io import loading, one_line
 
 __all__ = ['FILENAME', 'LICENSE', 'HubError', 'PublishedWeights', 'check_repo_id', 'download', 'fetch', 'hub_errors',
@@ -122,8 +122,9 @@ class PublishedWeights:
                 raise ValueError(f'{key} must be a {unit}, got {getattr(self, key)!r}')
         if not LICENSE.fullmatch(self.license):
             raise ValueError(f'license must be an identifier such as apache-2.0, got {self.license!r}')
-        if not isinstance(self.model_args, Mapping) or 'num_classes' in self.model_args:
-            raise ValueError(f'model_args must be a mapping without num_classes, got {self.model_args!r}')
+        if not isinstance(self.model_args, Mapping) or {'num_classes', *WEIGHT_SOURCES} & set(self.model_args):
+            raise ValueError(f'model_args must be a mapping without num_classes and sources of weights, got '
+                             f'{self.model_args!r}')
         if self.label_names and len(self.label_names) != self.num_classes:
             raise ValueError(f'label_names has {len(self.label_names)} names for {self.num_classes} classes')
         if not isinstance(self.metrics, Mapping) or any(

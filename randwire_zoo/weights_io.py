@@ -60,6 +60,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], **metadata: Any
             for name, value in {**entries, **metadata}.items()}
     with atomic_path(path) as temporary:
         save_file(state, temporary, metadata=text)
+        _sort_metadata(temporary)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -130,6 +131,18 @@ def one_line(error: BaseException, limit: int = 400) -> str:
     """An exception's message on one line, shortened; its type where it has no message."""
     text = ' '.join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else f'{text[:limit]} …'
+
+
+def _sort_metadata(path: Path) -> None:
+    """Give the metadata an order: safetensors writes them in a random one, and equal weights would differ in bytes."""
+    with path.open('r+b') as file:
+        length = int.from_bytes(file.read(8), 'little')
+        header = json.loads(file.read(length))
+        header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+        text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()
+        if len(text) <= length:  # it is as long, but for the spaces at its end
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def _checked_suffix(path: str | os.PathLike[str]) -> Path:

@@ -77,6 +77,7 @@ WRONG: list[tuple[Any, str]] = [
     ({f'{NAME}.x': {**ROW, 'mean': [0.5]}}, 'mean must be a number for each of the 3 channels'),
     ({f'{NAME}.x': {**ROW, 'crop_pct': '0.9'}}, "crop_pct must be a number above 0, got '0.9'"),
     ({f'{NAME}.x': {**ROW, 'model_args': {'num_classes': 3}}}, 'model_args must be a mapping without num_classes'),
+    ({f'{NAME}.x': {**ROW, 'model_args': {'pretrained_cfg_overlay': {'file': 'x'}}}}, 'and sources of weights, got'),
     ({f'{NAME}.x': {**ROW, 'metrics': {'top1': '50'}}}, 'metrics must be numbers by name'),
     ({f'{NAME}.x': {**ROW, 'label_names': ['a']}}, 'label_names has 1 names for 3 classes'),
     ({f'{NAME}.x': {**ROW, 'license': 'MIT\nevil: 1'}}, 'license must be one line of text'),

@@ -117,6 +117,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_graphs(tmp_path / 'nothing.safetensors')
 
 
+def test_the_same_weights_make_the_same_bytes(model: Any, path: Path) -> None:
+    first = path.read_bytes()
+    for _ in range(3):
+        save_weights(model, path, metrics={'top1': 12.5}, recipe='none')
+        assert path.read_bytes() == first
+    check_weights(path)
+
+
 def test_nothing_but_randwire_models_and_safetensors_is_saved(model: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"weight files end in \.safetensors, got 'weights\.pth'"):
         save_weights(model, tmp_path / 'weights.pth')
