@@ -16,17 +16,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from timm.data import resolve_data_config
-from timm.models import (
-    create_model,
-    is_model,
-    load_model_config_from_hf,
-    parse_model_name,
-    resolve_pretrained_cfg,
-    split_model_name_tag,
-)
-from timm.models._hub import load_model_config_from_path
-from timm.utils.checkpoint_saver import load_checkpoint_metadata
 
 from .weights_io import loading, one_line
 
@@ -111,6 +100,8 @@ class Description:
         Raises:
             ValueError: naming what is missing or contradicts itself.
         """
+        from timm.data import resolve_data_config
+
         name = settings.get('model')
         if not isinstance(name, str) or not name:
             raise ValueError('the settings name no model')
@@ -230,6 +221,8 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: if there is no such checkpoint.
         ValueError: if it cannot be read, or there are no settings.
     """
+    from timm.utils.checkpoint_saver import load_checkpoint_metadata
+
     path = Path(path)
     with loading(path):
         state = load_checkpoint_metadata(str(path)) if path.suffix != '.safetensors' else {}
@@ -256,6 +249,8 @@ def build_model(name: str, **kwargs: Any) -> Any:
     Raises:
         ValueError: if the name is unknown, has no weights, or does not take an argument.
     """
+    from timm.models import create_model
+
     try:
         return create_model(name, **kwargs)
     except (RuntimeError, TypeError, AssertionError) as error:
@@ -265,6 +260,15 @@ def build_model(name: str, **kwargs: Any) -> Any:
 def _resolve_name(
         name: str, kwargs: Mapping[str, Any], pretrained: bool) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """The architecture, timm's configuration and the saved arguments that a name with its tag or source stands for."""
+    from timm.models import (
+        is_model,
+        load_model_config_from_hf,
+        parse_model_name,
+        resolve_pretrained_cfg,
+        split_model_name_tag,
+    )
+    from timm.models._hub import load_model_config_from_path
+
     source, identifier = parse_model_name(name)
     saved: Mapping[str, Any] | None = None
     try:
