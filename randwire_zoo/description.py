@@ -282,6 +282,8 @@ def _resolve_name(
             raise RuntimeError(f'Unknown model ({architecture})')
         resolved = resolve_pretrained_cfg(
             architecture, pretrained_cfg=cfg or None, pretrained_cfg_overlay=kwargs.get('pretrained_cfg_overlay'))
+        if source is None and (cfg or pretrained):
+            saved = getattr(resolved, 'model_args', None)  # published weights bring the arguments of their network
     except (OSError, RuntimeError, TypeError, KeyError) as error:
         raise ValueError(f'cannot create the model {name!r}: {one_line(error)}') from error
     if source is None and (pretrained or cfg):

@@ -278,7 +278,8 @@ def _describe(checkpoint: str | Path, given: Mapping[str, Any]) -> tuple[Descrip
             raise ValueError('name a --model, or the --checkpoint of a training')
         # Another network keeps the data of the training, but nothing that is the recorded network's own.
         data = {key: value for key, value in recorded.items() if key in DATA}
-        description = Description.from_settings({**data, **given}, for_training=bool(recorded))
+        description = Description.from_settings(
+            {**data, **given, 'pretrained': not checkpoint}, for_training=bool(recorded))
         return description.with_settings({'crop_mode': given.get('crop_mode')}), recorded
     return Description.from_checkpoint(checkpoint).with_settings(given), recorded
 

@@ -22,10 +22,10 @@ from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cf
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
+from . import network  # the module: whoever imports it first, imports timm and so this one, while it has nothing yet
 from .frozen import load_graphs
 from .graphs import Graph, parse_graph_model, sample_graphs
 from .manifest import FILENAME, PublishedWeights, read_manifest, read_weights
-from .network import RandWire, checkpoint_filter_fn, stage_node_counts
 
 __all__ = ['ARCHITECTURES', 'WEIGHTS', 'Architecture', 'find_weights', 'network_arguments', 'sample_architecture']
 
@@ -55,7 +55,7 @@ def sample_architecture(architecture: Architecture) -> tuple[Graph, ...]:
     Raises:
         ValueError: naming the argument that is out of range.
     """
-    node_counts = stage_node_counts(architecture.regime, architecture.num_nodes)
+    node_counts = network.stage_node_counts(architecture.regime, architecture.num_nodes)
     return sample_graphs(parse_graph_model(architecture.graph), node_counts, architecture.seed)
 
 
@@ -198,7 +198,7 @@ def _named_weights(variant: str, pretrained: bool, kwargs: Mapping[str, Any]) ->
 
 
 def _create_randwire(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    filter_fn: Callable[..., dict[str, Any]] = checkpoint_filter_fn
+    filter_fn: Callable[..., dict[str, Any]] = network.checkpoint_filter_fn
     row = _named_weights(variant, pretrained, kwargs)
     if row is not None:
         kwargs = {**row.model_args, **kwargs}
@@ -209,13 +209,13 @@ def _create_randwire(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module
         kwargs = {**kwargs, 'pretrained_cfg_overlay': overlay}
 
         def filter_fn(_: object, model: nn.Module) -> dict[str, Any]:
-            return checkpoint_filter_fn(state, model)
+            return network.checkpoint_filter_fn(state, model)
 
     # The getter runs the network's own forward, with its edge removal and checkpointing; 'list' works as well.
     feature_cfg = {
         'out_indices': (0, 1, 2, 3, 4), 'feature_cls': RandWireFeatures, **(kwargs.pop('feature_cfg', None) or {})}
     model: Any = build_model_with_cfg(
-        RandWire, variant, pretrained, feature_cfg=feature_cfg, pretrained_filter_fn=filter_fn,
+        network.RandWire, variant, pretrained, feature_cfg=feature_cfg, pretrained_filter_fn=filter_fn,
         **network_arguments(variant, **kwargs))
     for key in ('state_dict', 'model_args'):  # no fields of timm's, or not what timm is to write into a config.json
         model.pretrained_cfg.pop(key, None)

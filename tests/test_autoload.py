@@ -170,6 +170,7 @@ def test_a_spec_that_is_found_but_never_executed_still_answers_for_its_loader(tm
     assert done.stderr == ''
 
 
+IMPORTED_FIRST = ('description', 'manifest', 'network', 'evaluation')
 # What comes after `import torch`, which has installed the hook; each in a fork of the one process that has imported it.
 AFTER_TORCH = {
     'creates': (
@@ -188,6 +189,12 @@ AFTER_TORCH = {
         'sys.path.insert(0, "syntax_error")\n'
         'import timm\n'
         'assert timm.is_model("resnet18")\n'),
+    # What the models are made of may be imported before timm, which then registers models that are half imported.
+    **{f'{module} first': (
+        'import warnings\n'
+        'warnings.simplefilter("error", RuntimeWarning)\n'
+        f'import randwire_zoo.{module}, timm\n'
+        'print(timm.is_model("randwire_ws_pico"))\n') for module in IMPORTED_FIRST},
 }
 
 
@@ -249,6 +256,13 @@ def test_a_syntax_error_of_ours_does_not_break_timm_where_warnings_are_errors(
         after_torch: dict[str, tuple[str, str]]) -> None:
     _, err = after_torch['syntax error']
     assert err.count('could not register with timm.models (SyntaxError: ') == 1, err
+
+
+@pytest.mark.parametrize('module', IMPORTED_FIRST)
+def test_whichever_module_is_imported_first_our_models_are_registered(
+        module: str, after_torch: dict[str, tuple[str, str]]) -> None:
+    out, err = after_torch[f'{module} first']
+    assert out == 'True\n' and 'could not register' not in err
 
 
 def test_the_switch_turns_the_hook_off_and_import_randwire_zoo_still_registers(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from timm.utils import CheckpointSaver
 
 import randwire_zoo  # noqa: F401  (registers the names)
 from randwire_zoo.description import Description, build_model, read_settings
+from randwire_zoo.models import PublishedCfg
 from randwire_zoo.recipes import DEFAULTS, load_recipe, recipe_names
 
 NETWORK: dict[str, Any] = {'graph': 'ws(2,0.5)', 'channels': 4, 'num_nodes': 4}
@@ -84,6 +85,19 @@ def test_a_folder_of_timms_hub_format_is_described_by_what_lies_in_it(tmp_path: 
     assert (description.input_size, description.mean, description.crop_pct) == ((1, 32, 32), (0.1,), 1.0)
     again = description.create_model(f'local-dir:{tmp_path}', pretrained=True)
     torch.testing.assert_close(again.state_dict()['fc.weight'], model.state_dict()['fc.weight'], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(('settings', 'stride'), [
+    ({'model': 'randwire_ws_pico.mine'}, 2), ({'model': 'randwire_ws_pico', 'pretrained': True}, 2),
+    ({'model': 'randwire_ws_pico'}, None),
+    ({'model': 'randwire_ws_pico.mine', 'model_kwargs': {'stem_stride': 1}}, 1),
+], ids=str)
+def test_published_weights_bring_the_arguments_of_their_network(
+        settings: dict[str, Any], stride: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = PublishedCfg(architecture='randwire_ws_pico', num_classes=7, model_args={'stem_stride': 2})
+    monkeypatch.setattr('timm.models.resolve_pretrained_cfg', lambda *args, **kwargs: cfg)
+    arguments = Description.from_settings(settings).arguments
+    assert arguments.get('stem_stride') == stride and arguments['num_classes'] == 7
 
 
 def test_a_checkpoint_of_train_py_is_described_by_the_arguments_in_it_or_beside_it(tmp_path: Path) -> None:
