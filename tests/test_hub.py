@@ -55,11 +55,11 @@ def client(running: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield client
 
 
-def overlaid(server: HubServer, home: Path, overlay: Path, code: str, **variables: str) -> list[Any]:
-    """Run code in a new process, which takes its manifest when it starts."""
-    home.mkdir(exist_ok=True)
-    with HubClient(server, home, RANDWIRE_ZOO_WEIGHTS=str(overlay), **variables) as client:
-        return client.run(home, code)
+def overlaid(server: HubServer, home: Path, overlay: Path, *codes: str) -> list[Any]:
+    """Run code, with an empty cache, in a new process, which takes its manifest when it starts."""
+    home.mkdir()
+    with HubClient(server, home, RANDWIRE_ZOO_WEIGHTS=str(overlay)) as client:
+        return [result for code in codes for result in client.run(home, code)]
 
 
 def write_images(root: Path, mode: str) -> Path:
@@ -542,8 +542,15 @@ results.extend(command("hub", *arguments) for arguments in (
     ["verify", {NAME!r}], ["verify", "{REPO}@{row["revision"]}"], ["manifest", "check", "--online"],
     ["pull", {REPO!r}, "-o", {str(tmp_path / "copy.safetensors")!r}], ["manifest", "list"]))
 '''
-    fresh = tmp_path / 'fresh'
-    *loaded, digits, pulled, own, verify, verify_repo, check, pull, listed = overlaid(server, fresh, overlay, code)
+    # Cached: no request at all, and offline what a branch was at is known as well.
+    offline = f'''
+constants.HF_HUB_OFFLINE = True
+results.append(logits({NAME!r}))
+results.extend(command("hub", "pull", target) for target in ({NAME!r}, {REPO!r}))
+'''
+    server.log.clear()
+    *loaded, digits, pulled, own, verify, verify_repo, check, pull, listed, again, offline1, offline2 = overlaid(
+        server, tmp_path / 'fresh', overlay, code, offline)
     assert all(len(digest) == 64 for digest in loaded[0]) and all(result == loaded[0] for result in loaded)
     assert digits != loaded[0][0] == own and pulled['code'] == 0
     for result in (verify, verify_repo, check, pull, listed):
@@ -551,14 +558,10 @@ results.extend(command("hub", *arguments) for arguments in (
     assert (tmp_path / 'own').is_dir(), 'cache_dir was not used'
     assert (tmp_path / 'copy.safetensors').read_bytes() == (staged / 'model.safetensors').read_bytes()
     assert f'{REPO}@{row["revision"]}' in listed['out']
-
-    # Cached: no request at all, and offline what a branch was at is known as well.
-    start = len(server.log)
-    digest, pulled, by_repo = overlaid(
-        server, fresh, overlay, f'results.append(logits({NAME!r}))\nresults.append(command("hub", "pull", {NAME!r}))\n'
-        f'results.append(command("hub", "pull", {REPO!r}))', HF_HUB_OFFLINE='1')
-    assert digest == loaded[0][0] and pulled['code'] == 0 and by_repo['code'] == 0, by_repo
-    assert server.log[start:] == []
+    assert again == loaded[0][0] and offline1['code'] == offline2['code'] == 0, offline2
+    weights = f'GET /{REPO}/resolve/{row["revision"]}/model.safetensors'
+    assert server.log.count(weights) == 4, 'to be loaded, into a cache of its own, and twice to be verified'
+    assert server.log[-1] != weights
 
 
 def test_a_published_row_builds_the_network_that_was_trained(
@@ -673,55 +676,49 @@ def test_a_proposal_goes_to_a_repository_of_others_and_never_makes_one(
     assert 'there is no such repository' in one_line(none, 1) and server.repositories() == ['else/pico']
 
 
-def test_a_flipped_byte_is_refused_by_every_way_of_loading_and_both_hashes_are_named(
+def test_altered_bytes_are_refused_by_every_way_of_loading_and_a_bad_file_is_set_aside_and_fetched_once_more(
         server: HubServer, client: HubClient, staged: Path, tmp_path: Path) -> None:
     pushed, = client.hub(tmp_path / 'home', ['push', staged, REPO])
-    overlay = tmp_path / 'weights.json'
+    overlay, own = tmp_path / 'weights.json', str(tmp_path / 'own')
     overlay.write_text(pushed['out'])
     row, = json.loads(pushed['out']).values()
-    server.flip_byte(REPO, 'model.safetensors')
-    created, pulled, by_repo, verified = overlaid(
-        server, tmp_path / 'fresh', overlay, f'results.append(logits({NAME!r}))\n' + '\n'.join(
-            f'results.append(command("hub", {part}))' for part in (
-                f'"pull", {NAME!r}', f'"pull", {REPO!r}', f'"verify", {NAME!r}')))
-    assert created[0] == 'ValueError' and f'{NAME}.noise ({REPO}@{row["revision"]}) has been altered' in created[1]
-    assert f'and must have {row["sha256"]}' in created[1] and 'no better' in created[1]
-    for result in (pulled, by_repo, verified):
-        assert 'altered' in one_line(result, 1)
-    weights = f'/{REPO}/resolve/{row["revision"]}/model.safetensors'
-    assert not list((tmp_path / 'fresh').rglob('snapshots/*/model.safetensors')) or by_repo['code'] == 1
-    assert server.log.count(f'GET {weights}') >= 2, 'it was not fetched once more'
-    again, = client.hub(tmp_path / 'home', ['push', staged, REPO])
-    assert 'has been altered' in one_line(again, 1)
-
-
-def test_a_bad_file_in_the_cache_is_set_aside_and_fetched_once_more(
-        server: HubServer, client: HubClient, staged: Path, tmp_path: Path) -> None:
-    pushed, = client.hub(tmp_path / 'home', ['push', staged, REPO])
-    overlay = tmp_path / 'weights.json'
-    overlay.write_text(pushed['out'])
-    row, = json.loads(pushed['out']).values()
-    own = str(tmp_path / 'own')
-    right, altered, again, gone = overlaid(server, tmp_path / 'fresh', overlay, f'''
-import logging, os, pathlib
+    fresh = tmp_path / 'fresh'
+    fresh.mkdir()
+    with HubClient(server, fresh, RANDWIRE_ZOO_WEIGHTS=str(overlay)) as overlaid_client:
+        right, altered, left = overlaid_client.run(fresh, f'''
+import pathlib
 results.append(logits({NAME!r}, cache_dir={own!r}))
 blob, = (path.resolve() for path in pathlib.Path({own!r}).rglob('snapshots/*/model.safetensors'))
-data = bytearray(blob.read_bytes())
+data, before = bytearray(blob.read_bytes()), blob.stat()
 data[-1] ^= 1
-before = blob.stat()
 blob.write_bytes(data)
 os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))
 results.append(logits({NAME!r}, cache_dir={own!r}))
 results.append([path.name for path in blob.parent.iterdir()])
+''')
+        assert right == altered, 'a byte that changed without its time was not noticed'
+        assert sorted(left) == sorted([row['sha256'], f'{row["sha256"]}.altered'])
+        assert (fresh / 'client.log').read_text().count('it was set aside as') == 1
+        server.flip_byte(REPO, 'model.safetensors')
+        server.log.clear()
+        created, pulled, by_repo, verified, gone = overlaid_client.run(fresh, f'''
+results.append(logits({NAME!r}))
+results.extend(command("hub", *arguments) for arguments in (
+    ["pull", {NAME!r}], ["pull", {REPO!r}], ["verify", {NAME!r}]))
 constants.HF_HUB_OFFLINE = True
 blob.write_bytes(data)
 results.append(logits({NAME!r}, cache_dir={own!r}))
 ''')
-    assert right == altered, 'a byte that changed without its time was not noticed'
-    assert sorted(again) == sorted([row['sha256'], f'{row["sha256"]}.altered'])
+    what = f'{NAME}.noise ({REPO}@{row["revision"]}) has been altered'
+    assert created[0] == 'ValueError' and what in created[1]
+    assert f'and must have {row["sha256"]}' in created[1] and 'no better' in created[1]
+    weights = f'GET /{REPO}/resolve/{row["revision"]}/model.safetensors'
+    assert server.log[:4].count(weights) == 2, 'it was not fetched once more'
+    for result in (pulled, by_repo, verified):
+        assert 'altered' in one_line(result, 1)
     assert gone[0] == 'HubError' and 'has been altered' in gone[1] and 'cannot be fetched anew' in gone[1]
-    log = (tmp_path / 'fresh' / 'client.log').read_text()
-    assert log.count('it was set aside as') == 1
+    again, = client.hub(tmp_path / 'home', ['push', staged, REPO])
+    assert 'has been altered' in one_line(again, 1)
 
 
 @pytest.mark.parametrize('kwargs', [{}, {'num_classes': 3}, {'features_only': True}])
