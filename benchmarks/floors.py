@@ -87,7 +87,7 @@ def measure_peak(dtype: torch.dtype, rounds: int = 9) -> dict[str, list[float]]:
             rates = []
             for _ in range(rounds):
                 start = time.perf_counter()
-                done = sum(pool.map(loop, [2_000_000] * threads))  # a hundredth of a second; ctypes lets go of the lock
+                done = sum(pool.map(loop, [8_000_000] * threads))  # a hundredth of a second; ctypes lets go of the lock
                 rates.append(done / (time.perf_counter() - start) / 1e9)
             found[name] = rates
     return found
