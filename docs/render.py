@@ -108,6 +108,13 @@ def records(*names: str) -> str:
 
 
 @figure
+def caution(*names: str) -> str:
+    """A warning where a record is of a quick run, whose figures say that the benchmark works and little else."""
+    few = min(len(run['seconds']) for name in names for run in _record(name)['results']['runs'])
+    return '' if few >= 3 else f'**From a quick run with {few} round{"s" if few > 1 else ""}: no figure to go by yet.**'
+
+
+@figure
 def floors(kind: str) -> str:
     return _markdown(tables.floors_table(_record('floors'), TYPES[kind]))
 
