@@ -26,7 +26,16 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from randwire_zoo.frozen import load_graphs
 from randwire_zoo.graphs import graphs_sha256
-from randwire_zoo.manifest import FILENAME, HubError, PublishedWeights, check_repo_id, fetch, hub_errors, sha256_of
+from randwire_zoo.manifest import (
+    FILENAME,
+    HubError,
+    PublishedWeights,
+    check_repo_id,
+    fetch,
+    hub_errors,
+    set_aside,
+    sha256_of,
+)
 from randwire_zoo.models import ARCHITECTURES, Architecture, find_weights
 
 from .card import own_text, render_card
@@ -282,18 +291,22 @@ def pull(target: str, timeout: float = TIMEOUT) -> Path:
 
 
 def _pull(target: str, repo_id: str, revision: str) -> Path:
-    with hub_errors(target):
-        path = Path(hf_hub_download(repo_id, FILENAME, revision=revision))  # which notes where a branch is, for offline
-        if constants.HF_HUB_OFFLINE:
-            expected, who = path.resolve().name, 'the cache knows it as'
-            if not re.fullmatch(r'[0-9a-f]{64}|[0-9a-f]{40}', expected):
-                raise CheckFailed(f'{target}: this cache does not say which hash {path} must have')
-        else:
-            expected, who = _tree(HfApi(), repo_id, path.parent.name)[FILENAME], 'the Hub records'
-    if (served := _hash(path, len(expected))) != expected:
-        raise CheckFailed(f'{target} has been altered: {path} has hash {served}, {who} {expected}; remove the file and '
-                          'pull again')
-    return path
+    problem = ''
+    for _ in range(2):  # what is not right in the cache is fetched once more
+        with hub_errors(target):
+            path = Path(hf_hub_download(repo_id, FILENAME, revision=revision))  # which notes where a branch is
+            if constants.HF_HUB_OFFLINE:
+                expected, who = path.resolve().name, 'the cache knows it as'
+                if not re.fullmatch(r'[0-9a-f]{64}|[0-9a-f]{40}', expected):
+                    raise CheckFailed(f'{target}: this cache does not say which hash {path} must have')
+            else:
+                expected, who = _tree(HfApi(), repo_id, path.parent.name)[FILENAME], 'the Hub records'
+        if (found := _hash(path, len(expected))) == expected:
+            return path
+        altered = f'{target} has been altered: {path} has hash {found}, {who} {expected}'
+        problem = f'{altered}; it was set aside as {_checked(set_aside, path, altered)}'
+        _say(problem)
+    raise CheckFailed(f'{problem}, and is no better when fetched anew')
 
 
 def verify(target: str, timeout: float = TIMEOUT) -> str:

@@ -25,7 +25,7 @@ from .description import WEIGHT_SOURCES, Description
 from .weights_io import loading, one_line
 
 __all__ = ['FILENAME', 'LICENSE', 'HubError', 'PublishedWeights', 'check_repo_id', 'download', 'fetch', 'hub_errors',
-           'read_manifest', 'read_rows', 'read_weights', 'sha256_of']
+           'read_manifest', 'read_rows', 'read_weights', 'set_aside', 'sha256_of']
 
 PACKAGED = Path(__file__).parent / 'weights.json'
 OVERLAY = 'RANDWIRE_ZOO_WEIGHTS'
@@ -290,7 +290,7 @@ def _read(row: PublishedWeights, cache_dir: str | os.PathLike[str] | None) -> tu
     if not (difference := _difference(row, data)):
         return path, data
     altered = f'{what} has been altered: {path} {difference}'
-    aside = _set_aside(path, altered)
+    aside = set_aside(path, altered)
     try:
         path = download(row.repo_id, row.revision, what=what, cache_dir=cache_dir)
     except HubError as error:
@@ -299,7 +299,7 @@ def _read(row: PublishedWeights, cache_dir: str | os.PathLike[str] | None) -> tu
     if not _difference(row, data):
         _logger.warning('%s; it was set aside as %s and fetched anew', altered, aside)
         return path, data
-    aside = _set_aside(path, altered)
+    aside = set_aside(path, altered)
     raise ValueError(f'{altered}; fetched anew it is no better, and lies as {aside}')
 
 
@@ -310,8 +310,19 @@ def _difference(row: PublishedWeights, data: bytes) -> str:
     return '' if found == row.sha256 else f'has sha256 {found} and must have {row.sha256}'
 
 
-def _set_aside(path: Path, altered: str) -> Path:
-    """Rename a file of the Hub's cache, so that nothing finds it there; the cache's links lead to the file."""
+def set_aside(path: Path, altered: str) -> Path:
+    """Rename a file of the Hub's cache, so that nothing finds it there; the cache's links lead to the file.
+
+    Args:
+        path: Of the file.
+        altered: What is wrong with it, for the error.
+
+    Returns:
+        Where it lies now.
+
+    Raises:
+        ValueError: if it cannot be renamed.
+    """
     file = path.resolve()
     aside = file.with_name(f'{file.name}.altered')
     try:

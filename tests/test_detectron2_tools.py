@@ -251,7 +251,7 @@ def test_the_trained_backbone_can_be_staged_for_the_hub_and_timm_loads_it(traine
         assert torch.equal(tensor, state[f'backbone.bottom_up.{name}']), name
     card = (tmp_path / 'staged' / 'README.md').read_text()
     last = [row for row in metrics(trained) if 'bbox/AP50' in row][-1]
-    assert f'| {round(last["bbox/AP50"], 2)} |' in card and 'shapes_train' in card
+    assert f'| {last["bbox/AP50"]:.2f} |' in card and 'shapes_train' in card
     assert 'were not measured again when the backbone was published' in card
 
 

@@ -685,7 +685,7 @@ def test_altered_bytes_are_refused_by_every_way_of_loading_and_a_bad_file_is_set
     fresh = tmp_path / 'fresh'
     fresh.mkdir()
     with HubClient(server, fresh, RANDWIRE_ZOO_WEIGHTS=str(overlay)) as overlaid_client:
-        right, altered, left = overlaid_client.run(fresh, f'''
+        right, altered, left, mended = overlaid_client.run(fresh, f'''
 import pathlib
 results.append(logits({NAME!r}, cache_dir={own!r}))
 blob, = (path.resolve() for path in pathlib.Path({own!r}).rglob('snapshots/*/model.safetensors'))
@@ -695,10 +695,15 @@ blob.write_bytes(data)
 os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))
 results.append(logits({NAME!r}, cache_dir={own!r}))
 results.append([path.name for path in blob.parent.iterdir()])
+constants.HF_HUB_CACHE = {own!r}
+blob.write_bytes(data)
+results.append(command("hub", "pull", {REPO!r}))
 ''')
         assert right == altered, 'a byte that changed without its time was not noticed'
         assert sorted(left) == sorted([row['sha256'], f'{row["sha256"]}.altered'])
         assert (fresh / 'client.log').read_text().count('it was set aside as') == 1
+        assert mended['code'] == 0 and 'it was set aside as' in mended['err']
+        assert Path(mended['out'].strip()).read_bytes() == (staged / 'model.safetensors').read_bytes()
         server.flip_byte(REPO, 'model.safetensors')
         server.log.clear()
         created, pulled, by_repo, verified, gone = overlaid_client.run(fresh, f'''
