@@ -14,19 +14,14 @@ import yaml
 
 from randwire_zoo.description import WEIGHT_SOURCES, Description, build_model, read_settings
 from randwire_zoo.evaluation import Conditions
-from randwire_zoo.recipes import KEYS
+from randwire_zoo.recipes import public_settings, scheduled_epochs
 from randwire_zoo.weights_io import loading, read_metadata
 
 __all__ = ['CheckFailed', 'Run', 'find_records', 'read_metrics', 'read_run', 'typed_run']
 
 #: Settings and history of a training: those of timm's trainer, those of detectron2's.
 RECORDS = (('args.yaml', 'summary.csv'), ('config.yaml', 'metrics.json'))
-#: What is published of timm's settings: those that decide what was trained and how, and nothing that names a place, a
-#: run or an account. Whatever else a version of train.py or a fork of it has stays at home.
-PUBLIC = tuple(name for name in KEYS if name not in (
-    'data_dir', 'class_map', 'pretrained_path', 'initial_checkpoint', 'device_modules', 'output', 'experiment',
-    'resume'))
-#: The same of detectron2's sections.
+#: What is published of detectron2's settings; of timm's, `recipes.public_settings` says it.
 PUBLIC_SECTIONS = ('CUDNN_BENCHMARK', 'DATALOADER', 'DATASETS', 'FLOAT32_PRECISION', 'GLOBAL', 'INPUT', 'MODEL', 'SEED',
                    'SOLVER', 'TEST', 'VERSION')
 
@@ -162,15 +157,15 @@ def _read_timm(settings: dict[str, Any], step: int, dataset: str, summary: Path 
     # Where a moving average was kept, it is what was measured: the trained weights' own figures are not on record.
     was_measured = not weights or (weights == 'average') == conditions.use_ema
     metrics = read_metrics(summary, step) if summary is not None and was_measured else {}
-    public = {name: settings[name] for name in PUBLIC if settings.get(name) is not None}
+    public = {name: value for name, value in public_settings(settings).items() if value is not None}
     public.update(model=network.architecture, **({'data_dir': folder} if folder else {}))
     if public.get('model_kwargs'):
         public['model_kwargs'] = {
             key: value for key, value in public['model_kwargs'].items() if key not in WEIGHT_SOURCES}
     return Run(
         network, dataset or conditions.dataset or folder, 'epoch', step,
-        max(int(settings['epochs']), step + 1, _last_epoch(summary) + 1), int(settings['seed']), metrics, conditions,
-        str(settings['val_split']), _without_places(public), weights)
+        max(scheduled_epochs({**settings, 'epochs': int(settings['epochs'])}), step + 1, _last_epoch(summary) + 1), int(settings['seed']), metrics, conditions,
+        str(settings['val_split']), public, weights)
 
 
 def _as_recorded(checkpoint: Path, network: Description) -> Description:
