@@ -200,8 +200,12 @@ def _named_weights(variant: str, pretrained: bool, kwargs: Mapping[str, Any]) ->
 def _create_randwire(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     filter_fn: Callable[..., dict[str, Any]] = network.checkpoint_filter_fn
     row = _named_weights(variant, pretrained, kwargs)
+    cfg = kwargs.get('pretrained_cfg')
     if row is not None:
         kwargs = {**row.model_args, **kwargs}
+    elif isinstance(cfg, dict) and 'model_args' in cfg:  # a `PublishedCfg` as a dict, which timm takes without them
+        kwargs = {**(cfg['model_args'] or {}), **kwargs,
+                  'pretrained_cfg': {name: value for name, value in cfg.items() if name != 'model_args'}}
     if row is not None and pretrained:
         state = read_weights(row, kwargs.get('cache_dir'))
         # timm is told that the tensors are at hand, and gets those that were hashed; the file is not opened again.

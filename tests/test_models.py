@@ -8,6 +8,7 @@ import json
 import pickle
 import statistics
 import warnings
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -415,3 +416,11 @@ def test_a_training_step_moves_every_parameter_and_lowers_the_loss() -> None:
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 2
     assert not any(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+def test_a_published_configuration_as_a_dict_makes_the_network_it_describes() -> None:
+    """timm takes such a dict, as its own tests give it, for fields of its own."""
+    cfg = asdict(timm.get_pretrained_cfg(PICO))
+    assert timm.create_model(PICO, pretrained_cfg=cfg, device='meta').feature_info[0]['reduction'] == 2
+    strided = timm.create_model(PICO, pretrained_cfg={**cfg, 'model_args': {'stem_stride': 2}}, device='meta')
+    assert strided.feature_info[0]['reduction'] == 1 and 'model_args' not in strided.pretrained_cfg
