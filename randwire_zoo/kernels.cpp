@@ -154,15 +154,12 @@ template <class T> struct Sum {
   }
 };
 
-// A kernel [channels][3][3] as [9][lanes], followed by the same turned around, which is that of the backward pass.
+// A kernel [channels][3][3] as [9][lanes].
 template <class T> Buffer<float> pack_kernel(const T* kernel, int64_t channels) {
   const int64_t lanes = padded(channels);
-  Buffer<float> packed(18 * lanes);
-  for (int64_t tap = 0; tap < 9; tap++)
-    for (int64_t c = 0; c < channels; c++) {
-      convert(kernel[c * 9 + tap], packed.data + tap * lanes + c);
-      packed.data[(17 - tap) * lanes + c] = packed.data[tap * lanes + c];
-    }
+  Buffer<float> packed(9 * lanes);
+  for (int64_t c = 0; c < channels; c++)
+    for (int64_t tap = 0; tap < 9; tap++) convert(kernel[c * 9 + tap], packed.data + tap * lanes + c);
   return packed;
 }
 
@@ -493,6 +490,8 @@ void backward(const Sum<T>& sum_of, const float* raw_kernel, const T* grad, cons
   const int64_t count = sum_of.count;
   const T* const* inputs = sum_of.inputs;
   const int64_t out_height = s.out_height(), out_width = s.out_width(), d = s.dilation, lanes = padded(s.channels);
+  Buffer<float> turned(9 * lanes);  // the kernel of the backward pass
+  for (int64_t tap = 0; tap < 9; tap++) std::copy_n(kernel + tap * lanes, lanes, turned.data + (8 - tap) * lanes);
   const int threads = max_threads();
   std::vector<std::vector<double>> all_kernels(threads), all_dots(threads), all_totals(threads);
 #pragma omp parallel num_threads(threads)
@@ -538,7 +537,7 @@ void backward(const Sum<T>& sum_of, const float* raw_kernel, const T* grad, cons
         if (S == 1) {
           const float* rows[3];
           for (int ky = 0; ky < 3; ky++) rows[ky] = grads.get(y + (ky - 1) * d, make_grad);
-          depthwise_row<float, 1>(rows, lanes, d, kernel + 9 * lanes, g_row + d * lanes, lanes, s.width);
+          depthwise_row<float, 1>(rows, lanes, d, turned.data, g_row + d * lanes, lanes, s.width);
         } else {
           std::fill(g_row, g_row + (s.width + 2 * d) * lanes, 0.0f);
           for (int ky = 0; ky < 3; ky++) {
@@ -816,10 +815,10 @@ extern "C" void use_threads(int64_t count) {
 #endif
 }
 
-// A sample of each of `count` arrays: up to 64 of their words, evenly spaced, in one number.
+// A sample of each of `count` arrays: up to 16 of their words, evenly spaced, in one number.
 extern "C" void samples(const uint8_t* const* data, const int64_t* bytes, int64_t count, uint64_t* out) {
   for (int64_t k = 0; k < count; k++) {
-    const int64_t words = bytes[k] / 2, taken = std::min<int64_t>(words, 64);
+    const int64_t words = bytes[k] / 2, taken = std::min<int64_t>(words, 16);
     uint64_t hash = 14695981039346656037u;
     for (int64_t i = 0; i < taken; i++) {
       uint16_t word;

@@ -215,7 +215,7 @@ def stage(operands: Operands, settings: Settings, packed: Sequence[Tensor]) -> S
     norm = operands.norm_weight is not None
     mean, variance = (torch.empty((count * norm, channels), dtype=torch.float32, device='cpu') for _ in range(2))
     alone = len(settings.outputs) == 1 and not norm and not settings.keep
-    slots = list(range(count)) if settings.keep else _slots(settings)
+    slots = range(count) if settings.keep else _slots(settings.wiring, tuple(settings.outputs))
     pictures = [picture() for _ in range(max(slots) + 1)]
     nodes = [pictures[slot] for slot in slots]
     out = nodes[settings.outputs[0]] if alone else picture()
@@ -227,8 +227,7 @@ def stage(operands: Operands, settings: Settings, packed: Sequence[Tensor]) -> S
     arguments = _StageArguments(
         batch, *x.shape[2:], x.shape[1], channels, count, len(settings.outputs), settings.stride,
         settings.input_dilation, settings.dilation, *[
-            _array(ctypes.c_int64, len(row))(*row)
-            for row in (settings.sources, settings.in_degrees, settings.outputs)],
+            _integers(tuple(row)) for row in (settings.sources, settings.in_degrees, settings.outputs)],
         edge_weights.data_ptr(), x.data_ptr(), addresses(depthwise), addresses(packed),
         addresses(biases) if biases else None, *[address(tensor) for tensor in of_nodes],
         _array(ctypes.c_double, count)(*settings.eps), _array(ctypes.c_uint8, count)(*settings.of_batch),
@@ -237,21 +236,27 @@ def stage(operands: Operands, settings: Settings, packed: Sequence[Tensor]) -> S
     return StageResult(out, mean, variance, nodes if settings.keep else [])
 
 
-def _slots(settings: Settings) -> list[int]:
+@lru_cache(maxsize=1024)
+def _integers(values: tuple[int, ...]) -> Any:
+    return _array(ctypes.c_int64, len(values))(*values)
+
+
+@lru_cache(maxsize=1024)
+def _slots(wiring: tuple[tuple[int, ...], ...], outputs: tuple[int, ...]) -> tuple[int, ...]:
     """Which memory each node writes to: that of nodes which nobody reads any more is taken again."""
-    last_reader = {source: i for i, sources in enumerate(settings.wiring) for source in sources}
+    last_reader = {source: i for i, sources in enumerate(wiring) for source in sources}
     slots: list[int] = []
     free: list[int] = []
     taken = 0
-    for i, sources in enumerate(settings.wiring):
+    for i, sources in enumerate(wiring):
         if free:
             slots.append(free.pop())
         else:
             slots.append(taken)
             taken += 1
         free += [slots[source] for source in {*sources}
-                 if source >= 0 and last_reader[source] == i and source not in settings.outputs]
-    return slots
+                 if source >= 0 and last_reader[source] == i and source not in outputs]
+    return tuple(slots)
 
 
 def sum_relu_depthwise(sources: Sequence[Source], kernel: Tensor, stride: int, dilation: int) -> Tensor:
@@ -295,9 +300,11 @@ def samples(arrays: Sequence[Tensor]) -> list[int]:
     """A number for each array that changes, most likely, when all or many of its elements do."""
     count = len(arrays)
     out = _array(ctypes.c_uint64, count)()
+    if not all(t.is_cpu and t.is_contiguous() for t in arrays):
+        raise ValueError('the native kernels take samples of contiguous tensors on the CPU')
     _library().samples(
-        _array(ctypes.c_void_p, count)(*[_numbers(t, t.shape, t.dtype) for t in arrays]),
-        _array(ctypes.c_int64, count)(*[t.numel() * t.element_size() for t in arrays]), ctypes.c_int64(count), out)
+        _array(ctypes.c_void_p, count)(*[t.data_ptr() for t in arrays]),
+        _array(ctypes.c_int64, count)(*[t.nbytes for t in arrays]), ctypes.c_int64(count), out)
     return list(out)
 
 

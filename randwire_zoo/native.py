@@ -5,6 +5,7 @@ business of the operators (`plans`) and of torch's dispatcher. Parameters, and t
 """
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -103,22 +104,28 @@ class _Node(NamedTuple):
     dilation: tuple[int, ...]
 
 
+_CONV = itemgetter(
+    'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'in_channels', 'out_channels', 'padding_mode')
+_POINTWISE = itemgetter('kernel_size', 'stride', 'padding', 'groups')
+
+
 def _read(node: Optional[SeparableNode], x: Tensor) -> Optional[_Node]:
     """A node as the operators take it; None if they compute something else, or somebody watches its modules."""
     if node is None:
         return None
-    depthwise, pointwise, norm, edge_weight = node[1:]
+    module, depthwise, pointwise, norm, edge_weight = node
     if type(depthwise) is not nn.Conv2d or type(pointwise) is not nn.Conv2d:
         return None
-    if _is_watched(vars(node.module)) or _is_watched(vars(depthwise)) or _is_watched(vars(pointwise)) or (
+    of_depthwise, of_pointwise = vars(depthwise), vars(pointwise)
+    if _is_watched(vars(module)) or _is_watched(of_depthwise) or _is_watched(of_pointwise) or (
             norm is not None and _is_watched(vars(norm))):
         return None
-    read = _Node(depthwise.weight, pointwise.weight, pointwise.bias, norm, edge_weight, depthwise.stride,
-                 depthwise.dilation)
-    if (depthwise.kernel_size != (3, 3) or depthwise.padding != read.dilation or depthwise.bias is not None
-            or not depthwise.groups == depthwise.in_channels == depthwise.out_channels
-            or depthwise.padding_mode != 'zeros' or pointwise.kernel_size != (1, 1) or pointwise.stride != (1, 1)
-            or pointwise.padding != (0, 0) or pointwise.groups != 1 or (read.bias is None) == (norm is None)):
+    size, stride, padding, dilation, groups, in_channels, channels, padding_mode = _CONV(of_depthwise)
+    if (size != (3, 3) or padding != dilation or padding_mode != 'zeros' or not groups == in_channels == channels
+            or _POINTWISE(of_pointwise) != ((1, 1), (1, 1), (0, 0), 1) or depthwise.bias is not None):
+        return None
+    read = _Node(depthwise.weight, pointwise.weight, pointwise.bias, norm, edge_weight, stride, dilation)
+    if (read.bias is None) == (norm is None):
         return None
     tensors = [read.depthwise, read.pointwise]
     if norm is None:

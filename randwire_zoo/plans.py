@@ -28,6 +28,7 @@ an `autograd.Function`, since what `torch.library.register_autograd` makes fails
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -72,9 +73,19 @@ def _stage(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     return kernels.stage(operands, settings, _laid_out(operands.pointwise, settings.constant))
 
 
-# What constant matrices were laid out as, with what they were like then: version and address tell of what torch knows
-# of, and a sample of the numbers of what is written behind its back, through `.data` or NumPy.
-_known_layouts: Any = WeakTensorKeyDictionary()
+class _Layout(NamedTuple):
+    """What the constant matrices of a stage were laid out as, with what they were like then.
+
+    Version and address tell of what torch knows of, and a sample of the numbers of what is written behind its back,
+    through `.data` or NumPy.
+    """
+
+    others: list[Tensor]  # all matrices but the first, by which this is found and whose life it ends with
+    states: list[tuple[int, int, int]]
+    packed: list[Tensor]
+
+
+_layouts: Any = WeakTensorKeyDictionary()
 
 
 def _laid_out(matrices: list[Tensor], constant: bool) -> list[Tensor]:
@@ -84,14 +95,14 @@ def _laid_out(matrices: list[Tensor], constant: bool) -> list[Tensor]:
 
     if not constant or any(matrix.is_inference() or not matrix.is_contiguous() for matrix in matrices):
         return [lay_out(matrix) for matrix in matrices]  # inference tensors have no versions
-    found = []
-    for matrix, sample in zip(matrices, kernels.samples(matrices), strict=True):
-        state = matrix._version, matrix.data_ptr(), sample
-        known = _known_layouts.get(matrix)
-        if known is None or known[0] != state:
-            known = _known_layouts[matrix] = state, lay_out(matrix)
-        found.append(known[1])
-    return found
+    states = [(matrix._version, matrix.data_ptr(), sample)
+              for matrix, sample in zip(matrices, kernels.samples(matrices), strict=True)]
+    known = _layouts.get(matrices[0])
+    if known is not None and known.states == states and all(map(is_, known.others, matrices[1:])):
+        return known.packed
+    packed = [lay_out(matrix) for matrix in matrices]
+    _layouts[matrices[0]] = _Layout(matrices[1:], states, packed)
+    return packed
 
 
 @_stage.register_fake

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Optional
 
@@ -91,11 +91,10 @@ class Settings:
         """N."""
         return len(self.in_degrees)
 
-    @cached_property
-    def wiring(self) -> list[list[int]]:
+    @property
+    def wiring(self) -> tuple[tuple[int, ...], ...]:
         """The sources of each node."""
-        ends = [0, *accumulate(self.in_degrees)]
-        return [self.sources[start:end] for start, end in pairwise(ends)]
+        return _wiring(tuple(self.sources), tuple(self.in_degrees))
 
     def weights_of_edges(self, edge_weights: Sequence[Any]) -> list[Any]:
         """The weights of each node; a single source is not weighted."""
@@ -105,7 +104,7 @@ class Settings:
             start += count if count > 1 else 0
         return weights
 
-    def steps(self, sources: list[int]) -> tuple[int, int]:
+    def steps(self, sources: Sequence[int]) -> tuple[int, int]:
         """Stride and dilation of a node with these sources."""
         return (self.stride, self.input_dilation) if sources[0] < 0 else (1, self.dilation)
 
@@ -113,6 +112,28 @@ class Settings:
         """Of every node's output, and of the stage's."""
         batch, _, height, width = operands.x.shape
         return (batch, operands.pointwise[0].shape[0], (height - 1) // self.stride + 1, (width - 1) // self.stride + 1)
+
+
+# These are asked for in every step of every stage, whose wiring stays the same.
+
+
+@lru_cache(maxsize=1024)
+def _wiring(sources: tuple[int, ...], in_degrees: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    return tuple(sources[start:end] for start, end in pairwise([0, *accumulate(in_degrees)]))
+
+
+@lru_cache(maxsize=1024)
+def _check_wiring(sources: tuple[int, ...], in_degrees: tuple[int, ...], outputs: tuple[int, ...]) -> None:
+    count = len(in_degrees)
+    if count == 0 or min(in_degrees) < 1 or len(sources) != sum(in_degrees):
+        raise ValueError(f'a stage cannot be computed: {len(sources)} sources are not those of nodes with {in_degrees}')
+    wiring = _wiring(sources, in_degrees)
+    if not all(of_node == (-1,) or (min(of_node) >= 0 and max(of_node) < i) for i, of_node in enumerate(wiring)):
+        raise ValueError(f'a stage cannot be computed: sources come before their nodes, and -1 is alone, got {wiring}')
+    if len(outputs) == 0 or len(set(outputs)) < len(outputs) or not (
+            {*outputs} <= {*range(count)} <= {*outputs, *sources}):
+        raise ValueError('a stage cannot be computed: outputs must be nodes, those that nobody reads among them, got '
+                         f'{outputs}')
 
 
 class StageResult(NamedTuple):
@@ -197,7 +218,7 @@ def check(operands: Operands, settings: Settings) -> None:
     Raises:
         ValueError: naming it.
     """
-    count, x, wiring = settings.num_nodes, operands.x, settings.wiring
+    count, x = settings.num_nodes, operands.x
 
     def fits(holds: bool, what: str, *values: Any) -> None:
         if not holds:
@@ -205,20 +226,14 @@ def check(operands: Operands, settings: Settings) -> None:
 
     fits(x.dim() == 4 and x.numel() > 0 and x.dtype in DTYPES, 'x must be float32 or bfloat16 [B, C, H, W], got {} {}',
          x.dtype, tuple(x.shape))
-    fits(count > 0 and min(settings.in_degrees) > 0 and len(settings.sources) == sum(settings.in_degrees),
-         '{} sources are not those of nodes with {}', len(settings.sources), settings.in_degrees)
-    fits(all(sources == [-1] or (min(sources) >= 0 and max(sources) < i) for i, sources in enumerate(wiring)),
-         'sources come before their nodes, and -1 is alone, got {}', wiring)
-    fits(len(settings.outputs) > 0 and len(set(settings.outputs)) == len(settings.outputs)
-         and {*settings.outputs} <= {*range(count)} <= {*settings.outputs, *settings.sources},
-         'outputs must be nodes, those that nobody reads among them, got {}', settings.outputs)
+    _check_wiring(tuple(settings.sources), tuple(settings.in_degrees), tuple(settings.outputs))
     fits(settings.stride in (1, 2) and 0 < settings.dilation < 2 ** 20 and 0 < settings.input_dilation < 2 ** 20,
          'strides are 1 and 2 and dilations positive, got {}, {} and {}', settings.stride, settings.input_dilation,
          settings.dilation)
     check_lists(operands, settings)
     channels, device = operands.pointwise[0].shape[0], x.device
     for i, (sources, depthwise, pointwise) in enumerate(
-            zip(wiring, operands.depthwise, operands.pointwise, strict=True)):
+            zip(settings.wiring, operands.depthwise, operands.pointwise, strict=True)):
         in_channels = x.shape[1] if sources[0] < 0 else channels
         fits(depthwise.shape == (in_channels, 1, 3, 3) and pointwise.shape == (channels, in_channels, 1, 1),
              'node {} takes {} and puts out {} channels, but its convolutions are {} and {}', i, in_channels, channels,
