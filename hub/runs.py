@@ -152,6 +152,7 @@ def is_training_checkpoint(path: Path) -> bool:
 
 def _read_timm(settings: dict[str, Any], step: int, dataset: str, summary: Path | None, weights: str) -> Run:
     conditions = Conditions.from_settings(settings)
+    epochs = scheduled_epochs({**settings, 'epochs': int(settings['epochs'])})
     folder = Path(str(conditions.data_dir)).name if conditions.data_dir else ''
     network = Description.from_settings(settings)
     # Where a moving average was kept, it is what was measured: the trained weights' own figures are not on record.
@@ -164,7 +165,7 @@ def _read_timm(settings: dict[str, Any], step: int, dataset: str, summary: Path 
             key: value for key, value in public['model_kwargs'].items() if key not in WEIGHT_SOURCES}
     return Run(
         network, dataset or conditions.dataset or folder, 'epoch', step,
-        max(scheduled_epochs({**settings, 'epochs': int(settings['epochs'])}), step + 1, _last_epoch(summary) + 1), int(settings['seed']), metrics, conditions,
+        max(epochs, step + 1, _last_epoch(summary) + 1), int(settings['seed']), metrics, conditions,
         str(settings['val_split']), public, weights)
 
 
