@@ -40,6 +40,9 @@ def test_measures_of_graphs_with_a_formula(n: int) -> None:
     assert graph_measures([Graph(n, ())]) == {
         'edges': 0, 'degree': 0, 'path length': 0, 'clustering': 0, 'depth': 1, 'inputs': n, 'sinks': n}
     assert graph_measures([]) == {}
+    # Of several components the largest counts, wherever it stands; a pair is one.
+    assert graph_measures([Graph(5, ((0, 1), (2, 3), (3, 4)))])['path length'] == pytest.approx(4 / 3)
+    assert graph_measures([Graph(3, ((1, 2),))])['path length'] == 1
     # Means over stages.
     assert graph_measures([complete(n), Graph(n, ())])['depth'] == (n + 1) / 2
 

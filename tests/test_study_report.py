@@ -228,6 +228,7 @@ def test_correlations_at_their_edges() -> None:
         return {str(i): [(x, next(values)) for x in group] for i, group in enumerate(groups)}
 
     half = [0.0] * 6 + [1.0] * 6
+    assert correlate({}).wirings == 0 and correlate({}).without_one is None
     assert correlate(points(half)).over_all is not None  # two values are enough, in both
     assert correlate({'a': [(noise[i], half[i]) for i in range(12)]}).over_all is not None
     assert correlate(points([1.0] * 12)).over_all is None

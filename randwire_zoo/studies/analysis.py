@@ -214,12 +214,12 @@ def correlate(points: Mapping[str, Sequence[tuple[float, float]]]) -> Correlatio
                 for x, y in group] for group in varying]
     count, within = sum(map(len, centred)), r(centred)
     low = high = None
-    if within is not None and abs(within) < 1 and count - len(centred) > 2:
-        # A mean of each group was taken off, where a plain correlation takes off one in all.
+    if within is not None and abs(within) < 1:
+        # A mean of each group was taken off, where a plain correlation takes off one in all. Groups have two or more.
         half = 1.959964 / math.sqrt(count - len(centred) - 2)
         low, high = math.tanh(math.atanh(within) - half), math.tanh(math.atanh(within) + half)
     return Correlation(sum(map(len, points.values())), r(points.values()),
-                       (min(known), max(known)) if len(points) > 1 and len(known) == len(left) else None,
+                       (min(known), max(known)) if known and len(known) == len(left) else None,
                        count, within, low, high)
 
 

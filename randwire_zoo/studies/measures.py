@@ -29,7 +29,7 @@ def graph_measures(graphs: Sequence[Graph]) -> dict[str, float]:
         largest = undirected.subgraph(max(networkx.connected_components(undirected), key=len))
         for name, value in (
                 ('edges', len(graph.edges)), ('degree', 2 * len(graph.edges) / graph.num_nodes),
-                ('path length', networkx.average_shortest_path_length(largest) if len(largest) > 1 else 0.0),
+                ('path length', networkx.average_shortest_path_length(largest)),
                 ('clustering', networkx.average_clustering(undirected)),
                 ('depth', networkx.dag_longest_path_length(directed) + 1),
                 ('inputs', len(graph.inputs)), ('sinks', len(graph.outputs))):
