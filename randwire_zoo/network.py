@@ -48,14 +48,12 @@ class ConvBN(nn.Module):
     """A dense 3×3 convolution and BN, for the stem; with a ReLU before it this is the paper's "conv" triplet."""
 
     def __init__(
-            self, in_chs: int, out_chs: int, stride: int, dilation: int = 1, relu: bool = True,
-            device: Any = None, dtype: Any = None,
+            self, in_chs: int, out_chs: int, stride: int, relu: bool = True, device: Any = None, dtype: Any = None,
     ) -> None:
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
         self.relu = relu  # conv1 sees the image and is conv-BN only (Table 1)
-        self.conv = nn.Conv2d(
-            in_chs, out_chs, 3, stride=stride, padding=dilation, dilation=dilation, bias=False, **dd)
+        self.conv = nn.Conv2d(in_chs, out_chs, 3, stride=stride, padding=1, bias=False, **dd)
         self.bn = nn.BatchNorm2d(out_chs, **dd)
 
     def forward(self, x: Tensor, kept_edges: Optional[Tensor] = None) -> Tensor:
@@ -460,7 +458,7 @@ class RandWire(nn.Module):
             name = f'conv{index + 1}'
             first_graph = len(strides) - num_stages
             if index < first_graph:
-                self.add_module(name, ConvBN(in_chs, out_chs, stride, dilation=dilation, relu=index > 0, **dd))
+                self.add_module(name, ConvBN(in_chs, out_chs, stride, relu=index > 0, **dd))  # never dilated
             else:
                 graph = graphs[index - first_graph]
                 stage = Stage(

@@ -127,6 +127,8 @@ def naive_network(
 def test_the_network_equals_the_definition_forward_and_backward(
         model: GraphModel, node_op: str, regime: str, training: bool) -> None:
     network = tiny(model, regime, node_op=node_op).double().train(training)
+    assert all(hasattr(node, 'conv_dw') == (node_op == 'sep_conv') and hasattr(node, 'conv') == (node_op == 'conv')
+               for stage in network.children() if isinstance(stage, Stage) for node in stage.nodes)
     state = {
         name: tensor.detach().clone().requires_grad_(tensor.is_floating_point() and 'running' not in name)
         for name, tensor in network.state_dict().items()}
@@ -154,6 +156,38 @@ def test_aggregation_has_the_right_first_and_second_derivatives(layout: torch.me
 
     assert torch.autograd.gradcheck(function, (weights, *inputs))
     assert torch.autograd.gradgradcheck(function, (weights, *inputs))
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('orders', [('nchw', 'nchw'), ('nhwc', 'nhwc'), ('nchw', 'nhwc')], ids='-'.join)
+def test_aggregation_gives_the_gradients_that_autograd_gives_of_the_plain_form(
+        orders: tuple[str, str], dtype: torch.dtype) -> None:
+    formats = {'nchw': torch.contiguous_format, 'nhwc': torch.channels_last}
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, 3, 4, 5, generator=generator, dtype=dtype).contiguous(memory_format=formats[order])
+              for order in (*orders, orders[0])]
+    weights = torch.rand(3, generator=generator, dtype=dtype) + 0.2
+    direction = torch.randn(2, 3, 4, 5, generator=generator, dtype=dtype)
+
+    def gradients(function: Any, learning: tuple[bool, ...], wide: bool, create_graph: bool) -> tuple[Tensor, ...]:
+        leaves = [tensor.to(torch.float64 if wide else dtype).detach().requires_grad_(learns)
+                  for tensor, learns in zip((weights, *inputs), learning, strict=True)]
+        out = function(leaves[1:], leaves[0])
+        return torch.autograd.grad((out * direction.to(out.dtype)).sum(), [leaf for leaf in leaves if
+                                   leaf.requires_grad], create_graph=create_graph)
+
+    def plain(inputs: list[Tensor], weights: Tensor) -> Tensor:
+        return torch.relu(sum(x * weight for x, weight in zip(inputs, weights, strict=True)))  # type: ignore[arg-type]
+
+    # All learn; the weights alone, behind a frozen stage; the data alone, with frozen weights; one of the data.
+    for learning in ((True,) * 4, (True, False, False, False), (False, True, True, True), (False, False, True, False)):
+        expected = gradients(plain, learning, True, False)
+        for create_graph in (False, True):
+            found = gradients(aggregate, learning, False, create_graph)
+            assert all(gradient.dtype == dtype for gradient in found)
+            for gradient, reference in zip(found, expected, strict=True):
+                torch.testing.assert_close(gradient.double(), reference, rtol=0.05 if dtype == torch.bfloat16 else 1e-5,
+                                           atol=0.1 if dtype == torch.bfloat16 else 1e-5)
 
 
 @pytest.mark.parametrize('model', FAMILIES, ids=str)
@@ -267,6 +301,14 @@ def test_an_edge_is_drawn_uniformly_and_at_the_stated_rate() -> None:
     removed = sum(counts.values())
     assert abs(removed - 1200) < 4 * math.sqrt(4000 * 0.3 * 0.7)
     assert is_uniform(counts, 7)
+
+
+def test_nothing_is_drawn_at_rate_zero_or_without_edges_and_what_is_drawn_lies_where_the_data_lie() -> None:
+    state = torch.get_rng_state()
+    assert draw_kept_edges(7, 0.0, torch.empty(0)) is None and draw_kept_edges(0, 1.0, torch.empty(0)) is None
+    assert torch.equal(torch.get_rng_state(), state)
+    kept = draw_kept_edges(7, 0.3, torch.empty(0, device='meta'))
+    assert kept is not None and kept.is_meta
 
 
 def test_training_removes_one_edge_of_the_whole_network_and_only_where_another_input_is_left() -> None:
@@ -443,6 +485,28 @@ def test_a_dilated_network_contains_the_strided_one(regime: str, node_op: str, o
             assert fine.shape[-1] == 128 // info['reduction']
             step = fine.shape[-1] // coarse.shape[-1]
             torch.testing.assert_close(fine[..., ::step, ::step], coarse)
+
+
+@pytest.mark.parametrize('regime', ['small', 'regular'])
+@pytest.mark.parametrize('node_op', NODE_OPS)
+def test_every_part_is_made_on_the_device_and_of_the_type_asked_for(node_op: str, regime: str) -> None:
+    for network in (tiny(regime=regime, node_op=node_op, device='meta', dtype=torch.float64),
+                    tiny(regime=regime, node_op=node_op, device='meta', dtype=torch.float64, head=False)):
+        for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+            assert tensor.is_meta and tensor.dtype in (torch.float64, torch.int64), name
+        network.reset_classifier(7)
+        assert network.fc.weight.is_meta and network.fc.weight.dtype == torch.float64
+
+
+@pytest.mark.parametrize(('regime', 'num_nodes', 'counts'), [
+    ('small', 1, (1, 1, 1)), ('small', 32, (32, 32, 32)), ('regular', 2, (1, 2, 2, 2)), ('regular', 9, (4, 9, 9, 9))])
+def test_the_smallest_networks_have_a_node_in_every_stage(
+        regime: str, num_nodes: int, counts: tuple[int, ...]) -> None:
+    assert stage_node_counts(regime, num_nodes) == counts
+    with pytest.raises(ValueError, match='got True'):
+        stage_node_counts(regime, True)
+    network = tiny(ErdosRenyi(0.5), regime, num_nodes=num_nodes, channels=2, in_chans=1, num_classes=1)
+    assert network(torch.randn(2, 1, 8, 8)).shape == (2, 1)
 
 
 def test_a_batch_of_one_gives_in_eval_mode_what_it_gives_within_a_batch() -> None:
