@@ -62,7 +62,8 @@ def deploy(model: RandWire) -> RandWire:
     """A copy of a network for evaluation: the same function, up to rounding, in fewer passes over the data.
 
     It keeps the class, its methods and the graphs; it has other parameters, none of which learns, and neither dropout
-    nor edge removal. Its convolutions are channels_last, and so is what it computes.
+    nor edge removal. A stage's nodes stand in the order in which they take the least memory (`ordering`). Convolutions are
+    channels_last, and so is what they compute.
 
     Args:
         model: Any RandWire network or backbone, trained.
@@ -85,6 +86,7 @@ def deploy(model: RandWire) -> RandWire:
         elif isinstance(stage, Stage):
             stage.nodes = nn.ModuleList(DeployedNode(node) for node in stage.nodes)  # type: ignore[arg-type]
             stage.num_edges, stage.drop_path_rate = 0, 0.0
+            stage.reorder()
     if isinstance(model.bn_head, nn.BatchNorm2d):
         model.conv_head, model.bn_head = _fold(model.conv_head, model.bn_head), nn.Identity()
     model.num_edges, model.drop_path_rate, model.drop_rate = 0, 0.0, 0.0

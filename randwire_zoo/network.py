@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .graphs import Graph
 from .native import SeparableNode, run_stage
+from .ordering import lowest_peak_order
 from .wiring import WiringMark
 
 __all__ = ['NODE_OPS', 'REGIMES', 'Node', 'RandWire', 'Stage', 'checkpoint_filter_fn', 'stage_node_counts']
@@ -265,12 +266,9 @@ class Stage(nn.Module):
         self.drop_path_rate = drop_path_rate
         self.first_edge = first_edge
         self.num_outputs = len(graph.outputs)
-        self.is_output = [node in graph.outputs for node in range(graph.num_nodes)]
-        # The sources of each node; the original input nodes read the stage's input, kept under index -1.
-        self.sources = [list(sources) or [-1] for sources in graph.predecessors]
-        last_reader = {source: node for node, sources in enumerate(self.sources) for source in sources}
-        self.expired = [
-            [source for source, reader in last_reader.items() if reader == node] for node in range(graph.num_nodes)]
+        # Size of the stage's input in units of one node's output.
+        self.input_size = in_chs * stride * stride / out_chs
+        self._wire(range(graph.num_nodes))
         nodes = [
             Node(
                 sources,
@@ -288,6 +286,23 @@ class Stage(nn.Module):
         for node in nodes:
             self.edge_offsets.append(self.num_edges)
             self.num_edges += node.num_edges
+
+    def _wire(self, order: Sequence[int]) -> None:
+        """Note what each node reads, and what nobody reads after it, if the nodes run in this order."""
+        place = {node: i for i, node in enumerate(order)}
+        self.is_output = [node in self.graph.outputs for node in order]
+        # The sources of each node; the original input nodes read the stage's input, kept under index -1.
+        self.sources = [[place[source] for source in self.graph.predecessors[node]] or [-1] for node in order]
+        last_reader = {source: i for i, sources in enumerate(self.sources) for source in sources}
+        self.expired = [[source for source, reader in last_reader.items() if reader == i] for i in range(len(order))]
+
+    @torch.jit.unused
+    def reorder(self) -> None:
+        """Put the nodes into the order that takes the least memory (`ordering`); they lose their names."""
+        order = lowest_peak_order(self.graph, self.input_size)
+        self.nodes = nn.ModuleList(self.nodes[node] for node in order)
+        self.edge_offsets = [self.edge_offsets[node] for node in order]
+        self._wire(order)
 
     def forward(self, x: Tensor, kept_edges: Optional[Tensor] = None) -> Tensor:
         """Transform [B, in_chs, H, W] to [B, out_chs, H/stride, W/stride].
