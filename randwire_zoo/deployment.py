@@ -62,8 +62,8 @@ def deploy(model: RandWire) -> RandWire:
     """A copy of a network for evaluation: the same function, up to rounding, in fewer passes over the data.
 
     It keeps the class, its methods and the graphs; it has other parameters, none of which learns, and neither dropout
-    nor edge removal. A stage's nodes stand in the order in which they take the least memory (`ordering`). Convolutions are
-    channels_last, and so is what they compute.
+    nor edge removal. A stage's nodes stand in the order in which they take the least memory (`ordering`). Its
+    convolutions are channels_last, and so is what it computes.
 
     Args:
         model: Any RandWire network or backbone, trained.
