@@ -11,7 +11,7 @@ still does the same, `accepted` where it does not and no test is worth it. A sur
 that survives no more, is reported, and the exit status is 1. `docs/data/mutants.json` keeps the numbers.
 
 Left alone are imports, annotations, `__all__`, what error messages say, and the encoding of files, which only shows
-where the locale is no UTF-8; an argument False is not made None; a string is altered in one way, where mutmut has three.
+where the locale is no UTF-8; False as an argument is not made None; a string is altered in one way, not in three.
 """
 from __future__ import annotations
 
