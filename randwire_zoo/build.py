@@ -1,8 +1,9 @@
 """Builds kernels.cpp for the processor at hand, and keeps what it built where nobody else can put something.
 
-The library is one C++ file without dependencies. It is compiled with $CXX (c++) in a few seconds and kept under
-$RANDWIRE_ZOO_CACHE (~/.cache/randwire_zoo), under a name that holds the hash of its source, of the compiler's command
-and of the processor, and the hash of its own bytes. What is loaded is run: so only files that this user (or root) owns,
+The library is one C++ file and what it includes, without dependencies. It is compiled with $CXX (c++) in about ten
+seconds and kept under $RANDWIRE_ZOO_CACHE (~/.cache/randwire_zoo), under a name that holds the hash of its source, of
+the compiler's command and of the processor, and the hash of its own bytes. What is loaded is run:
+so only files that this user (or root) owns,
 in a folder that nobody else may write to, are; and a file whose bytes are not those of its name is built again.
 """
 from __future__ import annotations
@@ -41,7 +42,8 @@ def load_library() -> ctypes.CDLL:
     source = Path(__file__).with_name('kernels.cpp')
     compiler = shlex.split(os.environ.get('CXX', '')) or ['c++']
     built_for = f'{compiler} {_FLAGS} {_PROCESSOR} {_OPENMP} {platform.machine()} {_processor()}'.encode()
-    key = hashlib.sha256(source.read_bytes() + built_for).hexdigest()[:16]
+    text = b''.join(path.read_bytes() for path in (source, *sorted(source.parent.glob('*.h'))))
+    key = hashlib.sha256(text + built_for).hexdigest()[:16]
     folder = cache_folder() / 'kernels'
     path = _kept(folder, key)
     if path is None:

@@ -18,6 +18,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <memory>
+#include <new>
 #include <type_traits>
 #include <vector>
 
@@ -46,6 +48,7 @@ struct bfloat16 { uint16_t bits; };
 
 #define INLINED __attribute__((always_inline))
 #define ALWAYS inline INLINED
+#define NEVER_INLINED __attribute__((noinline))
 
 ALWAYS Vec zeros() { return Vec{}; }
 ALWAYS Vec load_all(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
@@ -110,7 +113,7 @@ ALWAYS void convert(bfloat16 x, float* to) {
 template <class T> ALWAYS Vec load(const T* p, int64_t n) { return n == LANES ? load_all(p) : load_some(p, n); }
 template <class T> ALWAYS void store(T* p, Vec v, int64_t n) { n == LANES ? store_all(p, v) : store_some(p, v, n); }
 
-ALWAYS Vec relu(Vec v) { return v > 0 ? v : zeros(); }
+ALWAYS Vec relu(Vec v) { return zeros() > v ? zeros() : v; }  // NaN stays NaN
 ALWAYS int64_t padded(int64_t channels) { return (channels + LANES - 1) / LANES * LANES; }
 
 struct Shape {
@@ -269,33 +272,6 @@ void depthwise_row(const float* const* rows, int64_t channels, int64_t dilation,
   }
 }
 
-// out = depthwise3x3(relu(sum)), without writing the sum.
-template <class T, int S>
-void forward(const Sum<T>& sum_of, const float* raw_kernel, T* out, Shape s) {
-  const Buffer<float> kernel = pack_kernel(raw_kernel, s.channels);
-  const int64_t out_height = s.out_height(), out_width = s.out_width(), d = s.dilation;
-  // Whole images where there are enough; otherwise parts of them, which compute the rows at their seams twice.
-  const int64_t parts = std::clamp<int64_t>(2 * max_threads() / s.batch, 1, std::max<int64_t>(out_height / 4, 1));
-#pragma omp parallel
-  {
-    Rows sums(s.height, s.width, padded(s.channels), d, 2 * d + 1);
-#pragma omp for schedule(static)
-    for (int64_t task = 0; task < s.batch * parts; task++) {
-      const int64_t image = task / parts, part = task % parts;
-      auto make = [&](int64_t y, float* to) {
-        sum_row(sum_of, (image * s.height + y) * s.width * s.channels, s.width, s.channels, true, to);
-      };
-      sums.clear();
-      for (int64_t y = out_height * part / parts; y < out_height * (part + 1) / parts; y++) {
-        const float* rows[3];
-        for (int ky = 0; ky < 3; ky++) rows[ky] = sums.get(y * S + (ky - 1) * d, make);
-        depthwise_row<T, S>(rows, s.channels, d, kernel.data, out + (image * out_height + y) * out_width * s.channels,
-                            s.channels, out_width);
-      }
-    }
-  }
-}
-
 // The 1x1 convolution: rows of pixels [pixels][lanes] times a matrix. The elements of both are bf16 where the tensors are
 // and the processor multiplies pairs of bf16, otherwise float.
 #ifdef __AVX512BF16__
@@ -335,20 +311,55 @@ int64_t panel_start(int64_t out_channels, int64_t panel) {
   return all * panel / panels * LANES;
 }
 
+// LANES vectors as a square: exchanges blocks off the diagonal, from large to small.
+template <int SIZE> ALWAYS void transpose(Vec (&rows)[LANES]) {
+  if constexpr (SIZE > 0) {
+    IntVec upper, lower;  // where each lane comes from: LANES and more for the second of two
+    for (int lane = 0; lane < LANES; lane++) {
+      upper[lane] = lane & SIZE ? LANES + lane - SIZE : lane;
+      lower[lane] = lane & SIZE ? LANES + lane : lane + SIZE;
+    }
+    for (int row = 0; row < LANES; row++) {
+      if (row & SIZE) continue;
+      const Vec a = rows[row], b = rows[row + SIZE];
+#ifdef __clang__
+      for (int lane = 0; lane < LANES; lane++) {
+        rows[row][lane] = lane & SIZE ? b[lane - SIZE] : a[lane];
+        rows[row + SIZE][lane] = lane & SIZE ? b[lane] : a[lane + SIZE];
+      }
+#else
+      rows[row] = __builtin_shuffle(a, b, upper);
+      rows[row + SIZE] = __builtin_shuffle(a, b, lower);
+#endif
+    }
+    transpose<SIZE / 2>(rows);
+  }
+}
+
+// Stores what was row i of an operand's matrix: alone, or as a pair with the next one.
+ALWAYS void store_step(float* to, Vec row, Vec) { store_all(to, row); }
+ALWAYS void store_step(bfloat16* to, Vec row, Vec next) {
+  const UIntVec low = __builtin_convertvector(narrow(row), UIntVec), high = __builtin_convertvector(narrow(next), UIntVec);
+  store_all(reinterpret_cast<float*>(to), reinterpret_cast<Vec>(low | high << 16));
+}
+
 // A matrix [out][in] as panels, within each [in / step][outputs][step].
-template <class T, class E> void pack_matrix(const T* matrix, int64_t in_channels, int64_t out_channels, E* packed) {
+template <class M, class E> void pack_matrix(const M* matrix, int64_t in_channels, int64_t out_channels, E* packed) {
   constexpr int64_t step = step_of(static_cast<E*>(nullptr));
-  constexpr int64_t near = 64;  // inputs at a time, so that what they are scattered to stays in the first cache
   const int64_t depth = padded(in_channels), panels = (padded(out_channels) / LANES + WIDEST - 1) / WIDEST;
 #pragma omp parallel for schedule(static)
   for (int64_t which = 0; which < panels; which++) {
     const int64_t start = panel_start(out_channels, which), width = panel_start(out_channels, which + 1) - start;
-    E* panel = packed + start * depth;
-    std::memset(static_cast<void*>(panel), 0, width * depth * sizeof(E));
-    for (int64_t begin = 0; begin < in_channels; begin += near)
-      for (int64_t o = 0; o < std::min(width, out_channels - start); o++)
-        for (int64_t i = begin; i < std::min(begin + near, in_channels); i++)
-          convert(matrix[(start + o) * in_channels + i], panel + (i / step * width + o) * step + i % step);
+    for (int64_t i = 0; i < depth; i += LANES)
+      for (int64_t o = 0; o < width; o += LANES) {
+        const int64_t n = std::min(LANES, in_channels - i);
+        Vec square[LANES];
+        for (int64_t row = 0; row < LANES; row++)
+          square[row] = start + o + row < out_channels ? load(matrix + (start + o + row) * in_channels + i, n) : zeros();
+        transpose<LANES / 2>(square);
+        for (int64_t row = 0; row < LANES; row += step)
+          store_step(packed + start * depth + ((i + row) / step * width + o) * step, square[row], square[row + step - 1]);
+      }
   }
 }
 
@@ -456,17 +467,6 @@ void node(const Sum<T>& sum_of, const T* raw_kernel, const typename Operand<T>::
   }
 }
 
-// What one image adds to sums over the batch: in float, added to a thread's doubles when the image is done.
-struct Sums {
-  Buffer<float> now;
-  std::vector<double> total;
-  explicit Sums(int64_t size) : now(size), total(size, 0.0) {}
-  void flush() {
-    for (size_t i = 0; i < total.size(); i++) total[i] += now.data[i];
-    std::fill(now.data, now.data + total.size(), 0.0f);
-  }
-};
-
 // Adds the threads' [rows][lanes] to [rows][channels].
 std::vector<double> reduce(const std::vector<std::vector<double>>& threads, int64_t rows, int64_t channels) {
   std::vector<double> to(rows * channels);
@@ -474,121 +474,6 @@ std::vector<double> reduce(const std::vector<std::vector<double>>& threads, int6
     for (int64_t c = 0; c < channels; c++)
       for (const auto& thread : threads) if (!thread.empty()) to[row * channels + c] += thread[row * padded(channels) + c];
   return to;
-}
-
-// The backward pass of `forward`, which computes the sum again: from grad, that of its output, to
-//   kernel_grad[channels][9],
-//   edge_grads[k] (+)= edge_weights[k] * grad_sum, written where first[k] and otherwise added; null for one not needed,
-//   dots[k][channels] = sum over pixels of grad_sum * inputs[k],
-//   total[channels] = sum over pixels of grad_sum,
-// where grad_sum is the gradient of the sum before the ReLU.
-template <class T, int S>
-void backward(const Sum<T>& sum_of, const float* raw_kernel, const T* grad, const float* edge_weights,
-              T* const* edge_grads, const uint8_t* first, float* kernel_grad, float* dots, float* total, Shape s) {
-  const Buffer<float> packed = pack_kernel(raw_kernel, s.channels);
-  const float* kernel = packed.data;
-  const int64_t count = sum_of.count;
-  const T* const* inputs = sum_of.inputs;
-  const int64_t out_height = s.out_height(), out_width = s.out_width(), d = s.dilation, lanes = padded(s.channels);
-  Buffer<float> turned(9 * lanes);  // the kernel of the backward pass
-  for (int64_t tap = 0; tap < 9; tap++) std::copy_n(kernel + tap * lanes, lanes, turned.data + (8 - tap) * lanes);
-  const int threads = max_threads();
-  std::vector<std::vector<double>> all_kernels(threads), all_dots(threads), all_totals(threads);
-#pragma omp parallel num_threads(threads)
-  {
-    Rows sums(s.height, s.width, lanes, d, 2 * d + 1);
-    Rows grads(out_height, out_width, lanes, d, 2 * d + 1);
-    Buffer<float> grad_sum((s.width + 2 * d) * lanes);
-    Sums kernel_sums(9 * lanes), dot_sums(count * lanes), total_sums(lanes);
-    const float one = 1.0f, *null = nullptr;
-    const Sum<T> plain_grad(&grad, 1, &one, &null, &null, s.channels);
-#pragma omp for schedule(static)
-    for (int64_t image = 0; image < s.batch; image++) {
-      auto make_sum = [&](int64_t y, float* to) {
-        sum_row(sum_of, (image * s.height + y) * s.width * s.channels, s.width, s.channels, true, to);
-      };
-      auto make_grad = [&](int64_t y, float* to) {
-        sum_row(plain_grad, (image * out_height + y) * out_width * s.channels, out_width, s.channels, false, to);
-      };
-      sums.clear();
-      grads.clear();
-      for (int64_t y = 0; y < s.height; y++) {
-        // The kernel's gradient from output row y / S, once its input rows are there.
-        if (y % S == 0) {
-          const float* from = grads.get(y / S, make_grad) + d * lanes;
-          for (int ky = 0; ky < 3; ky++) {
-            const float* row = sums.get(y + (ky - 1) * d, make_sum);
-            for (int64_t c = 0; c < lanes; c += LANES) {
-              float* to = kernel_sums.now.data + ky * 3 * lanes + c;
-              Vec w0 = load_all(to), w1 = load_all(to + lanes), w2 = load_all(to + 2 * lanes);
-              for (int64_t x = 0; x < out_width; x++) {
-                const Vec g = load_all(from + x * lanes + c);
-                const float* at = row + x * S * lanes + c;
-                w0 += g * load_all(at);
-                w1 += g * load_all(at + d * lanes);
-                w2 += g * load_all(at + 2 * d * lanes);
-              }
-              store_all(to, w0); store_all(to + lanes, w1); store_all(to + 2 * lanes, w2);
-            }
-          }
-        }
-        // The gradient of input row y, before the ReLU.
-        float* const g_row = grad_sum.data;
-        if (S == 1) {
-          const float* rows[3];
-          for (int ky = 0; ky < 3; ky++) rows[ky] = grads.get(y + (ky - 1) * d, make_grad);
-          depthwise_row<float, 1>(rows, lanes, d, turned.data, g_row + d * lanes, lanes, s.width);
-        } else {
-          std::fill(g_row, g_row + (s.width + 2 * d) * lanes, 0.0f);
-          for (int ky = 0; ky < 3; ky++) {
-            const int64_t from_y = y - (ky - 1) * d;
-            if (from_y < 0 || from_y % S != 0 || from_y / S >= out_height) continue;
-            const float* from = grads.get(from_y / S, make_grad) + d * lanes;
-            for (int kx = 0; kx < 3; kx++)
-              for (int64_t x = 0; x < out_width; x++)
-                for (int64_t c = 0; c < lanes; c += LANES) {
-                  float* to = g_row + (x * S + kx * d) * lanes + c;
-                  store_all(to, load_all(to) + load_all(kernel + (ky * 3 + kx) * lanes + c) * load_all(from + x * lanes + c));
-                }
-          }
-        }
-        const float* row = sums.get(y, make_sum) + d * lanes;
-        for (int64_t x = 0; x < s.width; x++)
-          for (int64_t c = 0; c < lanes; c += LANES) {
-            float* g = g_row + (d + x) * lanes + c;
-            const Vec masked = load_all(row + x * lanes + c) > 0 ? load_all(g) : zeros();
-            store_all(g, masked);
-            store_all(total_sums.now.data + c, load_all(total_sums.now.data + c) + masked);
-          }
-        const int64_t offset = (image * s.height + y) * s.width * s.channels;
-        for (int64_t k = 0; k < count; k++) {
-          const Vec a = zeros() + edge_weights[k];
-          float* dot = dot_sums.now.data + k * lanes;
-          auto pass = [&](int64_t x, int64_t c, int64_t n) INLINED {
-            const int64_t at = offset + x * s.channels + c;
-            const Vec g = load_all(g_row + (d + x) * lanes + c);
-            store_all(dot + c, load_all(dot + c) + g * load(inputs[k] + at, n));
-            if (edge_grads[k] != nullptr)
-              store(edge_grads[k] + at, first[k] ? a * g : a * g + load(edge_grads[k] + at, n), n);
-          };
-          for (int64_t x = 0; x < s.width; x++) {
-            int64_t c = 0;
-            for (; c + LANES <= s.channels; c += LANES) pass(x, c, LANES);
-            if (c < s.channels) pass(x, c, s.channels - c);
-          }
-        }
-      }
-      kernel_sums.flush(); dot_sums.flush(); total_sums.flush();
-    }
-    const int me = thread_number();
-    all_kernels[me] = kernel_sums.total; all_dots[me] = dot_sums.total; all_totals[me] = total_sums.total;
-  }
-  const std::vector<double> taps = reduce(all_kernels, 9, s.channels);
-  for (int64_t c = 0; c < s.channels; c++)
-    for (int64_t tap = 0; tap < 9; tap++) kernel_grad[c * 9 + tap] = taps[tap * s.channels + c];
-  const std::vector<double> d_sums = reduce(all_dots, count, s.channels), t_sums = reduce(all_totals, 1, s.channels);
-  std::copy(d_sums.begin(), d_sums.end(), dots);
-  std::copy(t_sums.begin(), t_sums.end(), total);
 }
 
 // Runs `pass(begin, end)` on parts of [0, pixels), a few thousand values at a time for each thread.
@@ -611,20 +496,6 @@ template <class T> void sum(const Sum<T>& sum_of, T* out, int64_t pixels, int64_
         for (int64_t k = 0; k < count; k++)
           sum += load_all(weights + k * lanes + c) * load(inputs[k] + x * channels + c, n);
         store(out + x * channels + c, sum, n);
-      }
-  });
-}
-
-// out = scale * x + slope * y + shift, each per channel; out may be x. This is the backward pass of BN.
-template <class T>
-void affine(T* out, const T* x, const T* y, const float* scale, const float* slope, const float* shift, int64_t pixels,
-            int64_t channels) {
-  over_pixels(pixels, channels, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++)
-      for (int64_t c = 0; c < channels; c += LANES) {
-        const int64_t n = std::min(LANES, channels - c), at = i * channels + c;
-        store(out + at,
-              load(scale + c, n) * load(x + at, n) + load(slope + c, n) * load(y + at, n) + load(shift + c, n), n);
       }
   });
 }
@@ -674,12 +545,6 @@ std::vector<double> moments(const T* x, const T* y, const float* origin, int64_t
   return reduce(all, 2, channels);
 }
 
-template <class T> void dots(const T* x, const T* y, float* total, float* dot, int64_t pixels, int64_t channels) {
-  const std::vector<double> sums = moments(x, y, nullptr, pixels, channels);
-  std::copy(sums.begin(), sums.begin() + channels, total);
-  std::copy(sums.begin() + channels, sums.end(), dot);
-}
-
 // BN from the batch's own statistics, as scale * x + shift: mean and biased variance too, all [channels].
 template <class T>
 void batch_norm(const T* x, const float* weight, const float* bias, double eps, float* mean, float* variance,
@@ -717,38 +582,55 @@ struct StageArguments {
   void* const* nodes;  // of each node; a node's memory may be that of another which nobody reads any more
   float *mean, *variance;
   void* out;  // null where the only output node is the stage's output
+  Shape input() const { return {batch, height, width, in_channels, stride, input_dilation}; }
+  Shape inner() const { return {batch, input().out_height(), input().out_width(), channels, 1, dilation}; }
+};
+
+// The constants of a node's BN.
+void normalisation(const StageArguments& s, int64_t i, const float* mean, const float* variance, float* scale,
+                   float* shift) {
+  for (int64_t c = 0; c < s.channels; c++) {
+    const double a = s.norm_weight[i * s.channels + c] / std::sqrt(variance[c] + s.eps[i]);
+    scale[c] = a;
+    shift[c] = s.norm_bias[i * s.channels + c] - mean[c] * a;
+  }
+}
+
+// The sources of a node, as a sum.
+template <class T> struct Terms {
+  std::vector<const T*> inputs;
+  std::vector<const float*> scales, shifts;
+  std::vector<float> weights;
+  void clear() { inputs.clear(); scales.clear(); shifts.clear(); weights.clear(); }
+  void add(const StageArguments& s, int64_t source, float weight, const float* scale, const float* shift) {
+    const bool plain = source < 0 || s.norm_weight == nullptr;
+    inputs.push_back(static_cast<const T*>(source < 0 ? s.x : s.nodes[source]));
+    scales.push_back(plain ? nullptr : scale + source * s.channels);
+    shifts.push_back(plain ? nullptr : shift + source * s.channels);
+    weights.push_back(weight);
+  }
+  Sum<T> sum(int64_t channels) const {
+    return Sum<T>(inputs.data(), inputs.size(), weights.data(), scales.data(), shifts.data(), channels);
+  }
 };
 
 template <class T> void stage(const StageArguments& s) {
   typedef typename Operand<T>::type E;
   std::vector<float> scale(s.num_nodes * s.channels), shift(s.num_nodes * s.channels);
-  std::vector<const T*> inputs;
-  std::vector<const float*> scales, shifts;
-  std::vector<float> weights;
-  auto add = [&](int64_t source, float weight) {
-    const bool plain = source < 0 || s.norm_weight == nullptr;
-    inputs.push_back(static_cast<const T*>(source < 0 ? s.x : s.nodes[source]));
-    scales.push_back(plain ? nullptr : scale.data() + source * s.channels);
-    shifts.push_back(plain ? nullptr : shift.data() + source * s.channels);
-    weights.push_back(weight);
-  };
-  auto sum_of = [&](int64_t channels) {
-    return Sum<T>(inputs.data(), inputs.size(), weights.data(), scales.data(), shifts.data(), channels);
-  };
-  auto clear = [&] { inputs.clear(); scales.clear(); shifts.clear(); weights.clear(); };
-  const Shape input{s.batch, s.height, s.width, s.in_channels, s.stride, s.input_dilation};
-  const Shape inner{s.batch, input.out_height(), input.out_width(), s.channels, 1, s.dilation};
+  Terms<T> terms;
+  const Shape input = s.input(), inner = s.inner();
   const int64_t pixels = s.batch * inner.height * inner.width;
   const int64_t* next_source = s.sources;
   const float* next_weight = s.edge_weights;
   for (int64_t i = 0; i < s.num_nodes; i++) {
     const bool reads_input = *next_source < 0;
     const Shape& shape = reads_input ? input : inner;
-    clear();
-    for (int64_t k = 0; k < s.in_degrees[i]; k++) add(*next_source++, s.in_degrees[i] > 1 ? *next_weight++ : 1.0f);
+    terms.clear();
+    for (int64_t k = 0; k < s.in_degrees[i]; k++)
+      terms.add(s, *next_source++, s.in_degrees[i] > 1 ? *next_weight++ : 1.0f, scale.data(), shift.data());
     T* out = static_cast<T*>(s.nodes[i]);
     (reads_input && s.stride == 2 ? node<T, 2> : node<T, 1>)(
-        sum_of(shape.channels), static_cast<const T*>(s.depthwise[i]), static_cast<const E*>(s.packed[i]),
+        terms.sum(shape.channels), static_cast<const T*>(s.depthwise[i]), static_cast<const E*>(s.packed[i]),
         s.biases ? static_cast<const T*>(s.biases[i]) : nullptr, out, shape, s.channels);
     if (s.norm_weight == nullptr) continue;
     const int64_t row = i * s.channels;
@@ -756,20 +638,19 @@ template <class T> void stage(const StageArguments& s) {
       batch_norm(out, s.norm_weight + row, s.norm_bias + row, s.eps[i], s.mean + row, s.variance + row, &scale[row],
                  &shift[row], pixels, s.channels);
     } else {
-      for (int64_t c = 0; c < s.channels; c++) {
-        const double mean = s.mean[row + c] = s.given_mean[row + c];
-        const double variance = s.variance[row + c] = s.given_variance[row + c];
-        const double a = s.norm_weight[row + c] / std::sqrt(variance + s.eps[i]);
-        scale[row + c] = a;
-        shift[row + c] = s.norm_bias[row + c] - mean * a;
-      }
+      std::copy_n(s.given_mean + row, s.channels, s.mean + row);
+      std::copy_n(s.given_variance + row, s.channels, s.variance + row);
+      normalisation(s, i, s.mean + row, s.variance + row, &scale[row], &shift[row]);
     }
   }
   if (s.out == nullptr) return;
-  clear();
-  for (int64_t i = 0; i < s.num_outputs; i++) add(s.outputs[i], 1.0f / s.num_outputs);
-  sum(sum_of(s.channels), static_cast<T*>(s.out), pixels, s.channels);
+  terms.clear();
+  for (int64_t i = 0; i < s.num_outputs; i++) terms.add(s, s.outputs[i], 1.0f / s.num_outputs, scale.data(), shift.data());
+  sum(terms.sum(s.channels), static_cast<T*>(s.out), pixels, s.channels);
 }
+
+#include "node_backward.h"
+#include "stage_backward.h"
 
 }  // namespace
 
@@ -780,32 +661,13 @@ template <class T> void stage(const StageArguments& s) {
   extern "C" void pack_##NAME(const T* matrix, int64_t in_channels, int64_t out_channels, void* packed) {            \
     pack_matrix(matrix, in_channels, out_channels, static_cast<Operand<T>::type*>(packed));                          \
   }                                                                                                                  \
+  extern "C" void pack_from_float32_##NAME(const float* matrix, int64_t in_channels, int64_t out_channels,           \
+                                           void* packed) {                                                           \
+    pack_matrix(matrix, in_channels, out_channels, static_cast<Operand<T>::type*>(packed));                          \
+  }                                                                                                                  \
   extern "C" void stage_##NAME(const StageArguments* arguments) { stage<T>(*arguments); }                             \
-  extern "C" void forward_##NAME(const T* const* inputs, int64_t count, const float* edge_weights,                   \
-                                 const float* const* scales, const float* const* shifts, const float* kernel,        \
-                                 T* out, const Shape* s) {                                                           \
-    const Sum<T> sum_of(inputs, count, edge_weights, scales, shifts, s->channels);                                   \
-    (s->stride == 1 ? forward<T, 1> : forward<T, 2>)(sum_of, kernel, out, *s);                                       \
-  }                                                                                                                  \
-  extern "C" void backward_##NAME(const T* const* inputs, int64_t count, const float* edge_weights,                  \
-                                  const float* const* scales, const float* const* shifts, const float* kernel,       \
-                                  const T* grad, T* const* edge_grads, const uint8_t* first, float* kernel_grad,     \
-                                  float* dots, float* total, const Shape* s) {                                       \
-    const Sum<T> sum_of(inputs, count, edge_weights, scales, shifts, s->channels);                                   \
-    (s->stride == 1 ? backward<T, 1> : backward<T, 2>)(sum_of, kernel, grad, edge_weights, edge_grads, first,        \
-                                                       kernel_grad, dots, total, *s);                                \
-  }                                                                                                                  \
-  extern "C" void sum_##NAME(const T* const* inputs, int64_t count, const float* edge_weights,                       \
-                             const float* const* scales, const float* const* shifts, T* out, int64_t pixels,         \
-                             int64_t channels) {                                                                     \
-    sum<T>(Sum<T>(inputs, count, edge_weights, scales, shifts, channels), out, pixels, channels);                    \
-  }                                                                                                                  \
-  extern "C" void affine_##NAME(T* out, const T* x, const T* y, const float* scale, const float* slope,              \
-                                const float* shift, int64_t pixels, int64_t channels) {                              \
-    affine<T>(out, x, y, scale, slope, shift, pixels, channels);                                                     \
-  }                                                                                                                  \
-  extern "C" void dots_##NAME(const T* x, const T* y, float* total, float* dot, int64_t pixels, int64_t channels) {    \
-    dots<T>(x, y, total, dot, pixels, channels);                                                                     \
+  extern "C" void stage_backward_##NAME(const StageArguments* arguments, const StageGradients* gradients) {            \
+    StageBackward<T>(*arguments, *gradients).run();                                                                  \
   }
 
 // How many threads the passes take; without OpenMP it stays one.

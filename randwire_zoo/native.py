@@ -51,6 +51,10 @@ def run_stage(stage: Any, x: Tensor, kept_edges: Optional[Tensor]) -> Optional[T
     """
     if kernels_in_use() != 'native' or not _takes(x) or _all_are_watched():
         return None
+    if torch.is_autocast_enabled('cpu'):
+        if torch.get_autocast_dtype('cpu') not in DTYPES:
+            return None
+        x = x.to(torch.get_autocast_dtype('cpu'))
     nodes: list[_Node] = []
     for module in stage.nodes:
         node = _read(module.separable(), x) if hasattr(module, 'separable') else None
@@ -67,7 +71,7 @@ def run_stage(stage: Any, x: Tensor, kept_edges: Optional[Tensor]) -> Optional[T
         return None  # BN itself says what is wrong with a single value per channel
     operands = _deployed_operands(nodes, x) if deployed else _operands(nodes, x, of_batch, kept_edges)
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands.flat())
-    if learns and (deployed or x.dtype != torch.float32):
+    if learns and deployed:
         return None
     result = run(operands, Settings(
         eps=[node.norm.eps for node in nodes if node.norm is not None], of_batch=of_batch,
@@ -83,7 +87,7 @@ def run_stage(stage: Any, x: Tensor, kept_edges: Optional[Tensor]) -> Optional[T
 
 
 def _takes(x: Tensor) -> bool:
-    return (not torch.jit.is_tracing() and not torch.is_autocast_enabled('cpu') and _is_plain(x) and x.is_cpu
+    return (not torch.jit.is_tracing() and _is_plain(x) and x.is_cpu
             and x.layout == torch.strided and x.dim() == 4 and x.numel() > 0 and x.dtype in DTYPES)
 
 
@@ -140,7 +144,7 @@ def _read(node: Optional[SeparableNode], x: Tensor) -> Optional[_Node]:
             return None
         if edge_weight is not None:
             tensors.append(edge_weight)
-    return read if all(_fits(t, x, x.dtype) for t in tensors) else None
+    return read if all(_fits(t, x, torch.float32) for t in tensors) else None
 
 
 def _fits(t: Any, x: Tensor, or_dtype: torch.dtype) -> bool:
@@ -182,8 +186,9 @@ def _steps(stage: Any, nodes: list[_Node]) -> Optional[dict[str, int]]:
 def _deployed_operands(nodes: list[_Node], x: Tensor) -> Operands:
     weights = torch.tensor(
         [weight for node in nodes for weight in node.edge_weight], dtype=torch.float32, device='cpu')
-    return Operands(x, weights, None, None, None, None, [node.depthwise for node in nodes],
-                    [node.pointwise for node in nodes], [node.bias for node in nodes])  # type: ignore[misc]
+    return Operands(
+        x, weights, None, None, None, None, [node.depthwise for node in nodes], [node.pointwise for node in nodes],
+        [node.bias.to(x.dtype) for node in nodes if node.bias is not None])
 
 
 def _operands(nodes: list[_Node], x: Tensor, of_batch: list[bool], kept_edges: Optional[Tensor]) -> Operands:

@@ -36,7 +36,6 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import kernels
-from .kernels import Source
 from .stages import LISTS, STATISTICS, Operands, Settings, StageResult, check, check_lists, compute, nested
 
 __all__ = ['run']
@@ -70,7 +69,8 @@ def _result(row: Sequence[Tensor]) -> StageResult:
 def _stage(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     operands, settings = Operands(*arguments[:LISTS]), Settings(*arguments[LISTS:])
     kernels.match_threads()
-    return kernels.stage(operands, settings, _laid_out(operands.pointwise, settings.constant))
+    return kernels.stage(
+        operands, settings, lambda: _laid_out(operands.pointwise, operands.x.dtype, settings.constant))
 
 
 class _Layout(NamedTuple):
@@ -81,21 +81,21 @@ class _Layout(NamedTuple):
     """
 
     others: list[Tensor]  # all matrices but the first, by which this is found and whose life it ends with
-    states: list[tuple[int, int, int]]
+    states: list[tuple[int, int, int, torch.dtype]]
     packed: list[Tensor]
 
 
 _layouts: Any = WeakTensorKeyDictionary()
 
 
-def _laid_out(matrices: list[Tensor], constant: bool) -> list[Tensor]:
+def _laid_out(matrices: list[Tensor], dtype: torch.dtype, constant: bool) -> list[Tensor]:
     """1×1 convolutions as the kernels take them."""
     def lay_out(matrix: Tensor) -> Tensor:
-        return kernels.pack_pointwise(matrix.detach().flatten(1).contiguous())
+        return kernels.pack_pointwise(matrix.detach().flatten(1).contiguous(), dtype)
 
     if not constant or any(matrix.is_inference() or not matrix.is_contiguous() for matrix in matrices):
         return [lay_out(matrix) for matrix in matrices]  # inference tensors have no versions
-    states = [(matrix._version, matrix.data_ptr(), sample)
+    states = [(matrix._version, matrix.data_ptr(), sample, dtype)
               for matrix, sample in zip(matrices, kernels.samples(matrices), strict=True)]
     known = _layouts.get(matrices[0])
     if known is not None and known.states == states and all(map(is_, known.others, matrices[1:])):
@@ -119,36 +119,6 @@ def _stage_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]
     return out, mean, variance, [node() for _ in range(settings.num_nodes * settings.keep)]
 
 
-class _Normalisation(NamedTuple):
-    """A node's BN, each [C]: scale · x + shift, where scale = weight · inv_std."""
-
-    scale: Tensor
-    shift: Tensor
-    mean: Tensor
-    inv_std: Tensor
-
-
-class _Record(NamedTuple):
-    """What a node left behind: the output of its 1×1 convolution, and its BN, which is still to be applied."""
-
-    data: Tensor
-    norm: Optional[_Normalisation] = None
-
-    def source(self, weight: float) -> Source:
-        """This node's output as a term of a sum."""
-        return Source(self.data, weight) if self.norm is None else Source(
-            self.data, weight, self.norm.scale, self.norm.shift)
-
-
-def _normalisations(operands: Operands, settings: Settings, mean: Tensor, variance: Tensor) -> list[_Normalisation]:
-    assert operands.norm_weight is not None and operands.norm_bias is not None
-    eps = torch.tensor(settings.eps, dtype=torch.float32, device='cpu')[:, None]
-    inv_std = torch.rsqrt(variance + eps)
-    scale = operands.norm_weight * inv_std
-    rows = scale, operands.norm_bias - mean * scale, mean, inv_std
-    return [_Normalisation(*row) for row in zip(*[t.contiguous() for t in rows], strict=True)]
-
-
 @torch.library.custom_op(
     'randwire_zoo::stage_backward', mutates_args=(), device_types='cpu',
     schema=f'(Tensor grad, {_TENSORS}, Tensor batch_mean, Tensor batch_variance, Tensor[] nodes, bool[] needed, '
@@ -158,54 +128,9 @@ def _stage_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
     operands, mean, variance, nodes, needed, settings = _backward_arguments(arguments)
     _check_backward(grad, operands, mean, variance, nodes, needed, settings)
     kernels.match_threads()
-    count = settings.num_nodes
-    wiring, weights = settings.wiring, settings.weights_of_edges(operands.edge_weights.tolist())
-    needs = nested(needed, settings)
-    norms = _normalisations(operands, settings, mean, variance)
-    records = {i: _Record(nodes[i].contiguous(memory_format=torch.channels_last), norms[i]) for i in range(count)}
-    records[-1] = _Record(operands.x.contiguous(memory_format=torch.channels_last))
-    grad = grad.contiguous(memory_format=torch.channels_last)
-    collected = [_Collected() for _ in range(count + 1)]  # the last one, index -1, is the stage's input
-    share = 1.0 / len(settings.outputs)
-    depthwise_grads, pointwise_grads, norm_grads, edge_grads = ([_none(grad)] * count for _ in range(4))
-    bias_grads = [_none(grad)] * count
-    for i in reversed(range(count)):
-        received, norm, sources = collected[i], norms[i], wiring[i]
-        if i in settings.outputs:
-            total, dot = kernels.channel_dots(grad, records[i].data)
-            received = _Collected(grad, total * share, dot * share)
-        inner, norm_grads[i] = _through_norm(
-            records[i].data, norm, received, settings.of_batch[i], share if i in settings.outputs else None)
-        bias_grads[i] = received.total
-        collected[i] = _Collected()
-        terms = [records[source].source(weight) for source, weight in zip(sources, weights[i], strict=True)]
-        kernel, steps = operands.depthwise[i].float().contiguous(), settings.steps(sources)
-        hidden = kernels.sum_relu_depthwise(terms, kernel, *steps)
-        hidden_grad, pointwise_grad, _ = torch.ops.aten.convolution_backward(
-            inner, hidden, operands.pointwise[i], None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1,
-            [True, needs.pointwise[i], False])
-        del inner, received, hidden
-        if pointwise_grad is not None:
-            pointwise_grads[i] = pointwise_grad
-        first = [collected[source].grad is None for source in sources]
-        for source, term in zip(sources, terms, strict=True):
-            if collected[source].grad is None and (source >= 0 or needs.x):
-                collected[source].grad = torch.empty_like(term.data, memory_format=torch.channels_last)
-        sums = kernels.sum_relu_depthwise_backward(
-            terms, kernel, *steps, hidden_grad.contiguous(memory_format=torch.channels_last),
-            [collected[source].grad for source in sources], first)
-        depthwise_grads[i] = sums.kernel
-        edge_grads[i] = _edge_weight_grads(terms, sums)
-        for source, weight, dots in zip(sources, weights[i], sums.dots, strict=True):
-            collected[source].total = collected[source].total + weight * sums.total
-            collected[source].dot = collected[source].dot + weight * dots
-    edges = [edge_grads[i] for i in range(count) if settings.in_degrees[i] > 1]
-    x_grad = collected[-1].grad
-    gradients = Operands(
-        _none(grad) if x_grad is None else x_grad,
-        torch.cat(edges) if edges else torch.zeros_like(operands.edge_weights),
-        torch.stack(norm_grads), torch.stack(bias_grads), None, None, depthwise_grads, pointwise_grads, [])
-    return [_none(grad) if t is None or not wanted else t for t, wanted in zip(gradients.flat(), needed, strict=True)]
+    gradients = kernels.stage_backward(grad, operands, mean, variance, nodes, nested(needed, settings), settings)
+    return [_none(grad) if gradient is None or not wanted else gradient.to(operand.dtype)  # type: ignore[union-attr]
+            for operand, gradient, wanted in zip(operands.flat(), gradients, needed, strict=True)]
 
 
 def _none(like: Tensor) -> Tensor:
@@ -223,47 +148,15 @@ def _check_backward(grad: Tensor, operands: Operands, mean: Tensor, variance: Te
                     needed: list[bool], settings: Settings) -> None:
     check(operands, settings)
     shape = settings.output_shape(operands)
-    if operands.x.dtype != torch.float32 or operands.norm_weight is None:
-        raise ValueError('randwire_zoo::stage_backward: only float32 stages with BN have a backward pass')
+    if operands.norm_weight is None:
+        raise ValueError('randwire_zoo::stage_backward: only stages with BN have a backward pass')
     if len(nodes) != settings.num_nodes or len(needed) != len(operands.flat()) or any(
-            t.shape != shape or t.dtype != torch.float32 or t.device != operands.x.device for t in (grad, *nodes)):
-        raise ValueError(f'randwire_zoo::stage_backward: grad and {settings.num_nodes} nodes must be float32 {shape}')
+            t.shape != shape or t.dtype != operands.x.dtype or t.device != operands.x.device for t in (grad, *nodes)):
+        raise ValueError(f'randwire_zoo::stage_backward: grad and {settings.num_nodes} nodes must be '
+                         f'{operands.x.dtype} {shape}')
     if any(t.shape != operands.norm_weight.shape or t.dtype != torch.float32 or t.device != operands.x.device
            for t in (mean, variance)):
         raise ValueError('randwire_zoo::stage_backward: statistics must be those of the forward pass')
-
-
-class _Collected:
-    """The gradient of a node's output, after its BN, and what of its sums is needed to go through the BN."""
-
-    def __init__(self, grad: Optional[Tensor] = None, total: Any = 0.0, dot: Any = 0.0) -> None:
-        self.grad, self.total, self.dot = grad, total, dot
-
-
-def _through_norm(
-        data: Tensor, norm: _Normalisation, received: _Collected, of_batch: bool, share: Optional[float],
-) -> tuple[Tensor, Tensor]:
-    """The gradient before the BN, in the place of that after it unless that is `share` of somebody else's; and its
-    weight's."""
-    assert received.grad is not None
-    weight_grad = (received.dot - norm.mean * received.total) * norm.inv_std
-    slope, shift = torch.zeros_like(norm.scale), torch.zeros_like(norm.scale)
-    if of_batch:
-        count = data.numel() // data.shape[1]
-        slope = norm.scale * norm.inv_std * weight_grad / -count
-        shift = norm.scale * received.total / -count - slope * norm.mean
-    if share is None:
-        grad = kernels.affine(received.grad, data, norm.scale, slope, shift, out=received.grad)
-    else:
-        grad = kernels.affine(received.grad, data, norm.scale * share, slope, shift)
-    return grad, weight_grad
-
-
-def _edge_weight_grads(terms: list[Source], sums: kernels.SumGradients) -> Tensor:
-    """One per source."""
-    return torch.stack([
-        dots.sum() if term.scale is None or term.shift is None else term.scale @ dots + term.shift @ sums.total
-        for term, dots in zip(terms, sums.dots, strict=True)])
 
 
 @_stage_backward.register_fake

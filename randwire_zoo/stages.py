@@ -28,8 +28,8 @@ class Operands(NamedTuple):
         norm_bias: [N, C], likewise.
         mean: [N, C], the running statistics of the nodes that normalise by them; None where none does.
         variance: [N, C], likewise.
-        depthwise: N kernels [C_in, 1, 3, 3], in the dtype of x.
-        pointwise: N matrices [C, C_in, 1, 1], in the dtype of x.
+        depthwise: N kernels [C_in, 1, 3, 3], in the dtype of x or, as under autocast, fp32.
+        pointwise: N matrices [C, C_in, 1, 1], likewise.
         biases: N × [C] of the 1×1 convolutions, or none at all.
     """
 
@@ -165,9 +165,10 @@ def compute(operands: Operands, settings: Settings) -> StageResult:
             if len(sources) > 1:
                 total = weighted([data[source] for source in sources], weights[i])
             stride, dilation = settings.steps(sources)
-            kernel = operands.depthwise[i]
+            kernel = operands.depthwise[i].to(x.dtype)
             hidden = F.conv2d(F.relu(total), kernel, None, stride, dilation, dilation, kernel.shape[0])
-            node = F.conv2d(hidden, operands.pointwise[i], operands.biases[i].to(x.dtype) if operands.biases else None)
+            bias = operands.biases[i].to(x.dtype) if operands.biases else None
+            node = F.conv2d(hidden, operands.pointwise[i].to(x.dtype), bias)
             nodes.append(node)
             if operands.norm_weight is None or operands.norm_bias is None:
                 data[i] = node
@@ -238,8 +239,8 @@ def check(operands: Operands, settings: Settings) -> None:
         fits(depthwise.shape == (in_channels, 1, 3, 3) and pointwise.shape == (channels, in_channels, 1, 1),
              'node {} takes {} and puts out {} channels, but its convolutions are {} and {}', i, in_channels, channels,
              depthwise.shape, pointwise.shape)
-        fits(depthwise.dtype == pointwise.dtype == x.dtype, 'x is {} and the convolutions of node {} are {} and {}',
-             x.dtype, i, depthwise.dtype, pointwise.dtype)
+        fits({depthwise.dtype, pointwise.dtype} <= {x.dtype, torch.float32},
+             'x is {} and the convolutions of node {} are {} and {}', x.dtype, i, depthwise.dtype, pointwise.dtype)
         fits(depthwise.device == pointwise.device == device, 'x is on {} and the convolutions of node {} are on {} and '
              '{}', device, i, depthwise.device, pointwise.device)
     norm, edges = operands.norm_weight is not None, sum(degree for degree in settings.in_degrees if degree > 1)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import pickle
 import platform
@@ -20,9 +21,9 @@ from torch import Tensor, nn
 
 from randwire_zoo import build, deploy, kernels, native, plans, use_kernels
 from randwire_zoo.complexity import count_complexity
-from randwire_zoo.kernels import KernelError, Source
+from randwire_zoo.kernels import KernelError
 from randwire_zoo.network import Node, RandWire, Stage
-from randwire_zoo.stages import Operands, Settings
+from randwire_zoo.stages import STATISTICS, Operands, Settings, compute, nested
 
 COMPILER = os.environ.get('CXX', 'c++').split()[0]
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f'the kernels are built with {COMPILER}')
@@ -52,39 +53,8 @@ def error(found: Tensor, expected: Tensor) -> float:
 # The kernels one by one
 
 
-def terms(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Source]:
-    batch, channels, height, width, _, _, count, _ = shape
-    return [Source(torch.randn(batch, channels, height, width).to(dtype).contiguous(memory_format=CHANNELS_LAST),
-                   torch.rand(()).item(), None if i % 2 else torch.rand(channels) + 0.5,
-                   None if i % 3 == 1 else torch.randn(channels)) for i in range(count)]
-
-
-def naive_sum(sources: list[Source], data: list[Tensor]) -> Tensor:
-    """In float64, from `data` in the place of the sources' own."""
-    total = torch.zeros_like(data[0])
-    for source, x in zip(sources, data, strict=True):
-        scale = 1.0 if source.scale is None else source.scale.double().view(-1, 1, 1)
-        shift = 0.0 if source.shift is None else source.shift.double().view(-1, 1, 1)
-        total = total + source.weight * (scale * x + shift)
-    return total
-
-
 def naive_depthwise(total: Tensor, kernel: Tensor, stride: int, dilation: int) -> Tensor:
     return F.conv2d(F.relu(total), kernel, stride=stride, padding=dilation, dilation=dilation, groups=total.shape[1])
-
-
-@pytest.mark.parametrize(('dtype', 'tolerance'), DTYPES, ids=str)
-@pytest.mark.parametrize('shape', SHAPES, ids=str)
-def test_a_weighted_sum_and_a_depthwise_convolution_in_one_pass(
-        shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
-    channels, stride, dilation = shape[1], *shape[4:6]
-    sources = terms(shape, dtype)
-    kernel = torch.randn(channels, 1, 3, 3)
-    total = naive_sum(sources, [source.data.double() for source in sources])
-    found = kernels.sum_relu_depthwise(sources, kernel, stride, dilation)
-    assert found.dtype == dtype and found.is_contiguous(memory_format=CHANNELS_LAST)
-    assert error(found, naive_depthwise(total, kernel.double(), stride, dilation)) < tolerance
-    assert error(kernels.weighted_sum(sources), total) < tolerance
 
 
 @pytest.mark.parametrize(('dtype', 'tolerance'), DTYPES, ids=str)
@@ -110,32 +80,99 @@ def test_a_stage_of_one_node_that_reads_the_input_and_one_that_reads_it_many_tim
     assert error(found, expected) < tolerance
 
 
-@pytest.mark.parametrize('shape', SHAPES, ids=str)
-def test_the_backward_pass_of_the_sum_and_the_depthwise_convolution(shape: tuple[int, ...]) -> None:
-    channels, stride, dilation = shape[1], *shape[4:6]
-    sources = terms(shape)
-    data = [source.data.double().requires_grad_() for source in sources]
-    kernel = torch.randn(channels, 1, 3, 3)
-    reference = kernel.double().requires_grad_()
-    total = naive_sum(sources, data)
-    total.retain_grad()
-    out = naive_depthwise(total, reference, stride, dilation)
-    grad = torch.randn_like(out)
-    out.backward(grad)
-    before = [torch.randn_like(source.data) for source in sources]
-    edge_grads: list[Tensor | None] = [tensor.clone() for tensor in before]
-    first = [i % 2 == 0 for i in range(len(sources))]
-    edge_grads[-1] = edge_grads[-1] if len(sources) < 3 else None
-    sums = kernels.sum_relu_depthwise_backward(
-        sources, kernel, stride, dilation, grad.float().contiguous(memory_format=CHANNELS_LAST), edge_grads, first)
-    assert total.grad is not None and reference.grad is not None
-    assert error(sums.kernel, reference.grad) < 1e-5
-    assert error(sums.total, total.grad.sum((0, 2, 3))) < 1e-5
-    for i, source in enumerate(sources):
-        assert error(sums.dots[i], (total.grad * source.data).sum((0, 2, 3))) < 1e-5
-        if edge_grads[i] is not None:
-            added = edge_grads[i] - (0 if first[i] else before[i])
-            assert error(added, source.weight * total.grad) < 1e-5
+# Beside the shapes above: several groups of images and tiles of rows, whole images that share tiles, bands of one
+# image, with strides, dilations and odd numbers of pixels
+LEARNING = [*SHAPES, (2, 20, 41, 60, 1, 3, 2, 9), (1, 16, 60, 60, 2, 2, 2, 33), (40, 33, 3, 3, 1, 1, 3, 17),
+            (70, 24, 2, 2, 1, 1, 2, 50), (23, 66, 14, 15, 1, 1, 2, 131), (1, 3, 12, 12, 1, 1, 20, 5)]
+
+
+def a_learning_stage(
+        shape: tuple[int, ...], dtype: torch.dtype, parameters: torch.dtype = torch.float32,
+) -> tuple[Operands, Settings]:
+    """One node that reads the input for each source of one that reads all of them, which is put out like the first."""
+    batch, channels, height, width, stride, dilation, count, out_channels = shape
+    torch.manual_seed(count)
+    nodes = count + 1
+    inputs = [channels] * count + [out_channels]
+    operands = Operands(
+        torch.randn(batch, channels, height, width).to(dtype), torch.rand(count) + 0.1 if count > 1 else torch.zeros(0),
+        torch.rand(nodes, out_channels) + 0.5, torch.randn(nodes, out_channels), torch.randn(nodes, out_channels),
+        torch.rand(nodes, out_channels) + 0.5, [torch.randn(inner, 1, 3, 3).div(3).to(parameters) for inner in inputs],
+        [torch.randn(out_channels, inner, 1, 1).div(inner ** 0.5).to(parameters) for inner in inputs], [])
+    values = batch * ((height - 1) // stride + 1) * ((width - 1) // stride + 1)
+    # The last does not take the batch's statistics: those undo what the weights of its edges have in common.
+    return operands, Settings(
+        [1e-3] * nodes, [i % 2 == 0 and i < count and values > 1 for i in range(nodes)], [*[-1] * count, *range(count)],
+        [*[1] * count, count], [0, count], stride, dilation, dilation, keep=True)
+
+
+def gradients(operands: Operands, settings: Settings, run: Any, frozen: frozenset[int] = frozenset()) -> list[Any]:
+    """Of a loss in which every output counts differently, for all operands but statistics and those frozen."""
+    leaves = [None if t is None else t.detach().clone().requires_grad_(i not in {*STATISTICS, *frozen})
+              for i, t in enumerate(operands.flat())]
+    out = run(nested(leaves, settings), settings).out
+    # At random: what is smooth cancels in BN.
+    (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)).sum().backward()
+    return [None if leaf is None or leaf.numel() == 0 else leaf.grad for leaf in leaves]
+
+
+def double(operands: Operands, settings: Settings) -> Operands:
+    return nested([None if t is None else t.double() for t in operands.flat()], settings)
+
+
+def length_of_error(found: Tensor, expected: Tensor) -> float:
+    return ((found.double() - expected).norm() / expected.norm().clamp(min=1e-6)).item()
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize('shape', LEARNING, ids=str)
+def test_the_backward_pass_of_nodes_of_any_shape(shape: tuple[int, ...], threads: int) -> None:
+    operands, settings = a_learning_stage(shape, torch.float32)
+    found, by_torch = (gradients(operands, settings, run) for run in (plans.run, compute))
+    for ours, theirs, exact in zip(
+            found, by_torch, gradients(double(operands, settings), settings, compute), strict=True):
+        assert (ours is None) == (exact is None)
+        if ours is not None:
+            # Sums that cancel are no better than their terms.
+            tolerance = max(1e-5, 4 * length_of_error(theirs, exact))
+            assert ours.dtype == torch.float32 and length_of_error(ours, exact) < tolerance
+
+
+@pytest.mark.parametrize('parameters', [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('shape', LEARNING, ids=str)
+def test_the_backward_pass_of_nodes_in_bfloat16(shape: tuple[int, ...], parameters: torch.dtype) -> None:
+    operands, settings = a_learning_stage(shape, torch.bfloat16, parameters)
+    found, by_torch = (gradients(operands, settings, run) for run in (plans.run, compute))
+    expected = gradients(double(operands, settings), settings, compute)
+    for i, (ours, theirs, exact) in enumerate(zip(found, by_torch, expected, strict=True)):
+        assert (ours is None) == (exact is None)
+        if ours is not None:
+            # Some pixels change sides at the ReLU; edges have a few numbers only, sums of what cancels.
+            tolerance = max(0.2 if i == 1 else 0.06, 3 * length_of_error(theirs, exact))
+            assert ours.dtype == theirs.dtype and length_of_error(ours, exact) < tolerance
+
+
+def test_what_is_frozen_gets_no_gradient_and_changes_no_other() -> None:
+    operands, settings = a_learning_stage((2, 17, 9, 8, 1, 1, 3, 19), torch.float32)
+    everything = gradients(operands, settings, plans.run)
+    matrices = range(len(everything) - settings.num_nodes, len(everything))
+    for frozen in ([0], [1], [2, 3], [*matrices], [0, *matrices]):
+        for i, (ours, all_ours) in enumerate(
+                zip(gradients(operands, settings, plans.run, frozenset(frozen)), everything, strict=True)):
+            assert ours is None if i in frozen else all_ours is None or torch.equal(ours, all_ours)
+
+
+def test_the_same_number_of_threads_gives_the_same_bits(threads: int) -> None:
+    operands, settings = a_learning_stage((5, 40, 30, 30, 1, 1, 3, 40), torch.float32)
+    for first, second in zip(*[gradients(operands, settings, plans.run) for _ in range(2)], strict=True):
+        assert first is None or torch.equal(first, second)
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,10 +198,15 @@ def test_statistics_of_a_batch_far_from_zero_or_with_a_pixel_far_from_all_others
     assert ((variance - expected) / expected).abs().max() < 1e-4
 
 
-def test_values_that_are_no_numbers_stay_so() -> None:
-    x = torch.zeros(1, 3, 4, 4).contiguous(memory_format=CHANNELS_LAST).bfloat16()
-    x[0, 1, 2, 2] = float('nan')
-    assert kernels.weighted_sum([Source(x)]).isnan().sum() == 1
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+def test_values_that_are_no_numbers_stay_so(dtype: torch.dtype) -> None:
+    operands, settings = a_learning_stage((2, 5, 9, 9, 1, 1, 2, 6), dtype)
+    operands.x[0, 1, 2, 2] = float('nan')
+    settings = dataclasses.replace(settings, of_batch=[False] * 3)
+    found, expected = plans.run(operands, settings).out.isnan(), compute(operands, settings).out.isnan()
+    assert 0 < found.sum() < found.numel() and torch.equal(found, expected)
+    for ours, theirs in zip(*[gradients(operands, settings, run) for run in (plans.run, compute)], strict=True):
+        assert ours is None or torch.equal(ours.isnan(), theirs.isnan())
 
 
 @pytest.mark.parametrize('openmp', [True, False], ids=['OpenMP', 'one thread'])
@@ -181,11 +223,11 @@ def test_the_same_built_otherwise(openmp: bool, tmp_path: Path, monkeypatch: pyt
     for cached in (kernels._function, kernels._packed_bytes):
         cached.cache_clear()
     try:
-        for shape in SHAPES:
+        for shape in LEARNING:
             for dtype, tolerance in DTYPES:
-                test_a_weighted_sum_and_a_depthwise_convolution_in_one_pass(shape, dtype, tolerance)
                 test_a_stage_of_one_node_that_reads_the_input_and_one_that_reads_it_many_times(shape, dtype, tolerance)
-            test_the_backward_pass_of_the_sum_and_the_depthwise_convolution(shape)
+            test_the_backward_pass_of_nodes_of_any_shape(shape, 1)
+            test_the_backward_pass_of_nodes_in_bfloat16(shape, torch.float32)
         test_statistics_of_a_batch_far_from_zero_or_with_a_pixel_far_from_all_others(3.0, 1e4)
     finally:
         for cached in (kernels._function, kernels._packed_bytes):
@@ -382,16 +424,48 @@ def test_other_types_run_as_before(change: Any, monkeypatch: pytest.MonkeyPatch)
     assert answers == [False] * 3
 
 
-def test_other_node_operations_and_autocast_run_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_node_operations_and_autocast_to_float16_run_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = planned(monkeypatch)
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         for operation in ('conv', 'max_pool', 'avg_pool'):
             network(node_op=operation).eval()(images)
             deploy(network(node_op=operation))(images)
-        with torch.autocast('cpu', torch.bfloat16):
+        with torch.autocast('cpu', torch.float16):
             network().eval()(images)
     assert answers and not any(answers)
+
+
+@pytest.mark.parametrize('kwargs', NETWORKS, ids=str)
+def test_under_autocast_a_network_learns_as_well_as_by_its_modules(
+        kwargs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network(**kwargs).eval()  # in training mode no two runs in bf16 are alike
+    reference, plain = copy.deepcopy(model).double(), copy.deepcopy(model)
+    torch.manual_seed(3)
+    images = torch.randn(3, 3, 64, 96)
+    answers = planned(monkeypatch)
+    with torch.autocast('cpu', torch.bfloat16):
+        found = learn(model, images)
+    assert answers == [True] * len(model.graphs)
+    use_kernels('torch')
+    expected = learn(reference, images.double())
+    with torch.autocast('cpu', torch.bfloat16):
+        by_modules = learn(plain, images)
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+    assert found[0].dtype == by_modules[0].dtype
+    assert length_of_error(found[0], expected[0]) < 1.5 * length_of_error(by_modules[0], expected[0])
+    assert distance(model, reference) < 1.5 * distance(plain, reference)
+
+
+def test_under_autocast_a_deployed_network_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = deploy(network()), torch.randn(2, 3, 64, 64)
+    answers = planned(monkeypatch)
+    with torch.inference_mode():
+        exact = model(images)
+        with torch.autocast('cpu', torch.bfloat16):
+            found = model(images)
+        assert torch.equal(model(images), exact)
+    assert answers == [True] * 9 and error(found, exact.double()) < 0.1
 
 
 def test_a_single_value_per_channel_is_bns_own_error() -> None:

@@ -714,7 +714,7 @@ def test_what_a_deployed_stage_was_laid_out_as_is_kept(monkeypatch: pytest.Monke
     stage = deploy_stage(a_stage())
     laid_out: list[Tensor] = []
     original = plans.kernels.pack_pointwise
-    monkeypatch.setattr(plans.kernels, 'pack_pointwise', lambda matrix: laid_out.append(matrix) or original(matrix))
+    monkeypatch.setattr(plans.kernels, 'pack_pointwise', lambda *args: laid_out.append(args[0]) or original(*args))
     with torch.no_grad():
         for _ in range(3):
             stage(images())
