@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             runs.add(args.network, f'{form}eager', model, args.network, dtype)
             if args.train or form:  # whoever compiles for evaluation deploys first
                 add_compiled(args.network, f'{form}compiled', model, args.network, dtype)
-            if device.type == 'cpu' and not (args.train and dtype != 'float32'):
+            if device.type == 'cpu':
                 runs.add(args.network, f'{form}native', model, args.network, dtype, kernels='native')
         for name, (model, floors) in peers.items():
             runs.add(name, 'eager, contiguous', model, floors, dtype, channels_last=False)

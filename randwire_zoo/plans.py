@@ -4,8 +4,8 @@ The operators
     randwire_zoo::stage(operands, settings) -> (out, mean, variance, nodes)
     randwire_zoo::stage_backward(grad, operands, mean, variance, nodes, settings) -> gradients
 compute a whole stage, and its gradients, as functions of tensors: nothing that they are given is written to, and all
-that the backward pass reads is an argument of it. They are registered with `torch.library` for the CPU (fp32, and in
-evaluation bf16), with shapes for fake tensors, with autograd and with vmap.
+that the backward pass reads is an argument of it. They are registered with `torch.library` for the CPU (fp32 and bf16,
+and bf16 data beside fp32 parameters, as under autocast), with shapes for fake tensors, with autograd and with vmap.
 
     operands, see `Operands`: the stage's input, the edges' weights as they are multiplied (after sigmoid and removal),
         the parameters of the convolutions and BN, and running statistics for the nodes that normalise by them
