@@ -56,7 +56,7 @@ BESIDE = ('configs', 'detection', 'hub')  # packages of randwire_zoo that lie be
 MODULES: dict[str, list[str]] = {
     'randwire_zoo/graphs.py': ['test_graphs', 'test_frozen'],
     'randwire_zoo/frozen/__init__.py': ['test_frozen'],
-    'randwire_zoo/network.py': ['test_network', 'test_models', 'test_export', 'test_kernels', 'test_operators'],
+    'randwire_zoo/network.py': ['test_network', 'test_models', 'test_operators'],
     'randwire_zoo/wiring.py': ['test_network', 'test_weights'],
     'randwire_zoo/weights_io.py': ['test_weights'],
     'randwire_zoo/manifest.py': ['test_manifest'],

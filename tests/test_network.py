@@ -584,6 +584,21 @@ def test_a_damaged_wiring_mark_is_refused_in_the_same_words(altered: Any) -> Non
         stage.load_state_dict({**stage.state_dict(), '_extra_state': altered})
 
 
+def test_a_wiring_mark_is_its_bytes_bit_by_bit_and_nothing_but_near_bits_is_read_as_one() -> None:
+    mark = WiringMark('0f' * 32, 'node_op=conv')
+    bits = mark.to_tensor()
+    expected = ''.join(f'{byte:08b}' for byte in bytes.fromhex('0f' * 32) + b'node_op=conv')
+    assert ''.join(map(str, bits.tolist())) == expected and bits.dtype == torch.uint8
+    assert WiringMark.from_tensor(bits.float() * 0.9 + 0.05) == mark == WiringMark.from_tensor(bits.tolist())
+    for wrong in (bits[:8], bits[:248], bits[:-1], bits.new_zeros(0), torch.cat([bits, bits[:3]]),
+                  *(bits.float().index_fill(0, torch.tensor([3]), value) for value in (-0.6, -1.0, 1.6, 2.0, 1e9))):
+        with pytest.raises(ValueError, match='cannot be read'):
+            WiringMark.from_tensor(wrong)
+    foreign = WiringMark.from_tensor(torch.cat([bits, torch.ones(8)]))  # 0xff is no ASCII
+    assert foreign.graph_sha256 == mark.graph_sha256 and foreign.architecture == 'node_op=conv\N{REPLACEMENT CHARACTER}'
+    assert len({mark, foreign, WiringMark('0f' * 32)}) == 3
+
+
 def test_the_wiring_mark_is_real_data_even_for_a_network_on_the_meta_device() -> None:
     with torch.device('meta'):
         stage = Stage(Graph(2, ((0, 1),)), 4, 4)
