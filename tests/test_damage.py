@@ -17,8 +17,8 @@ from randwire_zoo.graphs import Graph
 from randwire_zoo.network import Node, RandWire, Stage
 from randwire_zoo.studies.damage import measure_damage
 
-# A chain with a shortcut and two sinks, an isolated node beside an edge, and a node that is a whole stage.
-GRAPHS = (Graph(5, ((0, 1), (0, 2), (1, 2), (2, 3), (1, 4))), Graph(3, ((0, 1),)), Graph(1, ()))
+# A chain with a shortcut and two sinks, an isolated node beside a fork (three sinks), and a node that is a stage.
+GRAPHS = (Graph(5, ((0, 1), (0, 2), (1, 2), (2, 3), (1, 4))), Graph(4, ((0, 1), (0, 2))), Graph(1, ()))
 IMAGES = 100
 COMPILER = os.environ.get('CXX', 'c++').split()[0]
 

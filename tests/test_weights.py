@@ -58,6 +58,16 @@ def test_a_file_carries_its_graphs_and_what_it_was_told(model: Any, path: Path) 
     check_weights(path)
 
 
+def test_a_file_says_the_name_and_the_classes_of_its_network(tmp_path: Path, path: Path) -> None:
+    assert json.loads(read_metadata(path)['num_classes']) == 3
+    named = timm.create_model('randwire_ws_pico', num_classes=4)
+    save_weights(named, tmp_path / 'pico.safetensors', words='Dürer')
+    metadata = read_metadata(tmp_path / 'pico.safetensors')
+    assert (metadata['architecture'], metadata['num_classes'], metadata['words']) == ('randwire_ws_pico', '4', 'Dürer')
+    save_weights(twin(), tmp_path / 'twin.safetensors')  # a network that timm has not made
+    assert read_metadata(tmp_path / 'twin.safetensors')['architecture'] == 'randwire'
+
+
 @pytest.mark.parametrize('load', [
     lambda path: timm.create_model('randwire', checkpoint_path=str(path), seed=1, **NETWORK),
     lambda path: timm.create_model(
