@@ -64,6 +64,9 @@ def test_a_file_says_the_name_and_the_classes_of_its_network(tmp_path: Path, pat
     save_weights(named, tmp_path / 'pico.safetensors', words='Dürer')
     metadata = read_metadata(tmp_path / 'pico.safetensors')
     assert (metadata['architecture'], metadata['num_classes'], metadata['words']) == ('randwire_ws_pico', '4', 'Dürer')
+    data = (tmp_path / 'pico.safetensors').read_bytes()
+    header = json.loads(data[8:8 + int.from_bytes(data[:8], 'little')])
+    assert [*header['__metadata__']] == sorted(metadata)  # in one order, so that equal weights are equal bytes
     save_weights(twin(), tmp_path / 'twin.safetensors')  # a network that timm has not made
     assert read_metadata(tmp_path / 'twin.safetensors')['architecture'] == 'randwire'
 
