@@ -683,12 +683,21 @@ def test_gradients_of_something_else_are_refused(changed: dict[str, Any]) -> Non
 # Deployed networks
 
 
+def change_under_another_name(conv: Any, other: Any) -> None:
+    before = conv.weight
+    conv.weight = nn.Parameter(before.data, requires_grad=False)  # the same memory, with a version of its own
+    while conv.weight._version < before._version:
+        conv.weight.mul_(1)
+    before[0, 2].mul_(3)
+
+
 CHANGES: dict[str, Callable[[Any, Any], Any]] = {
     '.data': lambda conv, other: conv.weight.data.copy_(other.weight),
     'load_state_dict': lambda conv, other: conv.load_state_dict(other.state_dict()),
     'rounding': lambda conv, other: conv.weight.data.round_(decimals=1),
     'NumPy': lambda conv, other: conv.weight.numpy().__imul__(0.5),
-    'one number': lambda conv, other: conv.weight[0, 0].mul_(3),
+    'one number': lambda conv, other: conv.weight[0, 2].mul_(3),
+    'one number, under another name': change_under_another_name,
     'another tensor': lambda conv, other: setattr(
         conv, 'weight', nn.Parameter(other.weight.detach(), requires_grad=False))}
 
@@ -700,8 +709,7 @@ def test_a_deployed_stage_follows_its_weights(change: Callable[[Any, Any], Any],
     with torch.no_grad():
         stage(images())
         stage(images())
-        for node in stage.nodes:
-            change(node.last, nn.Conv2d(node.last.in_channels, 5, 1))
+        change(stage.nodes[3].last, nn.Conv2d(5, 5, 1))
         assert_equal(stage(images()), by_modules(forward, stage, images()))
         stage.nodes[2].first.weight.data.mul_(2)
         stage.nodes[3].last.bias.data.add_(1)
@@ -726,3 +734,20 @@ def test_what_a_deployed_stage_was_laid_out_as_is_kept(monkeypatch: pytest.Monke
         born_here(images())
         born_here.nodes[2].last.weight.flatten()[1].mul_(2)
         assert_equal(born_here(images()), by_modules(forward, born_here, images()))
+
+
+def test_as_many_threads_as_torch_takes_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Library:
+        def __init__(self, library: Any) -> None:
+            self.library = library
+            self.threads: list[int] = []
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.library, name)
+
+        def use_threads(self, count: Any) -> None:
+            self.threads.append(count.value)
+    library = Library(plans.kernels._library())
+    monkeypatch.setattr(plans.kernels, '_library', lambda: library)
+    learn(a_stage(training=True), images())
+    assert library.threads == [torch.get_num_threads()] * 2  # forward and backward
