@@ -6,18 +6,19 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from randwire_zoo.cli import main
 from randwire_zoo.frozen import load_graphs
 from randwire_zoo.graphs import graphs_sha256
-from randwire_zoo.manifest import PACKAGED, PublishedWeights, fetch, read_manifest, read_weights
+from randwire_zoo.manifest import PACKAGED, PublishedWeights, fetch, read_manifest, read_weights, sha256_of
 from randwire_zoo.models import WEIGHTS
 
 NAME = 'randwire_ws_pico'
@@ -181,3 +182,14 @@ def test_a_file_is_hashed_each_time_and_what_is_hashed_is_what_is_loaded(
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, right[name]), name
     json.dumps(model.pretrained_cfg)  # no tensors in it
+
+
+def test_a_row_that_says_nothing_of_its_images_means_timms_of_imagenet_and_a_file_is_hashed_whole(
+        tmp_path: Path) -> None:
+    row = PublishedWeights('randwire_ws_pico.x', 'a' * 64, 1, 0, 'b' * 64, 'mit', file='x.safetensors')
+    assert (row.input_size, row.mean, row.std) == ((3, 224, 224), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    for size in (0, 1, 2 ** 20, 2 ** 20 + 1):
+        (tmp_path / 'file').write_bytes(bytes(size))
+        assert sha256_of(tmp_path / 'file') == hashlib.sha256(bytes(size)).hexdigest()
+    with pytest.raises(FrozenInstanceError):
+        row.size = 2  # type: ignore[misc]
