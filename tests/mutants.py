@@ -63,10 +63,11 @@ MODULES: dict[str, list[str]] = {
     'randwire_zoo/studies/analysis.py': ['test_study_report'],
     'randwire_zoo/studies/measures.py': ['test_study_measures'],
     'randwire_zoo/studies/damage.py': ['test_damage'],
-    'randwire_zoo/kernels.py': ['test_kernels', 'test_operators'],
-    'randwire_zoo/native.py': ['test_kernels', 'test_operators'],
-    'randwire_zoo/plans.py': ['test_kernels', 'test_operators'],
-    'randwire_zoo/stages.py': ['test_kernels', 'test_operators'],
+    'randwire_zoo/build.py': ['test_kernel_build'],
+    'randwire_zoo/kernels.py': ['test_kernels', 'test_operators', 'test_kernel_build'],
+    'randwire_zoo/native.py': ['test_kernels', 'test_operators', 'test_operators_property'],
+    'randwire_zoo/plans.py': ['test_kernels', 'test_operators', 'test_operators_property'],
+    'randwire_zoo/stages.py': ['test_kernels', 'test_operators', 'test_operators_property'],
     **{f'hub/{name}.py': ['test_hub'] for name in ('card', 'checks', 'publishing', 'runs', 'staging')},
 }
 
