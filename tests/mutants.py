@@ -567,8 +567,9 @@ def main() -> int:
         numbers, as_expected = report(
             path, len(every), [(mutant, known[mutant.key]) for mutant in mutants], survivors.get(path, []))
         as_named = as_named and as_expected
-        summary[path] = {**numbers, 'tests': MODULES[path], 'commit': commit(path, *tests), 'date': datetime.date.today().isoformat(),
-                         'mutmut': version('mutmut'), 'torch': version('torch'), 'python': platform.python_version()}
+        summary[path] = {**numbers, 'tests': MODULES[path], 'commit': commit(path, *tests),
+                         'date': datetime.date.today().isoformat(), 'mutmut': version('mutmut'),
+                         'torch': version('torch'), 'python': platform.python_version()}
         SUMMARY.parent.mkdir(parents=True, exist_ok=True)
         SUMMARY.write_text(json.dumps(dict(sorted(summary.items())), indent=1) + '\n', encoding='utf-8')
     return 0 if as_named else 1
