@@ -15,8 +15,9 @@ from .graphs import Graph
 
 __all__ = ['lowest_peak_order', 'peak_memory']
 
-#: Sets of nodes that the exact search may look at: seconds. Graphs of N ≤ 32 need up to some ten thousand.
-LIMIT = 200_000
+#: Nodes up to which the exact search is tried, and sets of nodes that it may look at: the frozen graphs need up to ten
+#: thousand, a tenth of a second.
+EXACT_NODES, LIMIT = 40, 20_000
 
 
 def peak_memory(graph: Graph, order: Sequence[int], input_size: float = 2.0) -> float:
@@ -47,18 +48,21 @@ def peak_memory(graph: Graph, order: Sequence[int], input_size: float = 2.0) -> 
 
 
 @lru_cache(maxsize=1024)
-def lowest_peak_order(graph: Graph, input_size: float = 2.0, limit: int = LIMIT) -> tuple[int, ...]:
+def lowest_peak_order(graph: Graph, input_size: float = 2.0, limit: int | None = None) -> tuple[int, ...]:
     """A topological order with the lowest `peak_memory` there is.
 
     Args:
         graph: The wiring.
         input_size: Size of the stage's input in units of one node's output.
-        limit: Sets of nodes to look at before the exact search is given up, which large graphs need; the order is then
-            the better one of that of the indices and of always running the node that leaves the least behind.
+        limit: Sets of nodes to look at before the exact search is given up; by default 20,000 for up to 40 nodes, and
+            none for more. The order is then the better one of that of the indices and of always running the node that
+            leaves the least behind.
 
     Returns:
         The nodes in the order in which to run them.
     """
+    if limit is None:
+        limit = LIMIT if graph.num_nodes <= EXACT_NODES else 0
     return _search(graph, input_size, limit) or min(
         (tuple(range(graph.num_nodes)), _greedy(graph, input_size)),
         key=lambda order: peak_memory(graph, order, input_size))
