@@ -8,7 +8,7 @@ child that imports the project and runs those tests that reach the changed line,
 
 `tests/survivors.yaml` names the mutants that no test kills, with the reason of each: `equivalent` where the program
 still does the same, `accepted` where it does not and no test is worth it. A survivor that is not named there, or a name
-that survives no more, is reported, and the exit status is 1. `docs/data/mutants.json` keeps the numbers.
+that survives no more, is reported, and the exit status is 1. `tests/mutants.json` keeps the numbers.
 
 Left alone are imports, annotations, `__all__`, what error messages say, and the encoding of files, which only shows
 where the locale is no UTF-8; False as an argument is not made None; a string is altered in one way, not in three.
@@ -49,7 +49,7 @@ TREE = BUILD / 'tree'
 BASELINE = BUILD / 'baseline.pickle'
 VERDICTS = BUILD / 'verdicts.jsonl'  # of earlier runs, so that a killed mutant is not run again
 SURVIVORS = ROOT / 'tests' / 'survivors.yaml'
-SUMMARY = ROOT / 'docs' / 'data' / 'mutants.json'
+SUMMARY = ROOT / 'tests' / 'mutants.json'
 BESIDE = ('configs', 'detection', 'hub')  # packages of randwire_zoo that lie beside it
 
 # What is mutated, and the tests that answer for it.
