@@ -50,7 +50,7 @@ def test_images_are_turned_as_their_exif_says(suffix: str, tmp_path: Path) -> No
         assert read_image(path).tobytes() == expected.tobytes(), orientation
         if suffix == 'jpg':  # of TIFF, which Pillow turns by itself, detectron2 turns it twice
             detection_utils = pytest.importorskip(
-                'detectron2.data.detection_utils', reason='detectron2 is not installed, whose reader this is compared with')
+                'detectron2.data.detection_utils', reason='detectron2 is not installed')
             assert np.array_equal(np.asarray(read_image(path)), detection_utils.read_image(path, 'RGB')), orientation
 
 
