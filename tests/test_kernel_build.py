@@ -176,6 +176,13 @@ def test_what_no_flags_help_is_told_as_the_compiler_tells_it(folder: Path, monke
     assert not any(folder.iterdir()), 'something half built was left behind'
 
 
+def load_only(monkeypatch: pytest.MonkeyPatch, c_library: SimpleNamespace) -> None:
+    """Let this be what the process finds as its C library; its kernels, loaded once, stay what they are."""
+    kernels.use_kernels('native')
+    kernels.use_kernels('torch')
+    monkeypatch.setattr(ctypes, 'CDLL', lambda name: c_library)
+
+
 @pytest.mark.parametrize('largest', [2 ** 40, 2 ** 25], ids=['a new glibc', 'an old glibc'])
 def test_malloc_keeps_what_is_freed(largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: dict[int, int] = {}
@@ -185,13 +192,13 @@ def test_malloc_keeps_what_is_freed(largest: int, monkeypatch: pytest.MonkeyPatc
             return 0
         kept[parameter] = value
         return 1
-    monkeypatch.setattr(ctypes, 'CDLL', lambda name: SimpleNamespace(mallopt=mallopt))
+    load_only(monkeypatch, SimpleNamespace(mallopt=mallopt))
     kernels.use_kernels('native')
     kernels.use_kernels('torch')
     assert kept == {-1: min(largest, 2 ** 30), -3: min(largest, 2 ** 30)}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 
 
 def test_elsewhere_than_on_glibc_malloc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctypes, 'CDLL', lambda name: SimpleNamespace())
+    load_only(monkeypatch, SimpleNamespace())
     kernels.use_kernels('native')
     kernels.use_kernels('torch')
