@@ -27,7 +27,7 @@ __all__ = [
     'ARCHITECTURES', 'Architecture', 'BarabasiAlbert', 'ErdosRenyi', 'Graph', 'GraphModel', 'RandWire',
     'WattsStrogatz', 'deploy', 'parse_graph_model', 'sample_graphs', 'use_kernels',
 ]
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 # All others are in graphs.
 _MODULES = {'ARCHITECTURES': 'models', 'Architecture': 'models', 'RandWire': 'network', 'deploy': 'deployment',

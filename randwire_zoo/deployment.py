@@ -58,7 +58,7 @@ class DeployedNode(nn.Module):
         return self.last(self.first(x))
 
 
-def deploy(model: RandWire) -> RandWire:
+def deploy(model: nn.Module) -> RandWire:
     """A copy of a network for evaluation: the same function, up to rounding, in fewer passes over the data.
 
     It keeps the class, its methods and the graphs; it has other parameters, none of which learns, and neither dropout
@@ -66,7 +66,7 @@ def deploy(model: RandWire) -> RandWire:
     convolutions are channels_last, and so is what it computes.
 
     Args:
-        model: Any RandWire network or backbone, trained.
+        model: Any RandWire network or backbone, trained. (Its type is all that timm's `create_model` promises.)
 
     Returns:
         The copy, in eval mode, on the same device and in the same precision.

@@ -1,0 +1,104 @@
+"""What goes to users: the distributions, their types, their version and how they are cited."""
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from twine.commands.check import check
+
+import randwire_zoo
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = {'randwire_zoo/configs': 'configs', 'randwire_zoo/detection': 'detection', 'randwire_zoo/hub': 'hub'}
+
+
+@pytest.fixture(scope='module')
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The source distribution and the wheel that is built of it, by suffix."""
+    folder = tmp_path_factory.mktemp('dist')
+    done = subprocess.run(
+        [sys.executable, '-m', 'build', '--no-isolation', '--outdir', str(folder), str(ROOT)],
+        capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {path.suffix: path for path in folder.iterdir()}
+
+
+def test_pypi_would_take_the_distributions(distributions: dict[str, Path]) -> None:
+    assert check([str(path) for path in distributions.values()], strict=True) is False  # nothing is wrong
+
+
+def test_the_wheel_has_every_file_of_the_packages_and_no_other(distributions: dict[str, Path]) -> None:
+    with zipfile.ZipFile(distributions['.whl']) as wheel:
+        names = {name for name in wheel.namelist() if '.dist-info/' not in name}
+        metadata = wheel.read(f'randwire_zoo-{randwire_zoo.__version__}.dist-info/METADATA').decode()
+    tracked = subprocess.run(
+        ['git', 'ls-files', '--cached', '--others', '--exclude-standard', 'randwire_zoo', *FOLDERS.values(),
+         '_randwire_zoo_autoload.py'], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip('no checkout of git: nothing says which files there are')
+    mapped = {folder: package for package, folder in FOLDERS.items()}
+    expected = {f'{mapped[top]}/{rest}' if (top := name.partition('/')[0]) in mapped else name
+                for name in tracked.stdout.split() for rest in [name.partition('/')[2]]}
+    assert names == expected
+    assert 'Project-URL: Paper, https://arxiv.org/abs/1904.01569' in metadata
+
+
+def test_the_source_distribution_builds_without_a_checkout(distributions: dict[str, Path]) -> None:
+    """The wheel was built of it; what a user needs beside the code is there too."""
+    with tarfile.open(distributions['.gz']) as source:
+        names = {name.partition('/')[2] for name in source.getnames()}
+    assert {'LICENSE', 'README.md', 'pyproject.toml', '_randwire_zoo_autoload.py'} <= names
+
+
+EDITABLE = """import sys
+from setuptools import build_meta
+build_meta.build_editable(sys.argv[1], {'editable_mode': 'strict'})
+"""
+
+
+@pytest.mark.timeout(900)
+def test_a_users_script_passes_mypy_strict_against_the_package_as_installed(
+        distributions: dict[str, Path], tmp_path: Path) -> None:
+    """From the wheel, and in setuptools' strict editable mode, for which CONTRIBUTING.md has the command."""
+    with tarfile.open(distributions['.gz']) as source:
+        source.extractall(tmp_path, **({'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}))
+    unpacked, = tmp_path.glob('randwire_zoo-*')
+    subprocess.run([sys.executable, '-c', EDITABLE, str(tmp_path)], cwd=unpacked, check=True, capture_output=True)
+    editable, = tmp_path.glob('*editable*.whl')
+    wrong = tmp_path / 'wrong.py'  # types that were not found would let this pass
+    wrong.write_text('from randwire_zoo import parse_graph_model\nparse_graph_model(5)\n', encoding='utf-8')
+    for number, wheel in enumerate([distributions['.whl'], editable]):
+        environment = tmp_path / f'environment{number}'
+        subprocess.run([sys.executable, '-m', 'venv', '--without-pip', str(environment)], check=True)
+        packages, = environment.glob('lib/python*/site-packages')
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(packages)
+        others = [path for path in sys.path if path.endswith('site-packages')]
+        (packages / 'others.pth').write_text('\n'.join(others), encoding='utf-8')
+        done = subprocess.run(
+            [sys.executable, '-m', 'mypy', '--strict', '--config-file', '', '--cache-dir', str(tmp_path / 'cache'),
+             '--python-executable', str(environment / 'bin' / 'python'), str(wrong),
+             str(ROOT / 'tests' / 'typed_user.py')],
+            capture_output=True, text=True, cwd=tmp_path)
+        errors = [line for line in done.stdout.splitlines() if ': error: ' in line]
+        assert len(errors) == 1 and errors[0].startswith('wrong.py:2: error: Argument 1 to "parse_graph_model"'), done
+
+
+def test_version_changelog_and_citation_agree() -> None:
+    version = randwire_zoo.__version__
+    changes = (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8')
+    assert re.findall(r'^## (\S+)', changes, re.MULTILINE)[0] == version
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text(encoding='utf-8'))
+    assert citation['type'] == 'software' and citation['version'] == version
+    assert 'preferred-citation' not in citation, 'readers of the file would cite the paper alone'
+    paper, = citation['references']
+    assert paper['type'] == 'conference-paper' and paper['identifiers'][0]['value'] == 'arXiv:1904.01569'
+    bibtex = (ROOT / 'README.md').read_text(encoding='utf-8')
+    assert f'version = {{{version}}}' in bibtex and f'title   = {{{citation["title"]}}}' in bibtex
+    assert paper['title'] in bibtex and all(author['family-names'] in bibtex for author in paper['authors'])
