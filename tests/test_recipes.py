@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from randwire_zoo.recipes import (
 )
 
 SCRIPTS = upstream.timm_scripts()
+# The arguments of train.py at the pinned commit, so that they are compared where no checkout is, too.
+TRAIN_PY = Path(__file__).parent / 'golden' / 'train_py.json'
 
 
 def train_py_parser() -> argparse.ArgumentParser:
@@ -39,18 +42,30 @@ def train_py_parser() -> argparse.ArgumentParser:
     return module.parser
 
 
+def arguments_of(parser: argparse.ArgumentParser) -> dict[str, dict[str, Any]]:
+    """What a parser takes: flags, type, number of values and default of each argument."""
+    return {action.dest: {'flags': action.option_strings, 'type': (action.type or str).__name__, 'nargs': action.nargs,
+                          'default': action.default}
+            for action in parser._actions if action.dest != 'help'}
+
+
+def test_the_golden_table_of_train_pys_arguments_is_train_pys() -> None:
+    """After a change of the pinned commit: `json.dumps(arguments_of(train_py_parser()))`, a line for each argument."""
+    assert json.loads(TRAIN_PY.read_text('utf-8')) == arguments_of(train_py_parser())
+
+
 def test_every_key_has_the_name_type_and_default_of_train_py_save_the_device() -> None:
-    actions = {action.dest: action for action in train_py_parser()._actions}
+    theirs = json.loads(TRAIN_PY.read_text('utf-8'))
     for name, key in KEYS.items():
-        assert name in actions, f'train.py has no {name}'
-        action = actions[name]
+        assert name in theirs, f'train.py has no {name}'
+        argument = theirs[name]
         if name != 'device':
-            assert action.default == key.default, name
+            assert argument['default'] == key.default, name
         if key.kind is bool:
-            assert action.nargs == 0, name
+            assert argument['nargs'] == 0, name
         elif key.kind is not dict:
-            assert (action.type or str, action.nargs) == (key.kind, key.many), name
-        assert key.flags[-1] in action.option_strings and set(key.flags) <= set(action.option_strings), name
+            assert (argument['type'], argument['nargs']) == (key.kind.__name__, key.many), name
+        assert key.flags[-1] in argument['flags'] and set(key.flags) <= set(argument['flags']), name
 
 
 @pytest.mark.parametrize('name', recipe_names())
@@ -124,8 +139,8 @@ def test_a_missing_recipe_names_the_packaged_ones() -> None:
 
 
 def test_the_other_arguments_of_train_py_stand_here_with_their_defaults() -> None:
-    theirs = {action.dest: action.default for action in train_py_parser()._actions if action.dest != 'help'}
-    assert {name: value for name, value in theirs.items() if name not in KEYS} == STOCK
+    theirs = json.loads(TRAIN_PY.read_text('utf-8'))
+    assert {name: argument['default'] for name, argument in theirs.items() if name not in KEYS} == STOCK
 
 
 def test_a_whole_args_yaml_of_train_py_is_read(tmp_path: Path) -> None:
