@@ -16,7 +16,7 @@ STAMP := $(VENV)/.randwire_zoo_installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check mutants upstream benchmark docs clean
+.PHONY: help install quickstart test check mutants upstream benchmark docs dist clean
 
 help:  ## this list
 	@echo 'make TARGET [PYTHON=python3.12]; the targets:'
@@ -54,6 +54,11 @@ benchmark: install  ## measure speed, memory and imports into docs/data; PEERS='
 
 docs: install  ## fill the figures of the documents in from docs/data, docs/studies and the package's data
 	$(BIN)/python docs/render.py
+
+dist: install  ## build what goes to PyPI, and check it
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

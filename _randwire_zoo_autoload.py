@@ -1,7 +1,7 @@
 """Registers randwire-zoo when timm or detectron2 is imported, without anybody importing randwire-zoo.
 
 torch (2.5 and newer) calls the entry points of the group `torch.backends` at the end of `import torch`. That group is
-meant for device backends; using it for a registration is off-label, and the README says so. This one only puts a
+meant for device backends; using it for a registration is off-label, as docs/registration.md says. This one only puts a
 finder in front of `sys.meta_path`, which imports a module of ours once one of theirs has been executed. `import
 randwire_zoo` does the same.
 

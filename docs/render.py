@@ -41,7 +41,7 @@ from randwire_zoo.studies.results import read_results  # noqa: E402
 
 __all__ = ['DOCUMENTS', 'FIGURE', 'PICTURE', 'picture_is_old', 'render']
 
-DOCUMENTS = ('README.md', 'docs/performance.md', 'docs/results.md')
+DOCUMENTS = ('README.md', *sorted(f'docs/{path.name}' for path in (ROOT / 'docs').glob('*.md')))
 PICTURE = ROOT / 'docs' / 'images' / 'scaling.png'
 FIGURE = re.compile(r'<!--= (?P<words>[^\n]*?) -->(?P<text>.*?)<!--/-->', re.DOTALL)
 FUNCTIONS: dict[str, Callable[..., str]] = {}
@@ -418,12 +418,14 @@ def leads(name: str, operation: str, others: str, without: str = '') -> str:
 
 # -- The package's own data -------------------------------------------------------------------------------------------
 
-# What the paper has (arXiv 1904.01569), beside our names.
+# What the paper has (arXiv 1904.01569), beside our names: parameters and multiply-adds, top-1 on ImageNet, and where.
 PAPER = {
-    'randwire_ws_small': '5.6 ± 0.1 M, 583 ± 6.2 M (Table 2)',
-    'randwire_ws_c109': '31.9 ± 0.66 M, 4.0 ± 0.09 B (Table 3)',
-    'randwire_ws_c154': '61.5 ± 1.32 M, 7.9 ± 0.18 B (Table 3)', 'randwire_ws_c154 320': '16.0 ± 0.36 B (Table 4)',
-    'randwire_er_small': 'Figure 3', 'randwire_ba_small': 'Figure 3', 'randwire_ws_pico': '–'}
+    'randwire_ws_small': ('5.6 ± 0.1 M, 583 ± 6.2 M', '74.7 ± 0.25', 'Table 2'),
+    'randwire_ws_c109': ('31.9 ± 0.66 M, 4.0 ± 0.09 B', '79.0 ± 0.17', 'Table 3'),
+    'randwire_ws_c154': ('61.5 ± 1.32 M, 7.9 ± 0.18 B', '80.1 ± 0.19', 'Table 3'),
+    'randwire_ws_c154 320': ('16.0 ± 0.36 B', '81.6 ± 0.13', 'Table 4'),
+    'randwire_er_small': ('', '', 'Figure 3'), 'randwire_ba_small': ('', '', 'Figure 3'),
+    'randwire_ws_pico': ('', '', '–')}
 
 
 @lru_cache
@@ -447,7 +449,7 @@ def models() -> str:
         unit, digits = ('B', 2) if macs[0] > 1e9 else ('M', 1)
         cost = f'{_spread([value / {"B": 1e9, "M": 1e6}[unit] for value in macs], digits)} {unit}'
         if ' ' in family:
-            rows.append([f'the same at {size} px', '', '', '', cost, PAPER[family]])
+            rows.append([f'the same at {size} px', '', '', '', cost, *PAPER[family], ''])
             continue
         shown = ', '.join(f'`{name}`' for name in names[:1])
         if len(names) > 1:
@@ -456,8 +458,23 @@ def models() -> str:
         params = _spread([complexity[name]['params'] / 1e6 for name in names], 2)
         cost += f' at {size} px' if size != '224' else ''
         rows.append([shown, f'{parse_graph_model(architecture.graph)}, N = {architecture.num_nodes}',
-                     str(architecture.channels), params, cost, PAPER[family]])
-    return tables.tabulate(rows, ['name', 'graphs', 'C', 'params (M)', 'multiply-adds', 'in the paper'], 'github',
+                     str(architecture.channels), params, cost, *PAPER[family], ', '.join(
+                         f'`{row}`' for row in _package('weights.json') if row.partition('.')[0] in names)])
+    columns = ['name', 'graphs', 'C', 'params (M)', 'multiply-adds', "the paper's", 'its ImageNet top-1 (%)', 'where',
+               'weights here']
+    return tables.tabulate(rows, columns, 'github', disable_numparse=True)
+
+
+@figure
+def weights() -> str:
+    """What the manifest has, a row each."""
+    rows = []
+    for name, row in _package('weights.json').items():
+        place = 'in the package' if row.get('file') else f'[{row["repo_id"]}](https://huggingface.co/{row["repo_id"]})'
+        top1 = row.get('metrics', {}).get('top1')
+        rows.append([f'`{name}`', row.get('description') or '', str(row['num_classes']), str(row['input_size'][-1]),
+                     '–' if top1 is None else f'{top1:.2f}', f'{row["size"] / 1e6:.1f}', place])
+    return tables.tabulate(rows, ['weights', 'trained on', 'classes', 'pixels', 'top-1 (%)', 'MB', ''], 'github',
                            disable_numparse=True)
 
 

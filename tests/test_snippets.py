@@ -1,0 +1,220 @@
+"""Every command and snippet of the documents runs, from the text itself, or a comment before it says why it does not.
+
+    <!-- not run: ImageNet -->     the block that follows is only parsed: its commands, and the recipes that they name
+    <!-- needs: detectron2 -->     the block that follows is run where that is installed
+
+A page is run from top to bottom, in one folder and one namespace, as a reader would; here the folder has a few digits
+where the reader has 1,797. `# name.py` in the first line of a block makes it that file. A block of `text` that follows
+is what is printed, where … stands for anything.
+"""
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from randwire_zoo import GraphModel, kernels
+from randwire_zoo.cli import build_parser, main
+from randwire_zoo.recipes import load_recipe
+from randwire_zoo.studies.study import load_study
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ['README.md', 'CONTRIBUTING.md', *sorted(f'docs/{path.name}' for path in (ROOT / 'docs').glob('*.md'))]
+BLOCK = re.compile(r'^(?:<!-- (?P<mark>not run|needs): (?P<why>.+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$',
+                   re.MULTILINE | re.DOTALL)
+# What blocks that are not run may call, too.
+OTHERS = {'cd', 'cp', 'export', 'git', 'jupyter', 'mkdir', 'pip', 'python', 'sh', 'torchrun'}
+TRAIN_PY = json.loads((ROOT / 'tests' / 'golden' / 'train_py.json').read_text('utf-8'))
+STOCK_FLAGS = {'-c', '--checkpoint', *(flag for argument in TRAIN_PY.values() for flag in argument['flags'])}
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """A block of code of a page."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+    mark: str
+    why: str
+    printed: str | None
+
+    @property
+    def commands(self) -> list[str]:
+        """The command lines, without what they print."""
+        lines = self.text.replace('\\\n', ' ').splitlines()
+        if self.language == 'console':
+            return [line[2:] for line in lines if line.startswith('$ ')]
+        return [line for line in lines if line.strip() and not line.startswith('#')]
+
+    def __str__(self) -> str:
+        return f'{self.page}:{self.line}'
+
+
+def snippets(page: str) -> list[Snippet]:
+    text = (ROOT / page).read_text(encoding='utf-8')
+    blocks = list(BLOCK.finditer(text))
+    found = []
+    for block, following in zip_longest(blocks, blocks[1:]):
+        if block['language'] in ('text', 'bibtex', 'pycon', ''):
+            continue
+        printed = (following['text'] if following and following['language'] == 'text'
+                   and not text[block.end():following.start()].strip() else None)
+        found.append(Snippet(page, text.count('\n', 0, block.start('text')), block['language'], block['text'],
+                             block['mark'] or '', block['why'] or '', printed))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def unchanged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Kernels, generators, modules and threads are afterwards what they were."""
+    monkeypatch.setattr(GraphModel, 'registry', dict(GraphModel.registry))
+    monkeypatch.setattr(kernels, '_in_use', kernels._in_use)
+    modules, threads = set(sys.modules), torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    for name in set(sys.modules) - modules:
+        if name.startswith('my_'):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a reader has: the clone, and digits, of which there are few here."""
+    for name in ('docs', 'configs'):
+        (tmp_path / name).symlink_to(ROOT / name)
+    rng = np.random.default_rng(0)
+    for split, count in (('train', 8), ('validation', 2)):
+        for label in range(10):
+            (tmp_path / 'digits' / split / str(label)).mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / 'digits' / split / str(label) / f'{index}.png')
+    monkeypatch.setattr('randwire_zoo.digits.write_digits', Path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'path', [str(tmp_path), *sys.path])
+    return tmp_path
+
+
+@pytest.mark.parametrize('page', [page for page in PAGES if snippets(page)])
+def test_a_page_runs_from_top_to_bottom(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: dict[str, Any] = {'__name__': '__main__'}
+    for snippet in snippets(page):
+        if snippet.mark == 'not run' or (snippet.mark == 'needs' and importlib.util.find_spec(snippet.why) is None):
+            continue
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            if match := re.match(r'# ([\w.]+\.\w+)\n', snippet.text):
+                Path(match[1]).write_text(snippet.text, encoding='utf-8')
+            elif snippet.language == 'python':
+                exec(compile('\n' * snippet.line + snippet.text, str(ROOT / page), 'exec'), names)
+            else:
+                assert snippet.language in ('bash', 'console'), f'{snippet}: nothing runs {snippet.language!r}'
+                for command in snippet.commands:
+                    run(command, str(snippet), monkeypatch)
+        if snippet.printed is not None:
+            pattern = '.*?'.join(re.escape(part) for part in snippet.printed.strip().split('…'))
+            printed = output.getvalue()
+            assert re.fullmatch(pattern, printed.strip(), re.DOTALL), f'{snippet} printed\n{printed}'
+
+
+def run(command: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a command line in this process."""
+    words = [os.path.expandvars(word) for word in shlex.split(command, comments=True)]
+    if words[0] == 'export':
+        monkeypatch.setenv(*words[1].split('=', 1))
+    elif words[0] == 'randwire-zoo':
+        with contextlib.redirect_stderr(io.StringIO()) as errors:
+            code = main(words[1:])
+        assert code == 0, f'{place}: {command}\n{errors.getvalue()}'
+    elif words[:2] == ['python', '-c']:
+        exec(words[2], {'__name__': '__main__'})
+    elif words[0] == 'python' and (ROOT / words[1]).is_file():
+        monkeypatch.setattr(sys, 'argv', words[1:])
+        runpy.run_path(str(ROOT / words[1]), run_name='__main__')
+    else:
+        raise AssertionError(f'{place}: this test cannot run {command!r}; put <!-- not run: why --> before the block')
+
+
+@pytest.mark.parametrize('page', [page for page in PAGES if any(one.mark == 'not run' for one in snippets(page))])
+def test_what_is_not_run_is_parsed(page: str) -> None:
+    for snippet in snippets(page):
+        if snippet.mark == 'not run' and snippet.language == 'python':
+            compile(snippet.text, str(snippet), 'exec')
+        elif snippet.mark == 'not run' and snippet.language != 'yaml':
+            for command in re.split(r' && |\n', '\n'.join(snippet.commands)):
+                parse(command, str(snippet))
+
+
+def parse(command: str, place: str) -> None:
+    """Flags are known to the program's own parser or train.py; recipes, studies, configs, make's targets are there."""
+    words = shlex.split(command, comments=True)
+    while re.match(r'\w+=', words[0]):
+        words.pop(0)
+    if '-m' in words and words[words.index('-m') + 1] == 'randwire_zoo':  # of torchrun
+        words = ['randwire-zoo', *words[words.index('-m') + 2:]]
+    script = next((word for word in words if word in ('train.py', 'validate.py')), None)
+    if words[0] == 'randwire-zoo':
+        words = words[:words.index('>')] if '>' in words else words
+        args = build_parser(words[1]).parse_args(words[1:])
+        if words[1] == 'train' and args.config:
+            load_recipe(args.config)
+        if words[1:3] in (['study', 'show'], ['study', 'run']) and not args.study.startswith('my_'):
+            load_study(args.study)
+    elif script is not None:
+        given = words[words.index(script) + 1:]
+        unknown = {word for word in given if word.startswith('-')} - STOCK_FLAGS
+        assert not unknown, f'{place}: {script} has no {unknown}'
+        words = [f'configs/{word.removeprefix("RECIPES/")}' for word in given if word.startswith('RECIPES/')]
+    elif words[0] == 'make':
+        assert words[1] in re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text('utf-8'), re.MULTILINE), place
+    else:
+        assert words[0] in OTHERS, f'{place}: who is {words[0]!r}?'
+    for word in words:
+        assert not word.startswith('configs/') or (ROOT / word).is_file(), f'{place}: {word} is not there'
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_a_page_has_no_code_that_escapes_these_tests(page: str) -> None:
+    text = BLOCK.sub('', (ROOT / page).read_text(encoding='utf-8'))
+    assert '```' not in text, 'a block whose mark or end is not as it should be'
+    if page.startswith('docs/') and page not in ('docs/performance.md', 'docs/results.md'):
+        assert not re.findall(r'^    (?:randwire-zoo|python|make|pip|\$) .*', text, re.MULTILINE), 'fence it'
+        assert snippets(page)[0].mark != 'not run' or page == 'docs/train.md', 'a page begins with a command that runs'
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of headings."""
+    text = re.sub(r'^```.*?^```$', '', page.read_text(encoding='utf-8'), flags=re.MULTILINE | re.DOTALL)
+    heads = re.findall(r'^#+ (.*)$', text, re.MULTILINE)
+    return {re.sub(r'[^\w\- ]', '', head.lower()).replace(' ', '-') for head in heads}
+
+
+@pytest.mark.parametrize('page', [*PAGES, 'CHANGELOG.md'])
+def test_links_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    text = re.sub(r'^```.*?^```$', '', path.read_text(encoding='utf-8'), flags=re.MULTILINE | re.DOTALL)
+    for link in re.findall(r'\]\(([^)\s]+)\)', text):
+        if link.startswith(('http://', 'https://')):
+            continue
+        name, _, anchor = link.partition('#')
+        target = (path.parent / name).resolve() if name else path
+        assert target.exists() and target.is_relative_to(ROOT), f'{page}: {link}'
+        assert not anchor or anchor in anchors(target), f'{page}: {link}'
