@@ -33,6 +33,15 @@ COMPLEXITY = Path(__file__).parent / 'complexity.json'  # counting 26 networks t
 # Commands in modules of their own, each with add_arguments(parser) and main(args). They import timm's data and
 # training parts, so that they are imported only when they are called for.
 LATE_COMMANDS = {
+    'data': ('datasets', 'write a data set as an image folder', """\
+examples:
+  randwire-zoo data digits output/digits
+  randwire-zoo data tiny-imagenet tiny-imagenet-200.zip output/tiny-imagenet
+"""),
+    'teacher': ('distillation', 'an ImageNet network as the teacher of a data set with classes of ImageNet', """\
+example:
+  randwire-zoo teacher efficientnet-lite2-9656183e.pth output/teacher --data-dir output/tiny-imagenet
+"""),
     'train': ('training', 'train a network as a recipe says', """\
 examples:
   randwire-zoo train -c configs/digits/randwire_ws_pico.yaml --data-dir digits

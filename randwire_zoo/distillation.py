@@ -1,0 +1,333 @@
+"""Distillation: a teacher for the classes of a data set, and its outputs recorded once for all training images.
+
+timm's train.py asks a teacher about every crop (`kd_model_name`), which costs several times what a small student costs.
+For classes of ImageNet that are photographs of the same things, an ImageNet network with other weights of its last layer
+is such a teacher: the rows of those classes, fitted to the training images. What it says of each whole training image is
+recorded, and serves for all crops of it (`kd_outputs`). A classifier knows the images that it was fitted to; so each
+image's record comes from one that was fitted to other images.
+"""
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from timm.data import ImageNetInfo, create_loader
+from timm.models import load_state_dict, save_for_hf
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from .description import build_model
+from .evaluation import autocast, class_indices, default_device, open_images
+from .files import atomic_path
+from .manifest import sha256_of
+from .weights_io import loading, one_line
+
+__all__ = ['NumberedImages', 'RecordedTeacher', 'Teacher', 'add_arguments', 'fit_classifier', 'main', 'write_teacher']
+
+OUTPUTS = 'outputs.safetensors'
+WEIGHTS = 'model.safetensors'
+FOLDS = 4
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What `write_teacher` made.
+
+    Args:
+        folder: A model folder of timm's, `local-dir:FOLDER`, and the recorded outputs `outputs.safetensors` in it.
+        before: Top-1 accuracy on the held-out images with the rows of ImageNet's classifier, in per cent.
+        after: The same with the fitted classifier.
+        recorded: Top-1 accuracy of the recorded outputs on the training images.
+    """
+
+    folder: Path
+    before: float
+    after: float
+    recorded: float
+
+    @property
+    def outputs(self) -> Path:
+        """The recorded outputs."""
+        return self.folder / OUTPUTS
+
+
+class RecordedTeacher(nn.Module):
+    """Stands for a teacher whose outputs for all training images are at hand.
+
+    `look_up` says which images the next batch holds; the call then gives their outputs, whatever the crops are.
+
+    Args:
+        logits: [N, num_classes], of the training images in their order.
+        targets: [N], their classes.
+    """
+
+    def __init__(self, logits: Tensor, targets: Tensor) -> None:
+        super().__init__()
+        # No buffers: they are no part of what a checkpoint holds.
+        self.logits, self.targets = logits, targets
+        self.current = logits[:0]
+
+    @classmethod
+    def load(cls, path: str | Path, images: Any, num_classes: int) -> RecordedTeacher:
+        """Read what `write_teacher` recorded.
+
+        Args:
+            path: The file.
+            images: The training images, an image folder opened by `open_images`.
+            num_classes: Of the student.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it cannot be read, or was recorded for other images or classes.
+        """
+        names, targets = _members(images)
+        with loading(path), safe_open(path, framework='pt') as file:
+            record, logits = dict(file.metadata() or {}), file.get_tensor('logits')
+        if record.get('images_sha256') != _sha256(names):
+            raise ValueError(f'{path} was recorded for other training images than these {len(names):,}')
+        if tuple(logits.shape) != (len(names), num_classes):
+            raise ValueError(f'{path} holds outputs of shape {tuple(logits.shape)} and must have {len(names)} of '
+                             f'{num_classes} classes')
+        return cls(logits, torch.tensor(targets))
+
+    def look_up(self, numbers: Tensor) -> Tensor:
+        """Take a batch's numbers [B] of images, and give their classes [B], on the same device."""
+        here = numbers.cpu()
+        self.current = self.logits[here].to(numbers.device)
+        return self.targets[here].to(numbers.device)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The outputs [B, num_classes] of the images that were looked up last."""
+        return self.current.float()
+
+
+class NumberedImages(Dataset[Any]):
+    """A data set of timm's that gives each image's number instead of its class."""
+
+    def __init__(self, images: Any) -> None:
+        self.images = images
+
+    @property
+    def transform(self) -> Any:
+        """Of the data set, which timm's loader sets."""
+        return self.images.transform
+
+    @transform.setter
+    def transform(self, transform: Any) -> None:
+        self.images.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, number: int) -> tuple[Any, int]:
+        return self.images[number][0], number
+
+
+def write_teacher(
+        weights: str | Path,
+        data_dir: str | Path,
+        folder: str | Path,
+        model: str = 'tf_efficientnet_lite2',
+        img_size: int = 160,
+        batch_size: int = 64,
+        workers: int = 1,
+        device: str | None = None,
+        amp_dtype: str | None = 'bfloat16',
+        progress: bool = True,
+) -> Teacher:
+    """Make a teacher for an image folder with classes of ImageNet out of a network for all of ImageNet.
+
+    Args:
+        weights: Of the network with ImageNet's 1,000 outputs. They may come from another implementation, with other
+            names for the same tensors in the same order.
+        data_dir: The image folder; the folders of the classes have the names of ImageNet's (n01443537, …).
+        folder: Where to; it appears only when it is complete.
+        model: timm's name of the network, whose last layer is linear.
+        img_size: Side to which the images are enlarged.
+        batch_size: Images per step.
+        workers: Processes that load images.
+        device: Where to run.
+        amp_dtype: The lower precision of the network; none if None.
+        progress: Show progress bars.
+
+    Raises:
+        FileExistsError: if the folder exists.
+        FileNotFoundError: if the weights or the images are missing.
+        ValueError: if they do not fit.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f'{folder} exists; name another folder')
+    where = torch.device(default_device(device))
+    network: Any = _load(model, weights)
+    size = (3, img_size, img_size)
+    training, held_out = (open_images(data_dir, split, input_size=size) for split in ('train', 'validation'))
+    names, numbers = _members(training)
+    targets = torch.tensor(numbers)
+    wnids = list(class_indices(training))
+    if list(class_indices(held_out)) != wnids:
+        raise ValueError(f'{data_dir}: the training and the held-out images have different classes')
+    known = ImageNetInfo('imagenet-1k').label_names()
+    if foreign := [wnid for wnid in wnids if wnid not in known]:
+        raise ValueError(f'{data_dir}: {len(foreign)} of {len(wnids)} classes are none of ImageNet-1k, such as '
+                         f'{foreign[0]}')
+    rows = torch.tensor([known.index(wnid) for wnid in wnids])
+    classifier: Any = network.get_classifier()
+    if not isinstance(classifier, nn.Linear) or classifier.out_features != len(known):
+        raise ValueError(f'{model} has no linear classifier of {len(known)} classes')
+    start = classifier.weight.detach()[rows].float(), classifier.bias.detach()[rows].float()
+
+    network.eval().to(where, memory_format=torch.channels_last)
+    data = {'mean': network.pretrained_cfg['mean'], 'std': network.pretrained_cfg['std'], 'interpolation': 'bicubic',
+            'crop_pct': 1.0}
+
+    def features(images: Any, title: str) -> Tensor:
+        loader = create_loader(images, size, batch_size, num_workers=workers, device=where, persistent_workers=False,
+                               **data)
+        found = []
+        with torch.inference_mode(), autocast(where, amp_dtype)():
+            for batch, _ in tqdm(loader, desc=title, disable=not progress, leave=False):
+                batch = batch.contiguous(memory_format=torch.channels_last)
+                found.append(network.forward_head(network.forward_features(batch), pre_logits=True).float().cpu())
+        return torch.cat(found)
+
+    seen, unseen = features(training, 'training images').clone(), features(held_out, 'held-out images').clone()
+    answers = torch.tensor(_members(held_out)[1])
+    logits = torch.empty(len(targets), len(wnids))
+    fold = torch.arange(len(targets)) % FOLDS  # the images are sorted by class: every fold has as many of each
+    for left_out in tqdm(range(FOLDS), desc='classifiers', disable=not progress, leave=False):
+        others = fold != left_out
+        weight, bias = fit_classifier(seen[others], targets[others], *start)
+        logits[~others] = F.linear(seen[~others], weight, bias)
+    weight, bias = fit_classifier(seen, targets, *start)
+    teacher = Teacher(folder, _top1(F.linear(unseen, *start), answers), _top1(F.linear(unseen, weight, bias), answers),
+                      _top1(logits, targets))
+
+    network.reset_classifier(len(wnids))
+    with torch.no_grad():
+        network.get_classifier().weight.copy_(weight)
+        network.get_classifier().bias.copy_(bias)
+    network.pretrained_cfg = {**network.pretrained_cfg, **data, 'input_size': size, 'num_classes': len(wnids),
+                              'label_names': wnids}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
+    try:
+        save_for_hf(network.cpu().to(memory_format=torch.contiguous_format), str(temporary),
+                    safe_serialization=True)
+        record = {
+            'format': 'pt', 'model': model, 'weights_sha256': sha256_of(weights), 'img_size': str(img_size),
+            'teacher_sha256': sha256_of(temporary / WEIGHTS), 'images_sha256': _sha256(names),
+            'classes': json.dumps(wnids), 'metrics': json.dumps(
+                {name: round(getattr(teacher, name), 4) for name in ('before', 'after', 'recorded')})}
+        with atomic_path(temporary / OUTPUTS) as path:
+            save_file({'logits': logits.half()}, path, metadata=record)
+        temporary.chmod(0o755)
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return teacher
+
+
+def fit_classifier(
+        features: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, decay: float = 3e-3, iterations: int = 20,
+) -> tuple[Tensor, Tensor]:
+    """Fit a linear classifier by L-BFGS, drawn towards the one that it starts from.
+
+    Args:
+        features: [N, F].
+        targets: [N], the classes.
+        weight: [K, F] to start from.
+        bias: [K] to start from.
+        decay: Half of it times the squared distance of the weight from its start is added to the mean cross-entropy.
+        iterations: Of L-BFGS.
+
+    Returns:
+        The weight [K, F] and the bias [K].
+    """
+    fitted = weight.clone().requires_grad_(), bias.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS(fitted, max_iter=iterations, line_search_fn='strong_wolfe')
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(F.linear(features, *fitted), targets) + decay / 2 * (fitted[0] - weight).square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)
+    return fitted[0].detach(), fitted[1].detach()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give the parser the arguments of `main`."""
+    parser.add_argument('weights', metavar='WEIGHTS', help='file of the network for ImageNet')
+    parser.add_argument('folder', metavar='FOLDER', help="timm's model folder to write; --kd-model-name local-dir:FOLDER")
+    parser.add_argument('--data-dir', required=True, metavar='DIR', help='image folder with classes of ImageNet')
+    parser.add_argument('-m', '--model', default='tf_efficientnet_lite2', metavar='NAME',
+                        help="timm's name of the network (default: %(default)s)")
+    parser.add_argument('--img-size', type=int, default=160, metavar='PIXELS',
+                        help='side that the images are enlarged to (default: %(default)s)')
+    parser.add_argument('-b', '--batch-size', type=int, default=64, metavar='N', help='(default: %(default)s)')
+    parser.add_argument('-j', '--workers', type=int, default=1, metavar='N', help='(default: %(default)s)')
+    parser.add_argument('--device', metavar='NAME', help='cuda, cpu, …; a GPU if there is one')
+    parser.add_argument('--no-amp', action='store_true', help='full precision instead of bfloat16')
+    parser.add_argument('--no-progress', action='store_true', help='no progress bars')
+
+
+def main(args: argparse.Namespace) -> int:
+    """Make a teacher as the parsed arguments say, and print what it is worth.
+
+    Raises:
+        ValueError, OSError: see `write_teacher`.
+    """
+    teacher = write_teacher(
+        args.weights, args.data_dir, args.folder, args.model, args.img_size, args.batch_size, args.workers, args.device,
+        None if args.no_amp else 'bfloat16', not args.no_progress)
+    print(f'held-out images: top-1 {teacher.before:.2f} % with the rows of ImageNet, {teacher.after:.2f} % fitted')
+    print(f'training images: top-1 {teacher.recorded:.2f} % of the recorded outputs')
+    print(teacher.outputs)
+    return 0
+
+
+def _load(model: str, weights: str | Path) -> nn.Module:
+    network: nn.Module = build_model(model)
+    own = network.state_dict()
+    with loading(weights):
+        state: Mapping[str, Any] = load_state_dict(str(weights))
+        if state.keys() != own.keys():
+            shapes = [tuple(tensor.shape) for tensor in state.values()]
+            if shapes != [tuple(tensor.shape) for tensor in own.values()]:
+                raise ValueError(f'it has neither the names nor the shapes of {model}')
+            state = dict(zip(own, state.values(), strict=True))
+        network.load_state_dict(state)
+    return network
+
+
+def _members(images: Any) -> tuple[list[str], list[int]]:
+    """The names of the images, below the folder of the split, and their classes."""
+    try:
+        samples = [(Path(path), target) for path, target in images.reader.samples]
+        root = Path(images.reader.root)
+        return [path.relative_to(root).as_posix() for path, _ in samples], [int(target) for _, target in samples]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f'recorded outputs are of an image folder, and these images are none ({one_line(error)})'
+                         ) from None
+
+
+def _sha256(names: list[str]) -> str:
+    return hashlib.sha256('\n'.join(names).encode()).hexdigest()
+
+
+def _top1(logits: Tensor, targets: Tensor) -> float:
+    return 100 * (logits.argmax(1) == targets).double().mean().item()
