@@ -1,10 +1,10 @@
 """Distillation: a teacher for the classes of a data set, and its outputs recorded once for all training images.
 
-timm's train.py asks a teacher about every crop (`kd_model_name`), which costs several times what a small student costs.
-For classes of ImageNet that are photographs of the same things, an ImageNet network with other weights of its last layer
-is such a teacher: the rows of those classes, fitted to the training images. What it says of each whole training image is
-recorded, and serves for all crops of it (`kd_outputs`). A classifier knows the images that it was fitted to; so each
-image's record comes from one that was fitted to other images.
+timm's train.py asks a teacher about every crop (`kd_model_name`), which costs several times what a small student
+costs. Where the classes are photographs of ImageNet's, an ImageNet network is such a teacher, with other weights of its
+last layer: the rows of those classes, fitted to the training images. What it says of each whole training image is
+recorded, and serves for all crops of it (`kd_outputs`). A classifier knows the images that it was fitted to, and so each
+image's record comes from one that was fitted to others.
 """
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def fit_classifier(
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = F.cross_entropy(F.linear(features, *fitted), targets) + decay / 2 * (fitted[0] - weight).square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
     optimizer.step(closure)
@@ -272,7 +272,8 @@ def fit_classifier(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give the parser the arguments of `main`."""
     parser.add_argument('weights', metavar='WEIGHTS', help='file of the network for ImageNet')
-    parser.add_argument('folder', metavar='FOLDER', help="timm's model folder to write; --kd-model-name local-dir:FOLDER")
+    parser.add_argument('folder', metavar='FOLDER',
+                        help="timm's model folder to write; --kd-model-name local-dir:FOLDER")
     parser.add_argument('--data-dir', required=True, metavar='DIR', help='image folder with classes of ImageNet')
     parser.add_argument('-m', '--model', default='tf_efficientnet_lite2', metavar='NAME',
                         help="timm's name of the network (default: %(default)s)")

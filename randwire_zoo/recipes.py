@@ -2,7 +2,7 @@
 
 Every key is an argument of train.py, with its name, type and default; the keys listed here are those that `training`
 knows as well. One default differs: `device` is the GPU if there is one and otherwise the CPU, where train.py insists
-on a GPU.
+on a GPU. One key is not train.py's, which passes it over: `kd_outputs` (`OWN`).
 """
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ import yaml
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import ParseKwargs
 
-__all__ = ['DEFAULTS', 'KEYS', 'STOCK', 'Key', 'add_key', 'add_recipe_arguments', 'check_settings', 'learning_rate',
-           'load_recipe', 'public_settings', 'read_packaged', 'recipe_names', 'scheduled_epochs']
+__all__ = ['DEFAULTS', 'KEYS', 'OWN', 'STOCK', 'Key', 'add_key', 'add_recipe_arguments', 'check_settings',
+           'learning_rate', 'load_recipe', 'public_settings', 'read_packaged', 'recipe_names', 'scheduled_epochs']
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,23 @@ GROUPS: dict[str, tuple[Key, ...]] = {
         Key('model_ema_decay', float, 0.9998, 'its decay', minimum=0),
         Key('model_ema_warmup', bool, False, 'warm it up'),
     ),
+    'image sizes that change during the training': (
+        Key('train_img_sizes', int, None, 'sides of the training images; evaluation keeps img-size', many='+',
+            minimum=1),
+        Key('train_size_schedule', str, 'constant', 'all of them all the time, or from the first to the last',
+            choices=('constant', 'progressive')),
+        Key('train_size_schedule_spread', float, 0.65, 'how many sizes beside the current one are drawn', minimum=0),
+        Key('train_size_random_mix', float, 0.1, 'share of the steps that draw any size', minimum=0),
+    ),
+    'distillation': (
+        Key('kd_model_name', str, None, "the teacher's name, such as local-dir:FOLDER", public=_MODEL),
+        Key('kd_distill_type', str, 'logit', 'what the student learns of it', choices=('logit',)),
+        Key('kd_temperature', float, 4.0, "softens the teacher's and the student's probabilities", minimum=0),
+        Key('distill_loss_weight', float, None, "weight of the teacher's loss, see train.py", minimum=0),
+        Key('task_loss_weight', float, None, "weight of the labels' loss, see train.py", minimum=0),
+        Key('kd_outputs', str, '', "the teacher's outputs for all training images, recorded by `randwire-zoo teacher`, "
+            'instead of the teacher'),
+    ),
     'run': (
         Key('seed', int, 42, 'seed of everything random but the graphs', minimum=0),
         Key('worker_seeding', str, 'all', "seeding of the workers' generators", choices=('all', 'part')),
@@ -199,17 +216,17 @@ _HYPERPARAMETERS: dict[str, Any] = {
     'lr_cycle_decay': 0.5, 'lr_cycle_limit': 1, 'epoch_repeats': 0.0, 'aug_splits': 0, 'jsd_loss': False,
     'bce_loss': False, 'bce_sum': False, 'bce_target_thresh': None, 'bce_pos_weight': None, 'resplit': False,
     'drop_connect': None, 'drop_block': None, 'bn_momentum': None, 'bn_eps': None, 'split_bn': False,
-    'model_ema_force_cpu': False, 'tta': 0, 'train_img_sizes': None, 'train_batch_sizes': None,
-    'train_size_probs': None, 'train_size_schedule': 'constant', 'train_size_schedule_spread': 0.65,
-    'train_size_random_mix': 0.1, 'train_batches_per_epoch': None, 'variable_batch_loss_scale': 'none',
+    'model_ema_force_cpu': False, 'tta': 0, 'train_batch_sizes': None, 'train_size_probs': None,
+    'train_batches_per_epoch': None, 'variable_batch_loss_scale': 'none',
     'naflex_loader': False, 'naflex_train_seq_lens': [128, 256, 576, 784, 1024], 'naflex_max_seq_len': 576,
     'naflex_patch_sizes': None, 'naflex_patch_size_probs': None, 'naflex_loss_scale': 'linear',
-    'naflex_patchify_channels_first': False, 'kd_model_name': None, 'kd_distill_type': 'logit', 'kd_loss_type': 'kl',
-    'distill_loss_weight': None, 'task_loss_weight': None, 'kd_temperature': 4.0, 'kd_student_feature_dim': None,
+    'naflex_patchify_channels_first': False, 'kd_loss_type': 'kl', 'kd_student_feature_dim': None,
     'kd_teacher_feature_dim': None, 'kd_token_distill_type': 'soft',
 }
 STOCK: dict[str, Any] = {**_RUNNING, **_ELSEWHERE, **_HYPERPARAMETERS}
 KEYS: dict[str, Key] = {key.name: key for keys in GROUPS.values() for key in keys}
+#: The keys that train.py does not have.
+OWN = ('kd_outputs',)
 DEFAULTS: dict[str, Any] = {key.name: key.default for key in KEYS.values()}
 
 
@@ -331,7 +348,7 @@ def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
                 continue
             pattern = _WORD if key.choices else key.public
         elif name in _HYPERPARAMETERS:
-            pattern = _MODEL if name == 'kd_model_name' else _WORD
+            pattern = _WORD
         else:
             continue
         value = _public(value, pattern)

@@ -30,7 +30,12 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import safe_model_name
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.task import ClassificationTask, load_task_ema_checkpoint, resume_task_checkpoint
+from timm.task import (
+    ClassificationTask,
+    LogitDistillationTask,
+    load_task_ema_checkpoint,
+    resume_task_checkpoint,
+)
 from timm.utils import (
     AverageMeter,
     CheckpointSaver,
@@ -49,6 +54,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .description import WEIGHT_SOURCES, Description
+from .distillation import NumberedImages, RecordedTeacher
 from .evaluation import (
     Conditions,
     autocast,
@@ -244,8 +250,11 @@ class _Run:
         self.mixup = args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
         if self.mixup and args.batch_size % 2:
             raise ValueError(f'mixup and cutmix need an even batch_size, got {args.batch_size}')
+        if self.mixup and args.kd_outputs:
+            raise ValueError('kd_outputs holds what the teacher says of single images, and mixup and cutmix mix them')
         if args.aug_repeats and not args.distributed:
             raise ValueError(f'aug_repeats needs several processes, got aug_repeats={args.aug_repeats:g} in one')
+        self.recorded: RecordedTeacher | None = None
         self.loader_train, self.loader_eval = self._build_loaders()
         # In the arguments that every checkpoint holds, but not in args.yaml, which is a recipe for other runs as well.
         args.description = self.description.to_dict()
@@ -254,7 +263,7 @@ class _Run:
         self.amp_autocast = autocast(device, args.amp_dtype if args.amp else None)
         needs_scaler = args.amp and args.amp_dtype == 'float16' and device.type == 'cuda'
         self.loss_scaler = NativeScaler(device=device.type) if needs_scaler else None
-        self.task: Any = ClassificationTask(model, self._criterion().to(device), device=device, verbose=False)
+        self.task: Any = self._create_task(model)
         args.lr = learning_rate(vars(args), args.world_size)
         if args.warmup_epochs and args.sched != 'none' and args.warmup_lr > args.lr:
             raise ValueError(f'the warm-up would lower the rate: warmup_lr is {args.warmup_lr:g}, and the rate of this '
@@ -322,6 +331,9 @@ class _Run:
         classes = class_indices(images)
         if list(classes.values()) == list(range(len(classes))):
             self.description = replace(self.description, label_names=tuple(classes))
+        if args.kd_outputs:
+            self.recorded = RecordedTeacher.load(args.kd_outputs, images, args.num_classes)
+            images = NumberedImages(images)
         shared = {'pin_memory': args.pin_mem, 'distributed': args.distributed}
         collate = FastCollateMixup(
             mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
@@ -336,7 +348,10 @@ class _Run:
             gaussian_blur_prob=args.gaussian_blur_prob, auto_augment=args.aa, num_aug_repeats=args.aug_repeats,
             interpolation=config['interpolation'] if plain else args.train_interpolation, collate_fn=collate,
             worker_seeding=args.worker_seeding, input_size=config['input_size'], mean=config['mean'], std=config['std'],
-            num_workers=args.workers, device=self.device,
+            num_workers=args.workers, device=self.device, input_size_choices=args.train_img_sizes,
+            batch_choice_seed=args.seed, batch_choice_schedule=args.train_size_schedule,
+            batch_schedule_epochs=args.epochs if args.train_size_schedule == 'progressive' else None,
+            batch_schedule_spread=args.train_size_schedule_spread, batch_schedule_random_mix=args.train_size_random_mix,
             # Workers that live on would carry their random state over from an epoch that a resumed run never saw.
             persistent_workers=False, **shared)
         if len(loader_train) == 0:
@@ -345,6 +360,20 @@ class _Run:
         if held_out is None:
             return loader_train, None
         return loader_train, conditions.loader(self.description, held_out, self.device, args.workers, **shared)
+
+    def _create_task(self, model: nn.Module) -> Any:
+        """timm's task: the labels alone, or a teacher beside them."""
+        args, criterion = self.args, self._criterion().to(self.device)
+        teacher = self.recorded or args.kd_model_name
+        if teacher is None:
+            return ClassificationTask(model, criterion, device=self.device, verbose=False)
+        try:
+            return LogitDistillationTask(
+                model, teacher, criterion, distill_loss_weight=args.distill_loss_weight,
+                task_loss_weight=args.task_loss_weight, temperature=args.kd_temperature, device=self.device,
+                verbose=False)
+        except (OSError, RuntimeError, TypeError, KeyError, AssertionError) as error:
+            raise ValueError(f'cannot create the teacher {args.kd_model_name!r}: {one_line(error)}') from error
 
     def _criterion(self) -> nn.Module:
         if self.mixup:
@@ -481,7 +510,7 @@ class _Run:
     def _train_one_epoch(self, epoch: int) -> dict[str, float]:
         args, loader = self.args, self.loader_train
         _seed_everything(args.seed, epoch + 1, args.rank)
-        for part in (loader.dataset, loader.sampler):
+        for part in (loader.dataset, loader.sampler, loader.batch_sampler):
             if hasattr(part, 'set_epoch'):
                 part.set_epoch(epoch)
         loader.mixup_enabled = not args.mixup_off_epoch or epoch < args.mixup_off_epoch
@@ -493,6 +522,8 @@ class _Run:
             for index, (images, targets) in enumerate(loader):
                 if args.channels_last:
                     images = images.contiguous(memory_format=torch.channels_last)
+                if self.recorded is not None:
+                    targets = self.recorded.look_up(targets)
                 # The last update of an epoch may add up fewer steps than the others.
                 accumulated = min(args.grad_accum_steps,
                                   len(loader) - index // args.grad_accum_steps * args.grad_accum_steps)

@@ -1,0 +1,99 @@
+"""Tiny ImageNet's archive becomes an image folder, or one line says why not and nothing is written."""
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from randwire_zoo import cli
+from randwire_zoo.datasets import read_label_texts, write_tiny_imagenet
+from randwire_zoo.evaluation import class_indices, open_images
+
+ROOT = 'tiny-imagenet-200'
+PIXEL = bytes.fromhex('47494638376101000100800000ffffff0000002c00000000010001000002024401003b')  # a GIF of one pixel
+
+
+def members() -> dict[str, bytes]:
+    """Two classes of three training images and four validation images, laid out as in the archive."""
+    files = {'wnids.txt': b'n02\nn01\n', 'words.txt': b'n00\tentity\nn01\tgoldfish, Carassius auratus\nn02\tbus\n',
+             'test/images/test_0.JPEG': PIXEL}
+    for wnid in ('n01', 'n02'):
+        names = [f'{wnid}_{index}.JPEG' for index in range(3)]
+        files.update({f'train/{wnid}/images/{name}': PIXEL for name in names})
+        files[f'train/{wnid}/{wnid}_boxes.txt'] = ''.join(f'{name}\t0\t1\t62\t63\n' for name in names).encode()
+    labels = {'val_0.JPEG': 'n02', 'val_1.JPEG': 'n01', 'val_2.JPEG': 'n01', 'val_3.JPEG': 'n02'}
+    files.update({f'val/images/{name}': name.encode() for name in labels})
+    files['val/val_annotations.txt'] = ''.join(f'{name}\t{wnid}\t0\t32\t44\t62\n' for name, wnid in labels.items()
+                                               ).encode()
+    return files
+
+
+def pack(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, 'w') as archive:
+        for name, data in files.items():
+            archive.writestr(f'{ROOT}/{name}', data)
+    return path
+
+
+def unpack(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.mark.parametrize('kind', ['archive', 'folder', 'its parent'])
+def test_an_archive_or_a_folder_becomes_an_image_folder_with_the_labels_of_its_table(
+        kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = (pack(tmp_path / 'tiny.zip', members()) if kind == 'archive'
+              else unpack(tmp_path / ROOT, members()).parent if kind == 'its parent'
+              else unpack(tmp_path / 'there', members()))
+    folder = tmp_path / 'here'
+    assert cli.main(['data', 'tiny-imagenet', str(source), str(folder)]) == 0
+    assert capsys.readouterr().out == f'{folder}: 2 classes, 6 training and 4 validation images\n'
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file()) == [
+        'train/n01/n01_0.JPEG', 'train/n01/n01_1.JPEG', 'train/n01/n01_2.JPEG', 'train/n02/n02_0.JPEG',
+        'train/n02/n02_1.JPEG', 'train/n02/n02_2.JPEG', 'val/n01/val_1.JPEG', 'val/n01/val_2.JPEG',
+        'val/n02/val_0.JPEG', 'val/n02/val_3.JPEG', 'words.txt']
+    assert (folder / 'val/n02/val_3.JPEG').read_bytes() == b'val_3.JPEG'
+    assert read_label_texts(folder) == {'n01': 'goldfish, Carassius auratus', 'n02': 'bus'}
+    assert class_indices(open_images(folder, 'validation')) == {'n01': 0, 'n02': 1}  # as timm finds it
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'wnids.txt': None}, 'it has no wnids.txt'),
+    ({'wnids.txt': b'n01\nn01\n'}, 'names no classes, or one twice'),
+    ({'train/n01/images/n01_2.JPEG': None, 'val/images/val_0.JPEG': None},
+     'lacks 2 of 10 images, such as train/n01/images/n01_2.JPEG'),
+    ({'train/n02/n02_boxes.txt': None}, 'it has no train/n02/n02_boxes.txt'),
+    ({'val/images/val_1.JPEG': b''}, 'val/images/val_1.JPEG is empty'),
+    ({'val/val_annotations.txt': b'val_0.JPEG\tn03\t0\t1\t2\t3\n'}, "the class 'n03', which wnids.txt has not"),
+    ({'val/val_annotations.txt': b'val_0.JPEG\tn01\nval_0.JPEG\tn02\n'}, 'names an image twice'),
+    ({'words.txt': b'\xff'}, 'words.txt cannot be read'),
+])
+def test_an_archive_that_is_not_whole_is_one_line_and_nothing_is_written(
+        change: dict[str, bytes | None], message: str, tmp_path: Path) -> None:
+    files = {name: data for name, data in {**members(), **change}.items() if data is not None}
+    source = pack(tmp_path / 'tiny.zip', files)
+    with pytest.raises(ValueError) as error:
+        write_tiny_imagenet(source, tmp_path / 'here')
+    assert message in str(error.value) and '\n' not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ['tiny.zip']
+
+
+def test_a_damaged_or_missing_source_and_a_folder_in_use_are_one_line(tmp_path: Path) -> None:
+    source = pack(tmp_path / 'tiny.zip', members())
+    data = bytearray(source.read_bytes())
+    data[data.rindex(PIXEL) + 10] ^= 255  # of a training image
+    (tmp_path / 'bad.zip').write_bytes(data)
+    with pytest.raises(ValueError, match=r'bad.zip is damaged: .*CRC'):
+        write_tiny_imagenet(tmp_path / 'bad.zip', tmp_path / 'here')
+    (tmp_path / 'cut.zip').write_bytes(source.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r'cut.zip is no whole zip archive'):
+        write_tiny_imagenet(tmp_path / 'cut.zip', tmp_path / 'here')
+    with pytest.raises(FileNotFoundError, match='no archive or folder at'):
+        write_tiny_imagenet(tmp_path / 'nothing', tmp_path / 'here')
+    with pytest.raises(FileExistsError, match='is not empty; name another folder'):
+        write_tiny_imagenet(source, tmp_path)
+    assert not (tmp_path / 'here').exists()
