@@ -3,8 +3,8 @@
 timm's train.py asks a teacher about every crop (`kd_model_name`), which costs several times what a small student
 costs. Where the classes are photographs of ImageNet's, an ImageNet network is such a teacher, with other weights of its
 last layer: the rows of those classes, fitted to the training images. What it says of each whole training image is
-recorded, and serves for all crops of it (`kd_outputs`). A classifier knows the images that it was fitted to, and so each
-image's record comes from one that was fitted to others.
+recorded, and serves for all crops of it (`kd_outputs`). A classifier knows the images that it was fitted to, and so
+each image's record comes from one that was fitted to others.
 """
 from __future__ import annotations
 
