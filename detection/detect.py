@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 from torchvision.transforms.functional import pil_to_tensor
 
+from randwire_zoo.drawing import draw_detections
 from randwire_zoo.evaluation import default_device
 from randwire_zoo.files import atomic_path, write_atomically
 
@@ -24,10 +25,6 @@ from .detectors import load_detector
 from .images import SUFFIXES, convert_to_rgb, read_image
 
 __all__ = ['add_arguments', 'detect', 'draw_detections', 'main']
-
-#: Labels take at most this part of a picture, the best detections' first, so that they do not hide it.
-LABELLED = 1 / 10
-COLOURS = ('#d8453b', '#3b7dd8', '#2f9e62', '#b8860b', '#8e4ec6', '#0f8b8d', '#c2417c', '#5f6f1c')
 
 
 @torch.inference_mode()
@@ -53,61 +50,6 @@ def detect(detector: FasterRCNN, image: Image.Image) -> dict[str, Tensor]:
     found = detector([pixels])[0]
     stretch = torch.tensor([width / size[0], height / size[1]] * 2, device=device)
     return {**found, 'boxes': found['boxes'] * stretch}
-
-
-def draw_detections(image: Image.Image, found: dict[str, Tensor], classes: list[str]) -> Image.Image:
-    """Draw boxes with class and score on an image, in a colour per class.
-
-    The better ones lie on top. A label is left out where it would cover another one or too much of the picture, in the
-    order of scores; lines get thinner where there are many.
-
-    Args:
-        image: Any mode.
-        found: What `detect` gave.
-        classes: Names, the background first.
-    """
-    from matplotlib import font_manager
-
-    drawn = convert_to_rgb(image)
-    pen = ImageDraw.Draw(drawn)
-    shorter, many = min(image.size), len(found['scores']) > 25
-    font = ImageFont.truetype(font_manager.findfont('DejaVu Sans'), max(9, shorter // (48 if many else 36)))
-    width = max(1, shorter // (400 if many else 200))
-    rows = list(zip(found['boxes'].tolist(), found['labels'].tolist(), found['scores'].tolist(), strict=True))
-    for box, label, _ in reversed(rows):
-        pen.rectangle(box, outline=COLOURS[(label - 1) % len(COLOURS)], width=width)
-    placed: list[tuple[float, float, float, float]] = []
-    room = LABELLED * drawn.width * drawn.height
-    for box, label, score in rows:
-        text = f'{classes[label]} {score:.2f}'
-        _, top, right, bottom = pen.textbbox((0, 0), text, font=font)
-        size = (right + 4, bottom - top + 4)
-        place = next((place for place in _places(box, size, drawn.size)
-                      if not any(_overlap(place, other) for other in placed)), None)
-        if place is None:
-            continue
-        room -= size[0] * size[1]
-        if room < 0 and placed:
-            break
-        placed.append(place)
-        pen.rectangle(place, fill=COLOURS[(label - 1) % len(COLOURS)])
-        pen.text((place[0] + 2, place[1] + 2 - top), text, fill='white', font=font)
-    return drawn
-
-
-def _places(box: list[float], size: tuple[float, float], picture: tuple[int, int]) -> Iterator[tuple[
-        float, float, float, float]]:
-    """Where a box's label may go, the best place first: above it, below it, inside; as left, top, right, bottom."""
-    width, height = size
-    left = max(0.0, min(box[0], picture[0] - width))
-    for top in (box[1] - height, box[3], box[1], box[3] - height):
-        if 0 <= top <= picture[1] - height:
-            yield left, top, left + width, top + height
-    yield left, 0.0, left + width, height
-
-
-def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

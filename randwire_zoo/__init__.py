@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import _randwire_zoo_autoload
 
 if TYPE_CHECKING:
+    from .architectures import ARCHITECTURES, Architecture
     from .deployment import deploy
+    from .drawing import draw
     from .graphs import (
         BarabasiAlbert,
         ErdosRenyi,
@@ -20,18 +22,17 @@ if TYPE_CHECKING:
         sample_graphs,
     )
     from .kernels import use_kernels
-    from .models import ARCHITECTURES, Architecture
     from .network import RandWire
 
 __all__ = [
     'ARCHITECTURES', 'Architecture', 'BarabasiAlbert', 'ErdosRenyi', 'Graph', 'GraphModel', 'RandWire',
-    'WattsStrogatz', 'deploy', 'parse_graph_model', 'sample_graphs', 'use_kernels',
+    'WattsStrogatz', 'deploy', 'draw', 'parse_graph_model', 'sample_graphs', 'use_kernels',
 ]
 __version__ = '0.2.0'
 
 # All others are in graphs.
-_MODULES = {'ARCHITECTURES': 'models', 'Architecture': 'models', 'RandWire': 'network', 'deploy': 'deployment',
-            'use_kernels': 'kernels'}
+_MODULES = {'ARCHITECTURES': 'architectures', 'Architecture': 'architectures', 'RandWire': 'network',
+            'deploy': 'deployment', 'draw': 'drawing', 'use_kernels': 'kernels'}
 
 
 def __getattr__(name: str) -> Any:

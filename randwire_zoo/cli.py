@@ -6,7 +6,6 @@ traceback. Commands import what they need when they run.
 from __future__ import annotations
 
 import argparse
-import difflib
 import fnmatch
 import importlib
 import json
@@ -14,16 +13,14 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
+from .architectures import ARCHITECTURES, REGIMES, Wiring, find_wiring, stage_names, suggest
 from .frozen import load_graphs
-from .graphs import Graph, GraphModel, graphs_sha256, parse_graph_model
-from .models import ARCHITECTURES, Architecture, sample_architecture
-from .network import REGIMES
+from .graphs import Graph, graphs_sha256
 
 __all__ = ['build_parser', 'main']
 
@@ -138,6 +135,8 @@ examples:
     _add_network(sub)
     sub.add_argument('-o', '--output', metavar='FILE',
                      help='picture to write, .png or .svg (default: both, in the current folder)')
+    sub.add_argument('--theme', choices=('auto', 'light', 'dark'), default='auto',
+                     help="colours (default: auto: light, and an SVG turns dark with its reader's system)")
 
     sub = add('freeze', _freeze, 'sample the graphs of every name that has no frozen ones yet, or check them all', """\
 examples:
@@ -226,63 +225,15 @@ def _explain(error: Exception) -> str | None:
     else:
         return None
     if match := re.search(r'Unknown model \((.*?)\)', message):
-        message += _suggest(match[1])
+        message += suggest(match[1])
     return ' '.join(message.split())
 
 
-def _suggest(name: str) -> str:
-    close = difflib.get_close_matches(name, ARCHITECTURES, n=3, cutoff=0.7)
-    return f'; did you mean {", ".join(close)}?' if close else f'; {PROGRAM} list shows the frozen names'
-
-
-@dataclass(frozen=True)
-class _Network:
-    """What the user asked for: a frozen name, or an architecture to sample."""
-
-    name: str | None
-    architecture: Architecture
-    graphs: tuple[Graph, ...]
-
-    @property
-    def generator(self) -> str:
-        architecture = self.architecture
-        model = str(parse_graph_model(architecture.graph)).upper().replace(',', ', ')
-        return f'{model}, seed {architecture.seed}'
-
-    @property
-    def stages(self) -> list[str]:
-        """The random stages' names: they are the last ones before the head."""
-        return [f'conv{6 - len(self.graphs) + i}' for i in range(len(self.graphs))]
-
-    @property
-    def create(self) -> tuple[str, dict[str, Any]]:
-        """The model name and the arguments with which timm creates it."""
-        if self.name is not None:
-            return self.name, {}
-        architecture, default = self.architecture, Architecture()
-        kwargs = {name: value for name, value in vars(architecture).items() if value != getattr(default, name)}
-        return 'randwire', {'graph': architecture.graph, 'seed': architecture.seed, **kwargs}
-
-
-def _find_network(args: argparse.Namespace) -> _Network:
+def _find_network(args: argparse.Namespace) -> Wiring:
     """Read NAME|MODEL and its options; ValueError where they do not fit together."""
-    text = args.network
     given = {name: value for name in ('seed', 'num_nodes', 'regime', 'channels')
              if (value := getattr(args, name, None)) is not None}
-    if text in ARCHITECTURES:
-        if given:
-            options = ', '.join('--' + name.replace('_', '-') for name in given)
-            raise ValueError(f'{text} is frozen and takes no {options}; that is for a random graph model such as '
-                             f'{ARCHITECTURES[text].graph}')
-        return _Network(text, ARCHITECTURES[text], load_graphs(text))
-    if text == 'randwire':
-        raise ValueError('randwire has no graphs of its own; name a random graph model, such as ws(4,0.75)')
-    if '(' not in text and text.lower() not in GraphModel.registry:
-        raise ValueError(f'unknown name {text!r}' + _suggest(text))
-    architecture = replace(Architecture(str(parse_graph_model(text))), **given)
-    if architecture.channels < 2:
-        raise ValueError(f'channels must be an integer of at least 2, got {architecture.channels}')
-    return _Network(None, architecture, sample_architecture(architecture))
+    return find_wiring(args.network, **given)
 
 
 def _count(name: str, kwargs: dict[str, Any], img_size: int | None = None) -> dict[str, int]:
@@ -327,7 +278,7 @@ def _list(args: argparse.Namespace) -> int:
 
     names = fnmatch.filter(ARCHITECTURES, args.filter)
     if not names:
-        raise ValueError(f'no name matches {args.filter!r}' + _suggest(args.filter))
+        raise ValueError(f'no name matches {args.filter!r}' + suggest(args.filter))
     weights = _weights()
     rows = []
     for name in sorted(names, key=lambda name: (ARCHITECTURES[name].channels, name.split('_')[1], name)):
@@ -363,7 +314,7 @@ def _info(args: argparse.Namespace) -> int:
     figures = _count(name, kwargs, args.img_size)
     size = f'{figures["img_size"]}×{figures["img_size"]}'
     rows = [
-        ('generator', network.generator + (' (frozen)' if network.name else '')),
+        ('generator', architecture.generator + (' (frozen)' if network.name else '')),
         ('regime', architecture.regime),
         ('N', architecture.num_nodes),
         ('C', architecture.channels),
@@ -386,12 +337,12 @@ def _info(args: argparse.Namespace) -> int:
     else:
         rows.append(('weights', 'none'))
     rows.append(('create', f'timm.create_model({", ".join(arguments)})'))
-    print(network.name or network.generator)
+    print(network.name or architecture.generator)
     print(tabulate(rows, tablefmt='plain', disable_numparse=True))
     print()
     print(tabulate(
         [(stage, graph.num_nodes, len(graph.edges), len(graph.inputs), len(graph.outputs), _depth(graph),
-          graph.sha256[:16]) for stage, graph in zip(network.stages, network.graphs, strict=True)],
+          graph.sha256[:16]) for stage, graph in zip(stage_names(len(network.graphs)), network.graphs, strict=True)],
         headers=('stage', 'nodes', 'edges', 'inputs', 'outputs', 'depth', 'sha256'), disable_numparse=True,
         colalign=('left', 'right', 'right', 'right', 'right', 'right', 'left')))
     return 0
@@ -404,14 +355,10 @@ def _draw(args: argparse.Namespace) -> int:
         check_format(args.output)
     network = _find_network(args)
     architecture = network.architecture
-    if network.name:
-        title, stem = f'{network.name}: {network.generator}', network.name
-    else:
-        title = f'{network.generator}, {architecture.regime} regime'
-        stem = '-'.join([*re.findall(r'[\w.]+', architecture.graph), f's{architecture.seed}',
-                         f'n{architecture.num_nodes}', architecture.regime])
+    stem = network.name or '-'.join([*re.findall(r'[\w.]+', architecture.graph), f's{architecture.seed}',
+                                     f'n{architecture.num_nodes}', architecture.regime])
     for path in [args.output] if args.output is not None else [stem + suffix for suffix in FORMATS]:
-        draw_graphs(network.graphs, path, title=title, names=network.stages)
+        draw_graphs(network.graphs, path, title=network.title, theme=args.theme, progress=True)
         print(path)
     return 0
 

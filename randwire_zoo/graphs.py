@@ -97,6 +97,19 @@ class Graph:
         """The original output nodes or sinks (out-degree 0), which the stage's output averages."""
         return tuple(node for node, targets in enumerate(self.successors) if not targets)
 
+    def __repr__(self) -> str:
+        """One line: of a small graph the expression that makes it, of others what tells them apart."""
+        if len(self.edges) <= 10:
+            return f'Graph({self.num_nodes}, {self.edges})'
+        return (f'<Graph: N = {self.num_nodes}, {len(self.edges)} edges, {len(self.inputs)} inputs, '
+                f'{len(self.outputs)} outputs, sha256 {self.sha256[:8]}>')
+
+    def _repr_svg_(self) -> str:
+        """The wiring, in a notebook."""
+        from .drawing import draw, svg_text  # which needs this module
+
+        return svg_text(draw(self))
+
     @cached_property
     def sha256(self) -> str:
         """64 hexadecimal digits that change with any change of the wiring."""

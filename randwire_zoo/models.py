@@ -1,12 +1,6 @@
-"""RandWire networks as timm models: one frozen architecture per name, and `randwire` for everything else.
+"""RandWire networks as timm models: one frozen architecture per name (`architectures`), and `randwire` for all others.
 
-Importing this module registers the names with timm. The paper's tables that a name belongs to:
-
-    randwire_ws_small_s1 … _s5                      WS(4, 0.75), C = 78: Table 2 and the best bar of Figure 3
-    randwire_er_small_s1 … _s5, randwire_ba_small_… ER(0.2) and BA(5), C = 78: Figure 3
-    randwire_ws_c109, randwire_ws_c109_s2 … _s5     WS(4, 0.75), C = 109: Tables 3 and 5
-    randwire_ws_c154, randwire_ws_c154_s2 … _s5     WS(4, 0.75), C = 154: Tables 3, 4 (at 320 px) and 5
-    randwire_ws_pico                                for quick starts and tests, not in the paper
+Importing this module registers the names with timm.
 """
 from __future__ import annotations
 
@@ -23,56 +17,11 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from . import network  # the module: whoever imports it first, imports timm and so this one, while it has nothing yet
+from .architectures import ARCHITECTURES, Architecture, sample_architecture
 from .frozen import load_graphs
-from .graphs import Graph, parse_graph_model, sample_graphs
 from .manifest import FILENAME, PublishedWeights, read_manifest, read_weights
 
 __all__ = ['ARCHITECTURES', 'WEIGHTS', 'Architecture', 'find_weights', 'network_arguments', 'sample_architecture']
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What a registered name stands for: the arguments θ and the seed s of the network generator g(θ, s).
-
-    Args:
-        graph: The random graph model, such as `ws(4,0.75)`.
-        seed: s.
-        channels: C.
-        regime: 'small' or 'regular' (Table 1).
-        num_nodes: N.
-    """
-
-    graph: str = 'ws(4,0.75)'
-    seed: int = 1
-    channels: int = 78
-    regime: str = 'small'
-    num_nodes: int = 32
-
-
-def sample_architecture(architecture: Architecture) -> tuple[Graph, ...]:
-    """Sample an architecture's graphs, one per random stage.
-
-    Raises:
-        ValueError: naming the argument that is out of range.
-    """
-    node_counts = network.stage_node_counts(architecture.regime, architecture.num_nodes)
-    return sample_graphs(parse_graph_model(architecture.graph), node_counts, architecture.seed)
-
-
-def _architectures() -> dict[str, Architecture]:
-    architectures = {'randwire_ws_pico': Architecture(channels=24, num_nodes=8)}
-    for seed in range(1, 6):
-        for family, graph in (('ws', 'ws(4,0.75)'), ('er', 'er(0.2)'), ('ba', 'ba(5)')):
-            architectures[f'randwire_{family}_small_s{seed}'] = Architecture(graph, seed)
-        suffix = '' if seed == 1 else f'_s{seed}'
-        for channels in (109, 154):
-            architectures[f'randwire_ws_c{channels}{suffix}'] = Architecture(
-                seed=seed, channels=channels, regime='regular')
-    return architectures
-
-
-#: Every frozen name. `randwire` itself is not among them: it samples its graphs from its arguments.
-ARCHITECTURES: dict[str, Architecture] = _architectures()
 
 
 def network_arguments(name: str, **kwargs: Any) -> dict[str, Any]:
@@ -87,13 +36,14 @@ def network_arguments(name: str, **kwargs: Any) -> dict[str, Any]:
     """
     if name in ARCHITECTURES:
         architecture = ARCHITECTURES[name]
-        return {'graphs': load_graphs(name), 'regime': architecture.regime, 'channels': architecture.channels, **kwargs}
+        return {'graphs': load_graphs(name), 'regime': architecture.regime, 'channels': architecture.channels,
+                'origin': f'{name}: {architecture.generator}', **kwargs}
     if name != 'randwire':
         raise ValueError(f'unknown name {name!r}; `randwire-zoo list` shows the frozen ones, `randwire` is any other')
     own = {field.name: kwargs.pop(field.name) for field in fields(Architecture) if field.name in kwargs}
     architecture = Architecture(**own)
     return {'graphs': sample_architecture(architecture), 'regime': architecture.regime,
-            'channels': architecture.channels, **kwargs}
+            'channels': architecture.channels, 'origin': architecture.generator, **kwargs}
 
 
 @dataclass

@@ -3,6 +3,7 @@
 One class serves classification, feature extraction, detection and export. It depends on graphs and on timm's layers;
 names under which timm creates it stand in `models`.
 """
+import html
 import math
 import warnings
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
-from .graphs import Graph
+from .architectures import REGIMES, stage_node_counts
+from .graphs import Graph, graphs_sha256
 from .native import SeparableNode, run_stage
 from .ordering import lowest_peak_order
 from .wiring import WiringMark
@@ -23,26 +25,11 @@ from .wiring import WiringMark
 __all__ = ['NODE_OPS', 'REGIMES', 'Node', 'RandWire', 'Stage', 'checkpoint_filter_fn', 'stage_node_counts']
 
 NODE_OPS = ('sep_conv', 'conv', 'max_pool', 'avg_pool')
-REGIMES = ('small', 'regular')
 STEM_STRIDES = {4: (2, 2), 2: (1, 2), 1: (1, 1)}  # the strides of conv1 and conv2
 OUTPUT_STRIDES = (8, 16, 32)
 #: Entries of a state dict that may be missing in one from elsewhere: the wiring marks, and what no computation reads.
 OPTIONAL = ('._extra_state', '.num_batches_tracked')
 POOL_TYPES = ('', 'avg', 'max', 'avgmax', 'catavgmax', 'fast', 'fastavg', 'fastmax', 'fastavgmax', 'fastcatavgmax')
-
-
-def stage_node_counts(regime: str, num_nodes: int) -> tuple[int, ...]:
-    """N of each random stage: conv3 … conv5 in the small regime, conv2 … conv5 in the regular one (Table 1).
-
-    Raises:
-        ValueError: if the regime is unknown or N is too small for it.
-    """
-    _check_choice('regime', regime, REGIMES)
-    smallest = 1 if regime == 'small' else 2
-    if isinstance(num_nodes, bool) or not isinstance(num_nodes, int) or num_nodes < smallest:
-        raise ValueError(f'num_nodes must be an integer of at least {smallest} in the {regime} regime, '
-                         f'got {num_nodes!r}')
-    return (num_nodes,) * 3 if regime == 'small' else (num_nodes // 2,) + (num_nodes,) * 3
 
 
 class ConvBN(nn.Module):
@@ -339,6 +326,14 @@ class Stage(nn.Module):
                 data[i] = out
         return mean * (1.0 / self.num_outputs) if self.num_outputs > 1 else mean
 
+    def extra_repr(self) -> str:
+        """What torch prints before the nodes."""
+        return f'{self.graph!r}'
+
+    @torch.jit.unused
+    def _repr_svg_(self) -> str:
+        return self.graph._repr_svg_()
+
     def get_extra_state(self) -> Tensor:
         """The wiring mark: every checkpoint of every tool says which graph and architecture it was trained as."""
         return WiringMark(self.graph.sha256, self.architecture).to_tensor()
@@ -400,6 +395,7 @@ class RandWire(nn.Module):
             distributed training each process draws for its own.
         edge_weight_init: Start of the edge weights before the sigmoid.
         head: False leaves out the 1×1 convolution to 1280 and its BN: the backbone of a detector has none.
+        origin: For people: what the graphs come from, such as a registered name. It stands in the network's repr.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.
@@ -422,6 +418,7 @@ class RandWire(nn.Module):
             drop_path_rate: float = 0.0,
             edge_weight_init: float = 0.0,
             head: bool = True,
+            origin: str = '',
             device: Any = None,
             dtype: Any = None,
     ) -> None:
@@ -445,6 +442,8 @@ class RandWire(nn.Module):
 
         dd = {'device': device, 'dtype': dtype}
         self.graphs = graphs
+        self.origin = origin
+        self.channels = channels
         self.regime = regime
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -493,6 +492,20 @@ class RandWire(nn.Module):
         self._set_classifier(global_pool, **dd)
         self.init_weights()
         self.register_load_state_dict_post_hook(_accept_unmarked)
+
+    def extra_repr(self) -> str:
+        """Which network this is, in one line: torch prints it before the modules."""
+        sizes = dict.fromkeys(graph.num_nodes for graph in self.graphs)
+        origin = self.origin or f'graphs {graphs_sha256(self.graphs)[:8]}'
+        return f'{origin}, {self.regime} regime, N = {" and ".join(map(str, sizes))}, C = {self.channels}'
+
+    @torch.jit.unused
+    def _repr_html_(self) -> str:
+        """In a notebook: that line, the wiring, and the modules folded up."""
+        from .drawing import draw, svg_text  # matplotlib is no affair of a network's
+
+        return (f'<div>{svg_text(draw(self))}</div><details><summary>{html.escape(self.extra_repr())}</summary>'
+                f'<pre>{html.escape(repr(self))}</pre></details>')
 
     def _set_classifier(self, global_pool: str, device: Any = None, dtype: Any = None) -> None:
         _check_choice('global_pool', global_pool, POOL_TYPES)

@@ -142,7 +142,7 @@ def test_draw_samples_a_random_graph_model_with_its_seed_nodes_and_regime(capsys
     (['draw', 'randwire_ws_c108'], "unknown name 'randwire_ws_c108'; did you mean randwire_ws_c109"),
     (['draw', 'resnet50'], "unknown name 'resnet50'; randwire-zoo list shows"),
     (['draw', 'randwire'], 'name a random graph model, such as ws(4,0.75)'),
-    (['draw', 'randwire_ws_c109', '--seed', '2'], 'randwire_ws_c109 is frozen and takes no --seed'),
+    (['draw', 'randwire_ws_c109', '--seed', '2'], 'randwire_ws_c109 is frozen and takes no seed'),
     (['draw'], 'required: NAME|MODEL'),
     (['info', 'er(0.2)', '--channels', '1'], 'channels must be an integer of at least 2, got 1'),
     (['info', 'randwire_ws_pico', '--img-size', '0'], "'0' is no integer of at least 1"),

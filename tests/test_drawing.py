@@ -1,16 +1,31 @@
 """Pictures hold what they shall show: counted in the SVG's elements, measured in the PNG's pixels."""
 from __future__ import annotations
 
+import math
 import random
+import re
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
-import networkx as nx
 import pytest
+import timm
+import torch
 from PIL import Image
 
 from randwire_zoo.cli import main
-from randwire_zoo.drawing import INPUT, OUTPUT, draw_curves, draw_graphs, draw_predictions, layered_layout
+from randwire_zoo.drawing import (
+    DARK,
+    LIGHT,
+    Theme,
+    draw,
+    draw_curves,
+    draw_graphs,
+    draw_predictions,
+    layered_layout,
+    svg_text,
+)
 from randwire_zoo.frozen import load_graphs
 from randwire_zoo.graphs import Graph, parse_graph_model, sample_graphs
 
@@ -44,43 +59,47 @@ def test_an_svg_has_every_node_and_edge_once_and_marks_inputs_blue_and_sinks_red
             f'{stage}-edge-{source}-{target}' for source, target in reference.edges}
         for node in reference:
             style = fill(drawn[f'{stage}-node-{node}'])
-            assert (INPUT in style) == (reference.in_degree(node) == 0)
-            assert (OUTPUT in style) == (reference.out_degree(node) == 0)
+            assert (LIGHT.input in style) == (reference.in_degree(node) == 0)
+            assert (LIGHT.output in style) == (reference.out_degree(node) == 0)
     shown = texts(tmp_path / 'g.svg')
     assert 'a title' in shown and set(stages) <= set(shown)
     assert f'N = {graphs[0].num_nodes}, {len(graphs[0].edges)} edges' in shown
 
 
+def bezier(points: list[tuple[float, float]], count: int = 24) -> list[tuple[float, float]]:
+    """Points along a curve of cubic pieces."""
+    along = []
+    for start in range(0, len(points) - 1, 3):
+        a, b, c, d = points[start:start + 4]
+        for t in (i / count for i in range(count + 1)):
+            u = 1 - t
+            along.append(tuple(u ** 3 * a[k] + 3 * u * u * t * b[k] + 3 * u * t * t * c[k] + t ** 3 * d[k]
+                               for k in (0, 1)))
+    return along
+
+
 @pytest.mark.parametrize('model', ['ws(4,0.75)', 'er(0.2)', 'ba(5)', 'er(0.03)', 'er(0)', 'ws(2,0)'])
-def test_no_two_nodes_touch_and_every_edge_points_downwards(model: str) -> None:
+def test_no_two_nodes_touch_and_every_edge_goes_down_from_rim_to_rim_and_through_no_node(model: str) -> None:
+    radius = 0.34
     for graph in sample_graphs(parse_graph_model(model), (32, 9, 6), seed=4):
-        positions, routes = layered_layout(graph)
+        positions, curves = layered_layout(graph)
         assert sorted(positions) == list(range(graph.num_nodes))
         places = list(positions.values())
-        for i, (x, y) in enumerate(places):
-            for other_x, other_y in places[:i]:
-                assert (x - other_x) ** 2 + (y - other_y) ** 2 > 0.9 ** 2
-        assert set(routes) == set(graph.edges)
-        for (source, target), route in routes.items():
-            assert route[0] == positions[source] and route[-1] == positions[target]
-            heights = [y for _, y in route]
-            assert heights == sorted(heights, reverse=True) and len(set(heights)) == len(heights)
-
-
-def test_nodes_that_read_something_stand_on_the_level_of_their_longest_path() -> None:
-    graph = load_graphs('randwire_ws_small_s1')[0]
-    positions, _ = layered_layout(graph)
-    heights = sorted({y for _, y in positions.values()}, reverse=True)
-    for level, nodes in enumerate(nx.topological_generations(graph.to_networkx())):
-        for node in nodes:
-            if graph.predecessors[node]:
-                assert heights.index(positions[node][1]) == level
+        for i, place in enumerate(places):
+            assert all(math.dist(place, other) > 2.1 * radius for other in places[:i])
+        assert set(curves) == set(graph.edges)
+        for (source, target), curve in curves.items():
+            assert positions[source][1] > positions[target][1] + 2 * radius
+            assert len(curve) % 3 == 1
+            assert math.dist(curve[0], positions[source]) < 1.3 * radius > math.dist(curve[-1], positions[target])
+            others = [place for node, place in positions.items() if node not in (source, target)]
+            assert all(math.dist(point, place) > 0.8 * radius for point in bezier(curve) for place in others)
 
 
 def test_an_isolated_node_is_both_blue_and_red(tmp_path: Path) -> None:
     draw_graphs([Graph(1, ())], tmp_path / 'one.png')
     colours = {colour for _, colour in Image.open(tmp_path / 'one.png').convert('RGB').getcolors(1 << 20)}
-    assert {tuple(bytes.fromhex(colour[1:])) for colour in (INPUT, OUTPUT)} <= colours
+    assert {tuple(bytes.fromhex(colour[1:])) for colour in (LIGHT.input, LIGHT.output)} <= colours
 
 
 def test_a_png_is_wider_than_high_for_three_stages_and_of_readable_size(tmp_path: Path) -> None:
@@ -97,6 +116,123 @@ def test_the_same_graph_gives_the_same_svg(tmp_path: Path) -> None:
     for name in 'ab':
         draw_graphs([graph], tmp_path / f'{name}.svg')
     assert (tmp_path / 'a.svg').read_bytes() == (tmp_path / 'b.svg').read_bytes()
+
+
+def test_above_300_edges_all_stages_are_matrices_of_one_scale_below_2_megabytes(tmp_path: Path) -> None:
+    graphs = sample_graphs(parse_graph_model('er(0.2)'), (16, 128), seed=1)
+    assert len(graphs[0].edges) < 300 < len(graphs[1].edges)
+    draw_graphs(graphs, tmp_path / 'g.svg', names=['a', 'b'])
+    drawn = groups(tmp_path / 'g.svg')
+    assert not any('-node-' in name or '-edge-' in name for name in drawn)
+    sides = []
+    for name, graph in zip('ab', graphs, strict=True):
+        data = next(drawn[f'{name}-edges'].iter(f'{SVG}path')).get('d', '')
+        corners = [(float(x), float(y)) for x, y in re.findall(r'M (\S+) (\S+)', data)]
+        assert len(corners) == len(graph.edges)
+        # Back from places to edges: columns are sources, rows are targets.
+        columns, rows = sorted({x for x, _ in corners}), sorted({y for _, y in corners})
+        cell = min(b - a for a, b in pairwise(columns))
+        sides.append(cell)
+        found = {(round((x - columns[0]) / cell), round((y - rows[0]) / cell)) for x, y in corners}
+        first = min(source for source, _ in graph.edges), min(target for _, target in graph.edges)
+        assert found == {(source - first[0], target - first[1]) for source, target in graph.edges}
+    assert sides[0] == pytest.approx(sides[1], rel=1e-3)
+    draw_graphs(sample_graphs(parse_graph_model('ws(4,0.75)'), (128,) * 3, 1), tmp_path / 'g.png')
+    assert (tmp_path / 'g.png').stat().st_size < 2_000_000
+
+
+def test_a_png_that_would_be_too_large_has_fewer_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = load_graphs('randwire_ws_pico')[:1]
+    draw_graphs(graph, tmp_path / 'large.png')
+    monkeypatch.setattr('randwire_zoo.drawing.themes.LARGEST_PNG', (tmp_path / 'large.png').stat().st_size - 1)
+    draw_graphs(graph, tmp_path / 'small.png')
+    with Image.open(tmp_path / 'large.png') as large, Image.open(tmp_path / 'small.png') as small:
+        assert 0.7 < small.width / large.width < 0.9
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, as in WCAG 2."""
+    parts = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    darker, lighter = sorted((luminance(one), luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize('theme', [LIGHT, DARK])
+def test_colours_can_be_read_and_told_apart_in_grey(theme: Theme) -> None:
+    from randwire_zoo.drawing.themes import ON_INPUT, ON_OUTPUT
+
+    assert contrast(theme.ink, theme.paper) > 7 and contrast(theme.ink, theme.node) > 7
+    assert contrast(theme.edge, theme.paper) > 4.5
+    assert contrast(ON_INPUT, theme.input) > 4.5 and contrast(ON_OUTPUT, theme.output) > 4.5
+    assert contrast(theme.input, theme.output) > 1.9 and contrast(theme.output, theme.paper) > 1.9
+    assert all(contrast(colour, theme.paper) > 4 for colour in theme.runs)
+
+
+def test_an_svg_turns_dark_with_its_reader_and_a_theme_stays(tmp_path: Path) -> None:
+    """Every colour that the picture uses has its dark one in the rules, or is meant to stand on a coloured node."""
+    draw_graphs(load_graphs('randwire_ws_pico'), tmp_path / 'auto.svg', title='a')
+    draw_curves(write_summary(tmp_path), tmp_path / 'curves.svg')
+    for name in ('auto', 'curves'):
+        text = (tmp_path / f'{name}.svg').read_text()
+        assert '@media (prefers-color-scheme: dark)' in text
+        used = set(re.findall(r'(?:fill|stroke): (#[0-9a-f]{6})', text[text.index('</style>'):]))
+        assert used and used <= {*vars(LIGHT).values(), *LIGHT.runs, '#fdfdfd', '#1b1e24'} - {LIGHT.runs}
+    for theme in ('light', 'dark'):
+        draw_graphs(load_graphs('randwire_ws_pico'), tmp_path / f'{theme}.svg', theme=theme)
+        assert '@media' not in (tmp_path / f'{theme}.svg').read_text()
+    assert DARK.paper in (tmp_path / 'dark.svg').read_text()
+    with pytest.raises(ValueError, match="one of auto, light, dark, got 'sepia'"):
+        draw_graphs([Graph(1, ())], tmp_path / 'x.svg', theme='sepia')
+
+
+def write_summary(folder: Path) -> Path:
+    path = folder / 'summary.csv'
+    path.write_text(f'{HEADER}\n0,2.3,2.1,20.5,60,0.1\n1,1.3,1.1,80.25,97,0.05\n')
+    return path
+
+
+def test_draw_takes_a_graph_a_name_a_model_of_graphs_a_stage_and_a_network() -> None:
+    model = timm.create_model('randwire_ws_pico', device='meta', features_only=True, out_indices=(2, 3))
+    network = timm.create_model('randwire_ws_pico', device='meta')
+    pico = load_graphs('randwire_ws_pico')
+    graph = sample_graphs(parse_graph_model('ba(2)'), (8, 8, 8), 3)
+
+    def edges(figure: object) -> list[str]:
+        return sorted(set(re.findall(r'id="([^"]*edge[^"]*)"', svg_text(figure))))  # type: ignore[arg-type]
+
+    def of(names: list[str], graphs: Sequence[Graph]) -> list[str]:
+        return sorted(f'{name}edge-{source}-{target}' for name, graph in zip(names, graphs, strict=True)
+                      for source, target in graph.edges)
+
+    stages = ['conv3-', 'conv4-', 'conv5-']
+    assert edges(draw('randwire_ws_pico.digits')) == edges(draw(network)) == edges(draw(pico)) == of(stages, pico)
+    assert edges(draw(torch.nn.Sequential(network))) == of(stages, pico)
+    assert edges(draw(model)) == of(stages[:2], pico[:2])
+    assert edges(draw(pico[0])) == edges(draw(network.conv3)) == of([''], pico[:1])
+    assert edges(draw('ba(2)', seed=3, num_nodes=8)) == of(stages, graph)
+    for subject, error in ((torch.nn.Linear(1, 1), TypeError), (3, TypeError), ([], TypeError),
+                           ('resnet50', ValueError)):
+        with pytest.raises(error):
+            draw(subject)
+    with pytest.raises(ValueError, match='frozen and takes no seed'):
+        draw('randwire_ws_pico', seed=3)
+    with pytest.raises(ValueError, match='only a random graph model takes num_nodes'):
+        draw(network, num_nodes=3)
+
+
+def test_a_notebook_shows_graphs_stages_figures_and_networks_with_their_modules() -> None:
+    network = timm.create_model('randwire', graph='er(0.3)', seed=5, channels=6, num_nodes=6, device='meta')
+    for shown in (network.graphs[0], network.conv3, draw(network.graphs[0])):
+        assert ET.fromstring(shown._repr_svg_().encode()).tag == f'{SVG}svg'
+    html = network._repr_html_()
+    assert 'ER(0.3), seed 5, small regime, N = 6, C = 6' in html and '(conv_pw): Conv2d' in html
+    assert html.count('<svg') == 1 and '<details>' in html
+    assert not hasattr(torch.nn.Linear(1, 1), '_repr_html_')
 
 
 @pytest.mark.parametrize('name', ['g.pdf', 'g', 'g.png.txt'])
@@ -119,7 +255,7 @@ def test_curves_show_the_columns_that_are_there(tmp_path: Path) -> None:
     summary.write_text(f'{HEADER}\n0,2.3,2.1,20.5,60,0.1\n1,1.3,1.1,80.25,97,0.05\n2,1.0,,,,0.01\n')
     draw_curves(summary, picture)
     assert {'train_loss', 'eval_loss', 'eval_top1', 'eval_top5', 'lr'} <= set(groups(picture))
-    assert 'best top-1 80.25 %, epoch 1' in texts(picture)
+    assert 'best top-1 80.25 %, epoch 2; last 80.25 %' in texts(picture)
 
     summary.write_text('epoch,train_loss\n0,2.3\n1,1.3\n')
     draw_curves(summary, picture)
@@ -193,6 +329,8 @@ def test_the_sheet_names_both_classes_and_marks_wrong_predictions(tmp_path: Path
         assert (f'✗ other ({i * 10}%)' if i == 4 else f'{label} ({i * 10}%)') in shown
     assert sum('✗' in text for text in shown) == 1
     assert '8 of 9 right' in shown
+    draw_predictions(images, labels, predictions, [0.5] * 9, tmp_path / 'sheet.svg', title='355 of 360 right')
+    assert '355 of 360 right' in texts(tmp_path / 'sheet.svg')
 
 
 def test_a_sheet_needs_one_label_per_image(tmp_path: Path) -> None:

@@ -360,3 +360,13 @@ def test_bad_text_for_a_graph_model_is_refused_by_name(text: str, named: str) ->
 def test_arguments_out_of_range_are_refused_by_name(make: object, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         make()  # type: ignore[operator]
+
+
+def test_a_graph_is_one_line_that_makes_it_or_tells_it_from_others() -> None:
+    small = Graph(4, ((0, 1), (1, 2), (0, 3)))
+    assert eval(repr(small)) == small
+    first, second = sample_graphs(WattsStrogatz(4, 0.75), (32, 32), seed=1)
+    assert repr(first) != repr(second)
+    for graph in (first, second):
+        assert repr(graph).startswith(f'<Graph: N = 32, 64 edges, {len(graph.inputs)} inputs, ')
+        assert graph.sha256[:8] in repr(graph) and len(repr(graph)) < 100

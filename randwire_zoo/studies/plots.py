@@ -10,7 +10,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..drawing import EDGE, INK, INPUT, OUTPUT, PAPER, RUNS, draw_graphs, style
+from ..drawing import LIGHT, draw_graphs, style
 from ..graphs import Graph, graphs_sha256
 from .analysis import (
     MEASURES,
@@ -23,6 +23,9 @@ from .analysis import (
     operation_means,
 )
 from .study import Network, graphs_of
+
+EDGE, INK, INPUT, OUTPUT, PAPER, RUNS = (
+    LIGHT.edge, LIGHT.ink, LIGHT.input, LIGHT.output, LIGHT.paper, LIGHT.runs)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
