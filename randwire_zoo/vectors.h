@@ -1,0 +1,113 @@
+// Vectors of LANES numbers in float, from and to tensors in fp32 and bf16, and what else depends on the processor.
+//
+// GCC's and clang's vector types become whatever instructions there are; only conversions from and to bf16, parts of
+// vectors and products of pairs of bf16 name those of AVX-512.
+#pragma once
+
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+#include <immintrin.h>
+#endif
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+constexpr int64_t LANES = 16;
+typedef float Vec __attribute__((vector_size(64)));
+typedef int32_t IntVec __attribute__((vector_size(64)));
+typedef uint32_t UIntVec __attribute__((vector_size(64)));
+typedef uint16_t HalfVec __attribute__((vector_size(32)));
+typedef float UnalignedVec __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t UnalignedHalfVec __attribute__((vector_size(32), aligned(2), may_alias));
+struct bfloat16 { uint16_t bits; };
+
+#define INLINED __attribute__((always_inline))
+#define ALWAYS inline INLINED
+#define NEVER_INLINED __attribute__((noinline))
+
+ALWAYS Vec zeros() { return Vec{}; }
+ALWAYS Vec load_all(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
+ALWAYS Vec widen(HalfVec h) {
+  return reinterpret_cast<Vec>(__builtin_convertvector(h, UIntVec) << 16);
+}
+ALWAYS Vec load_all(const bfloat16* p) { return widen(*reinterpret_cast<const UnalignedHalfVec*>(p)); }
+ALWAYS void store_all(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
+#ifdef __AVX512BF16__
+ALWAYS HalfVec narrow(Vec v) { return reinterpret_cast<HalfVec>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(v))); }
+#else
+ALWAYS HalfVec narrow(Vec v) {  // to nearest, ties to even; NaN stays NaN
+  UIntVec u = reinterpret_cast<UIntVec>(v);
+  UIntVec rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  UIntVec nan = reinterpret_cast<UIntVec>(v != v);
+  return __builtin_convertvector((nan & 0x7fc0) | (~nan & rounded), HalfVec);
+}
+#endif
+ALWAYS void store_all(bfloat16* p, Vec v) { *reinterpret_cast<UnalignedHalfVec*>(p) = narrow(v); }
+
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+ALWAYS Vec load_some(const float* p, int64_t n) {
+  return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
+}
+ALWAYS void store_some(float* p, Vec v, int64_t n) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m512>(v));
+}
+ALWAYS Vec load_some(const bfloat16* p, int64_t n) {
+  return widen(reinterpret_cast<HalfVec>(_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), p)));
+}
+ALWAYS void store_some(bfloat16* p, Vec v, int64_t n) {
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m256i>(narrow(v)));
+}
+#else
+ALWAYS Vec load_some(const float* p, int64_t n) {
+  float lanes[LANES] = {};
+  for (int64_t i = 0; i < n; i++) lanes[i] = p[i];
+  return load_all(lanes);
+}
+ALWAYS void store_some(float* p, Vec v, int64_t n) {
+  for (int64_t i = 0; i < n; i++) p[i] = v[i];
+}
+ALWAYS Vec load_some(const bfloat16* p, int64_t n) {
+  bfloat16 lanes[LANES] = {};
+  std::memcpy(lanes, p, n * sizeof(bfloat16));
+  return load_all(lanes);
+}
+ALWAYS void store_some(bfloat16* p, Vec v, int64_t n) {
+  HalfVec h = narrow(v);
+  std::memcpy(p, &h, n * sizeof(bfloat16));
+}
+#endif
+
+ALWAYS void convert(float x, float* to) { *to = x; }
+ALWAYS void convert(bfloat16 x, bfloat16* to) { *to = x; }
+ALWAYS void convert(bfloat16 x, float* to) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  std::memcpy(to, &bits, sizeof bits);
+}
+
+// A vector of n channels: all LANES of them, or, at a pixel's end, fewer.
+template <class T> ALWAYS Vec load(const T* p, int64_t n) { return n == LANES ? load_all(p) : load_some(p, n); }
+template <class T> ALWAYS void store(T* p, Vec v, int64_t n) { n == LANES ? store_all(p, v) : store_some(p, v, n); }
+
+ALWAYS Vec relu(Vec v) { return zeros() > v ? zeros() : v; }  // NaN stays NaN
+ALWAYS int64_t padded(int64_t channels) { return (channels + LANES - 1) / LANES * LANES; }
+
+// What matrices are multiplied in: bf16 where the tensors are and the processor multiplies pairs of bf16, otherwise float.
+#ifdef __AVX512BF16__
+template <class T> struct Operand { typedef T type; };
+template <> struct Operand<bfloat16> { typedef bfloat16 type; };
+constexpr int64_t step_of(const bfloat16*) { return 2; }
+ALWAYS Vec multiply_add(Vec sum, const bfloat16* a, const bfloat16* b) {
+  int32_t pair;
+  std::memcpy(&pair, a, sizeof pair);
+  return reinterpret_cast<Vec>(_mm512_dpbf16_ps(
+      reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)),
+      reinterpret_cast<__m512bh>(_mm512_loadu_si512(b))));
+}
+#else
+template <class T> struct Operand { typedef float type; };
+#endif
+constexpr int64_t step_of(const float*) { return 1; }
+ALWAYS Vec multiply_add(Vec sum, const float* a, const float* b) { return sum + (zeros() + *a) * load_all(b); }
+
+}  // namespace
