@@ -29,7 +29,7 @@ import pytest
 import torch
 from PIL import Image
 
-from randwire_zoo import GraphModel, kernels
+from randwire_zoo import GraphModel, datasets, kernels
 from randwire_zoo.cli import build_parser, main
 from randwire_zoo.recipes import load_recipe
 from randwire_zoo.studies.study import load_study
@@ -107,7 +107,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             for index in range(count):
                 pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / 'digits' / split / str(label) / f'{index}.png')
-    monkeypatch.setattr('randwire_zoo.digits.write_digits', Path)
+    monkeypatch.setattr(datasets, 'write_digits', Path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'path', [str(tmp_path), *sys.path])
     return tmp_path
