@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Graph,
         GraphModel,
         WattsStrogatz,
+        WattsStrogatzFlex,
         parse_graph_model,
         sample_graphs,
     )
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     'ARCHITECTURES', 'Architecture', 'BarabasiAlbert', 'ErdosRenyi', 'Graph', 'GraphModel', 'RandWire',
-    'WattsStrogatz', 'deploy', 'draw', 'parse_graph_model', 'sample_graphs', 'use_kernels',
+    'WattsStrogatz', 'WattsStrogatzFlex', 'deploy', 'draw', 'parse_graph_model', 'sample_graphs', 'use_kernels',
 ]
 __version__ = '0.2.0'
 

@@ -1,8 +1,9 @@
 """Graphs and the classical random graph models that sample them (paper sections 3.2 and 3.3).
 
 A stage of a RandWire network is wired by one directed acyclic graph. `Graph` is that DAG as a frozen value;
-`ErdosRenyi`, `BarabasiAlbert` and `WattsStrogatz` sample one with networkx. Nothing here needs torch, and networkx
-is imported only when a graph is sampled: models read their graphs from files.
+`ErdosRenyi`, `BarabasiAlbert` and `WattsStrogatz` sample one with networkx, and `WattsStrogatzFlex` one of any mean
+degree. Nothing here needs torch, and networkx is imported only when a graph is sampled: models read their graphs from
+files.
 """
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     import networkx
 
 __all__ = [
-    'BarabasiAlbert', 'ErdosRenyi', 'Graph', 'GraphModel', 'WattsStrogatz', 'check_graphs', 'graphs_sha256',
-    'parse_graph_model', 'sample_graphs',
+    'BarabasiAlbert', 'ErdosRenyi', 'Graph', 'GraphModel', 'WattsStrogatz', 'WattsStrogatzFlex', 'check_graphs',
+    'graphs_sha256', 'parse_graph_model', 'sample_graphs',
 ]
 
 
@@ -263,6 +264,57 @@ class WattsStrogatz(GraphModel):
         import networkx
 
         return networkx.watts_strogatz_graph(num_nodes, self.k, self.p, seed=rng)
+
+
+@dataclass(frozen=True)
+class WattsStrogatzFlex(GraphModel):
+    """WS-flex(K, P): WS with a mean degree K that is any real number from 2 to N − 1 (You et al., "Graph Structure of
+    Neural Networks", ICML 2020), so that path length and clustering can be chosen finely.
+
+    Of round(N·K/2) undirected edges every node has as many to its next ones clockwise, the first nodes one more where
+    they do not divide. Each is rewired with probability P to a uniform non-self, non-duplicate node, node by node. What
+    is not connected is thrown away and sampled again, as there.
+    """
+
+    k: float
+    p: float
+    name: ClassVar[str] = 'ws_flex'
+    tries: ClassVar[int] = 100
+
+    def __post_init__(self) -> None:
+        if isinstance(self.k, bool) or not isinstance(self.k, (int, float)) or not self.k >= 2:  # NaN fails this too
+            raise ValueError(f'WS-flex(K, P) needs a number K of at least 2, got K={self.k!r}')
+        _check_probability('WS-flex(K, P)', self.p)
+
+    def check(self, num_nodes: int) -> None:
+        if self.k > num_nodes - 1:
+            raise ValueError(f'WS-flex(K, P) needs K of at most N − 1, got K={self.k} and N={num_nodes}')
+
+    def undirected(self, num_nodes: int, rng: random.Random) -> networkx.Graph:
+        import networkx
+
+        for _ in range(self.tries):
+            graph = self._any(num_nodes, rng)
+            if networkx.is_connected(graph):
+                return graph
+        raise ValueError(f'{self} gave no connected graph on {num_nodes} nodes in {self.tries} tries')
+
+    def _any(self, num_nodes: int, rng: random.Random) -> networkx.Graph:
+        import networkx
+
+        each, rest = divmod(round(num_nodes * self.k / 2), num_nodes)
+        lattice = [(node, (node + step) % num_nodes) for node in range(num_nodes)
+                   for step in range(1, each + (node < rest) + 1)]
+        graph = networkx.Graph()
+        graph.add_nodes_from(range(num_nodes))
+        graph.add_edges_from(lattice)
+        for node, neighbour in lattice:
+            if rng.random() >= self.p or graph.degree(node) >= num_nodes - 1:
+                continue
+            free = [other for other in range(num_nodes) if other != node and not graph.has_edge(node, other)]
+            graph.remove_edge(node, neighbour)
+            graph.add_edge(node, rng.choice(free))
+        return graph
 
 
 def parse_graph_model(text: str) -> GraphModel:

@@ -19,6 +19,7 @@ from randwire_zoo.graphs import (
     Graph,
     GraphModel,
     WattsStrogatz,
+    WattsStrogatzFlex,
     check_graphs,
     graphs_sha256,
     parse_graph_model,
@@ -195,6 +196,51 @@ def test_a_model_reads_back_from_its_own_text(model: GraphModel) -> None:
     assert parse_graph_model(f'  {str(model).upper()} ') == model
 
 
+def naive_ws_flex(n: int, k: float, p: float, rng: random.Random) -> set[frozenset[int]]:
+    """graph2nn's process, one attempt: a node that knows all others is left alone."""
+    count = round(n * k / 2)
+    per_node = [count // n + (node < count % n) for node in range(n)]
+    edges = {frozenset((v, (v + i) % n)) for v in range(n) for i in range(1, per_node[v] + 1)}
+    for v in range(n):
+        for i in range(1, per_node[v] + 1):
+            if rng.random() < p and sum(v in edge for edge in edges) < n - 1:
+                w = rng.randrange(n)
+                while w == v or frozenset((v, w)) in edges:
+                    w = rng.randrange(n)
+                edges.remove(frozenset((v, (v + i) % n)))
+                edges.add(frozenset((v, w)))
+    return edges
+
+
+@pytest.mark.parametrize(('n', 'k', 'p'), [(5, 2.4, 0.5), (5, 3.2, 0.4), (4, 3, 1)])
+def test_ws_flex_graphs_are_as_likely_as_in_the_process_where_it_connects(n: int, k: float, p: float) -> None:
+    rng, naive = random.Random(7), Counter[Edges]()
+    while naive.total() < 4000:
+        edges = naive_ws_flex(n, k, p, rng)
+        if networkx.is_connected(networkx.Graph(map(tuple, edges))) and len(frozenset().union(*edges)) == n:
+            naive[frozenset((min(edge), max(edge)) for edge in edges)] += 1
+    counts = Counter(frozenset(graph.edges) for graph in samples(WattsStrogatzFlex(k, p), n, 4000))
+    # Two samples of one law: chi-square of the two, where both together have enough.
+    often = [graph for graph in {*naive, *counts} if naive[graph] + counts[graph] >= 20]
+    chi_square = sum((naive[graph] - counts[graph]) ** 2 / (naive[graph] + counts[graph]) for graph in often)
+    assert (chi_square - len(often)) / math.sqrt(2 * len(often)) < 4
+    assert {len(edges) for edges in counts} == {round(n * k / 2)}
+
+
+def test_ws_flex_takes_any_degree_and_joins_ws_where_that_is_even() -> None:
+    for n, k in ((16, 5.3), (32, 2.0), (32, 9.71), (9, 8)):
+        graph = WattsStrogatzFlex(k, 0).sample(n, random.Random(1))
+        assert len(graph.edges) == round(n * k / 2)
+        near = [len(graph.predecessors[node]) + len(graph.successors[node]) for node in range(n)]
+        assert max(near) - min(near) <= 2  # a neighbour more on either side
+    assert WattsStrogatzFlex(4, 0).sample(12, random.Random(1)) == WattsStrogatz(4, 0).sample(12, random.Random(1))
+    model = parse_graph_model('ws_flex(3.5, 0.4)')
+    assert model == WattsStrogatzFlex(3.5, 0.4) and parse_graph_model(str(model)) == model
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=r'ws_flex\(2,1\) gave no connected'):
+        patch.setattr(networkx, 'is_connected', lambda graph: False)
+        WattsStrogatzFlex(2, 1).sample(8, random.Random(1))
+
+
 @pytest.mark.parametrize('model', [ErdosRenyi(0.2), BarabasiAlbert(5), WattsStrogatz(4, 0.75)], ids=str)
 def test_stages_and_seeds_get_different_graphs_and_a_seed_always_the_same(model: GraphModel) -> None:
     networks = [sample_graphs(model, (32, 32, 32), seed) for seed in range(1, 6)]
@@ -328,7 +374,7 @@ def test_json_data_that_is_no_graph_is_refused(data: object) -> None:
     ('er()', 'takes 1 number, got'),
     ('er(0.1,)', 'takes 1 number, got'),
     ('ba(five)', "'five'"),
-    ('grid(3)', r"'grid\(3\)'; known are ba\(m\), er\(p\), ws\(k,p\)"),
+    ('grid(3)', r"'grid\(3\)'; known are ba\(m\), er\(p\), ws\(k,p\), ws_flex\(k,p\)"),
     ('ws', "'ws'"),
     ('', "unknown random graph model ''"),
     ('ws(4,0.75', r"'ws\(4,0.75'"),
@@ -349,6 +395,10 @@ def test_bad_text_for_a_graph_model_is_refused_by_name(text: str, named: str) ->
     (lambda: WattsStrogatz(4, None), 'P=None'),  # type: ignore[arg-type]
     (lambda: WattsStrogatz(4, 0.75).sample(4, random.Random(1)), 'K=4 and N=4'),
     (lambda: WattsStrogatz(8, 0.75).sample(5, random.Random(1)), 'K=8 and N=5'),
+    (lambda: WattsStrogatzFlex(1.9, 0.5), 'K=1.9'),
+    (lambda: WattsStrogatzFlex(float('nan'), 0.5), 'K=nan'),
+    (lambda: WattsStrogatzFlex(2.5, 1.5), 'P=1.5'),
+    (lambda: WattsStrogatzFlex(4.1, 0.5).sample(5, random.Random(1)), 'K=4.1 and N=5'),
     (lambda: BarabasiAlbert(5).sample(5, random.Random(1)), 'M=5 and N=5'),
     (lambda: ErdosRenyi(0.5).sample(0, random.Random(1)), 'got 0'),
     (lambda: ErdosRenyi(0.5).sample(3.0, random.Random(1)), 'got 3.0'),  # type: ignore[arg-type]

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections import deque
+from collections.abc import Iterator
 
 import networkx
 import pytest
@@ -12,7 +14,7 @@ from timm.data import create_loader
 from torch.utils.data import Dataset
 
 from randwire_zoo.graphs import Graph, parse_graph_model, sample_graphs
-from randwire_zoo.studies.measures import graph_measures
+from randwire_zoo.studies.measures import depths, edge_betweenness, graph_measures, node_betweenness
 from randwire_zoo.studies.work import _spread
 
 
@@ -26,19 +28,23 @@ def path(n: int) -> Graph:
 
 @pytest.mark.parametrize('n', [5, 8, 13])
 def test_measures_of_graphs_with_a_formula(n: int) -> None:
+    half = (n - 1) // 2
+    # In a complete DAG node j is as deep as its index, and any subset of those between the ends is a path.
     assert graph_measures([complete(n)]) == pytest.approx({
-        'edges': n * (n - 1) / 2, 'degree': n - 1, 'path length': 1, 'clustering': 1, 'depth': n, 'inputs': 1,
-        'sinks': 1})
-    # The mean distance on a path is (N + 1) / 3.
+        'edges': n * (n - 1) / 2, 'degree': n - 1, 'path length': 1, 'clustering': 1, 'betweenness': 0, 'depth': n,
+        'edge depth': 2 * (n + 1) / 3, 'paths': (n - 2) * math.log10(2), 'inputs': 1, 'sinks': 1, 'peak memory': n})
+    # The mean distance on a path is (N + 1) / 3; what is on one side of its middle reaches the other through it.
     assert graph_measures([path(n)]) == pytest.approx({
-        'edges': n - 1, 'degree': 2 * (n - 1) / n, 'path length': (n + 1) / 3, 'clustering': 0, 'depth': n, 'inputs': 1,
-        'sinks': 1})
+        'edges': n - 1, 'degree': 2 * (n - 1) / n, 'path length': (n + 1) / 3, 'clustering': 0,
+        'betweenness': half * (n - 1 - half) / ((n - 1) * (n - 2) / 2), 'depth': n, 'edge depth': (n + 2) / 2,
+        'paths': 0, 'inputs': 1, 'sinks': 1, 'peak memory': 3})
     star = Graph(n, tuple((0, i) for i in range(1, n)))
     assert graph_measures([star]) == pytest.approx({
-        'edges': n - 1, 'degree': 2 * (n - 1) / n, 'path length': 2 - 2 / n, 'clustering': 0, 'depth': 2, 'inputs': 1,
-        'sinks': n - 1})
-    assert graph_measures([Graph(n, ())]) == {
-        'edges': 0, 'degree': 0, 'path length': 0, 'clustering': 0, 'depth': 1, 'inputs': n, 'sinks': n}
+        'edges': n - 1, 'degree': 2 * (n - 1) / n, 'path length': 2 - 2 / n, 'clustering': 0, 'betweenness': 1,
+        'depth': 2, 'edge depth': 2, 'paths': math.log10(n - 1), 'inputs': 1, 'sinks': n - 1, 'peak memory': 3})
+    assert graph_measures([Graph(n, ())]) == pytest.approx({
+        'edges': 0, 'degree': 0, 'path length': 0, 'clustering': 0, 'betweenness': 0, 'depth': 1, 'edge depth': 0,
+        'paths': math.log10(n), 'inputs': n, 'sinks': n, 'peak memory': 4})
     assert graph_measures([]) == {}
     # Of several components the largest counts, wherever it stands; a pair is one.
     assert graph_measures([Graph(5, ((0, 1), (2, 3), (3, 4)))])['path length'] == pytest.approx(4 / 3)
@@ -52,9 +58,20 @@ def test_measures_of_a_ring_lattice() -> None:
     for n, k in ((32, 4), (32, 6), (20, 8)):
         found = graph_measures(sample_graphs(parse_graph_model(f'ws({k},0)'), (n,) * 3, 1))
         steps = [-(-min(i, n - i) // (k // 2)) for i in range(1, n)]
-        assert found == pytest.approx({
-            'edges': n * k / 2, 'degree': k, 'clustering': 3 * (k - 2) / (4 * (k - 1)), 'depth': n,
-            'path length': sum(steps) / (n - 1), 'inputs': found['inputs'], 'sinks': found['sinks']})
+        expected = {'edges': n * k / 2, 'degree': k, 'clustering': 3 * (k - 2) / (4 * (k - 1)), 'depth': n,
+                    'path length': sum(steps) / (n - 1),
+                    # All nodes are alike, and what passes through them is what distances exceed 1 by.
+                    'betweenness': (sum(steps) / (n - 1) - 1) / (n - 2)}
+        assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+def ways(graph: Graph, node: int) -> Iterator[tuple[int, ...]]:
+    """Every path from a node to a sink."""
+    if not graph.successors[node]:
+        yield (node,)
+    for following in graph.successors[node]:
+        for rest in ways(graph, following):
+            yield (node, *rest)
 
 
 def test_measures_of_random_graphs_are_those_that_counting_gives() -> None:
@@ -86,6 +103,27 @@ def test_measures_of_random_graphs_are_those_that_counting_gives() -> None:
         assert found['clustering'] == pytest.approx(clustering) and found['depth'] == max(longest)
         assert found['clustering'] == pytest.approx(networkx.average_clustering(graph.to_networkx().to_undirected()))
         assert found['degree'] == sum(map(len, near)) / n and found['edges'] == len(graph.edges)
+        everything = [way for start in graph.inputs for way in ways(graph, start)]
+        assert 10 ** found['paths'] == pytest.approx(len(everything)) and max(map(len, everything)) == max(longest)
+        assert depths(graph) == longest
+        assert found['edge depth'] == pytest.approx(sum(
+            max(way.index(target) + 1 for way in everything if target in way) for _, target in graph.edges)
+            / len(graph.edges))
+
+
+def test_betweenness_is_the_share_of_shortest_paths() -> None:
+    graph, = sample_graphs(parse_graph_model('ws(4,0.5)'), (9,), 3)
+    undirected = graph.to_networkx().to_undirected()
+    nodes, edges = [0.0] * 9, dict.fromkeys(graph.edges, 0.0)
+    for a, b in itertools.combinations(range(9), 2):
+        ways = list(networkx.all_shortest_paths(undirected, a, b))
+        for way in ways:
+            for node in way[1:-1]:
+                nodes[node] += 1 / len(ways) / (8 * 7 / 2)
+            for one, other in itertools.pairwise(way):
+                edges[min(one, other), max(one, other)] += 1 / len(ways) / (9 * 8 / 2)
+    assert node_betweenness(graph) == pytest.approx(nodes) and edge_betweenness(graph) == pytest.approx(edges)
+    assert graph_measures([graph])['betweenness'] == pytest.approx(max(nodes))
 
 
 class Numbered(Dataset):  # type: ignore[type-arg]
