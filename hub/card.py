@@ -135,6 +135,7 @@ def _values(folder: Path) -> dict[str, Any]:
         'steps': metadata.get('steps'), 'recipe': metadata.get('recipe', ''),
         'history': next((name for name in ('summary.csv', 'metrics.json') if (folder / name).is_file()), ''),
         'has_curves': (folder / CURVES).is_file(), 'seed': metadata.get('seed'), 'detector': unit == 'iteration',
-        'average': metadata.get('weights') == 'average', 'version': metadata['randwire_zoo'],
+        'average': metadata.get('weights') == 'average', 'stored': metadata.get('stored', ''),
+        'version': metadata['randwire_zoo'],
         'how': evaluation['how'], 'images': evaluation.get('images'), 'recorded': evaluation['recorded'],
         'metrics': [(LABELS[key], round(value, 4 if key == 'loss' else 2)) for key, value in metrics.items()]}

@@ -54,15 +54,18 @@ class Staged:
         """`arch.tag`."""
         return f'{self.config["architecture"]}.{self.config["pretrained_cfg"]["tag"]}'
 
-    def row(self, repo_id: str, revision: str) -> PublishedWeights:
-        """The manifest's row for these weights at a revision of a repository."""
+    def row(self, repo_id: str | None = None, revision: str | None = None, file: str | None = None,
+            is_default: bool = True) -> PublishedWeights:
+        """The manifest's row for these weights at a revision of a repository, or in a file beside the manifest."""
         cfg, weights, network = self.config['pretrained_cfg'], self.folder / FILENAME, from_config(self.config)
         return PublishedWeights(
             name=self.name, sha256=sha256_of(weights), size=weights.stat().st_size,
             num_classes=self.config['num_classes'], graphs_sha256=self.metadata['graphs_sha256'],
-            license=cfg['license'], repo_id=repo_id, revision=revision, model_args=self.config.get('model_args', {}),
-            label_names=network.label_names, metrics=dict(self.metrics), recipe=self.metadata.get('recipe'),
-            description=cfg.get('description'), **network.data_config())
+            license=cfg['license'], repo_id=repo_id, revision=revision, file=file,
+            model_args=self.config.get('model_args', {}), label_names=network.label_names,
+            label_descriptions=self.config.get('label_descriptions', {}), metrics=dict(self.metrics),
+            recipe=self.metadata.get('recipe'), description=cfg.get('description'), is_default=is_default,
+            **network.data_config())
 
     @property
     def files(self) -> tuple[str, ...]:

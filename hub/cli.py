@@ -10,15 +10,16 @@ import math
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 from randwire_zoo.files import atomic_path, write_atomically
-from randwire_zoo.manifest import PACKAGED, HubError, PublishedWeights, read_rows
+from randwire_zoo.manifest import FILENAME, PACKAGED, HubError, PublishedWeights, read_rows
 from randwire_zoo.models import WEIGHTS
 from randwire_zoo.recipes import KEYS, add_key, check_settings
 
-from .checks import CheckFailed, figures
+from .checks import CheckFailed, Staged, check_folder, figures
 from .publishing import check_row, pull, push, verify
 from .staging import stage
 from .transfer import TIMEOUT, bounded, left_behind
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument('--summary', metavar='FILE', help='summary.csv of the training (default: beside the checkpoint)')
     sub.add_argument('--dataset', metavar='NAME', help='what it was trained on (default: what args.yaml says)')
     sub.add_argument('--no-ema', action='store_true', help='take the trained weights, not their moving average')
+    sub.add_argument('--half', action='store_true', help='store the large tensors in float16')
     sub.add_argument('--text', metavar='FILE', help="your own words for the card's section for them (Markdown)")
     sub.add_argument('-o', '--output', metavar='FOLDER', help='default: output/hub/NAME.TAG')
     group = sub.add_argument_group('measuring', 'The finished files are measured on the data of the training.')
@@ -76,7 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     sub = commands.add_parser('manifest', help='list, extend or check the manifest of published weights')
     sub.add_argument('action', choices=('list', 'add', 'check'))
-    sub.add_argument('row', metavar='ROW', nargs='?', help='for add: a file with what push printed, - for stdin')
+    sub.add_argument('row', metavar='ROW', nargs='?',
+                     help='for add: a file with what push printed, - for stdin; or a staged folder, whose weights then '
+                          'lie beside the manifest')
     sub.add_argument('--manifest', metavar='FILE', help='another manifest than the one in use')
     sub.add_argument('--online', action='store_true', help='for check: also ask the Hub what it records')
     _add_timeout(sub)
@@ -130,7 +134,8 @@ def _stage(args: argparse.Namespace) -> int:
     staged = stage(
         args.checkpoint, args.output or Path('output/hub') / f'{name}.{args.tag}', args.model, args.tag, args.license,
         args.recipe, args.summary, args.dataset, not args.no_ema, not args.no_eval, args.data_dir, args.split,
-        check_settings(typed), dict(args.metric), text, getattr(args, 'device', None), getattr(args, 'workers', None))
+        check_settings(typed), dict(args.metric), text, getattr(args, 'device', None), getattr(args, 'workers', None),
+        half=args.half)
     print(f'{staged.folder}: {staged.name}, {figures(staged.metrics)}')
     return 0
 
@@ -186,6 +191,8 @@ def _manifest(args: argparse.Namespace) -> int:
 
 
 def _add(source: str, path: Path) -> int:
+    if Path(source).is_dir():
+        return _add_folder(check_folder(source), path)
     text = sys.stdin.read() if source == '-' else Path(source).read_text(encoding='utf-8')
     try:
         added = json.loads(text)
@@ -194,6 +201,19 @@ def _add(source: str, path: Path) -> int:
         raise ValueError(f'{source} is not what `randwire-zoo hub push` prints: {error}') from None
     for row in rows.values():
         check_row(row)
+    return _write_rows(path, rows)
+
+
+def _add_folder(staged: Staged, path: Path) -> int:
+    """Weights of other classes than the paper's leave the name without a tag as it is."""
+    file = f'weights/{staged.name}.safetensors'
+    row = staged.row(file=file, is_default=staged.config['num_classes'] == 1000)
+    with atomic_path(path.parent / file) as temporary:
+        shutil.copyfile(staged.folder / FILENAME, temporary)
+    return _write_rows(path, {row.name: row})
+
+
+def _write_rows(path: Path, rows: Mapping[str, PublishedWeights]) -> int:
     if path.is_file():
         read_rows(path)  # so that nothing else than a manifest is extended
     table = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}

@@ -13,7 +13,8 @@ __all__ = ['from_config', 'to_config']
 ARCHITECTURE = ('first_conv', 'classifier', 'origin_url', 'paper_name', 'paper_ids')
 
 
-def to_config(network: Description, model: Any, tag: str, license: str, text: str) -> dict[str, Any]:
+def to_config(network: Description, model: Any, tag: str, license: str, text: str,
+              label_texts: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What config.json holds.
 
     num_classes stands in it once: transformers passes `model_args` on beside its own and cannot have it twice.
@@ -24,7 +25,9 @@ def to_config(network: Description, model: Any, tag: str, license: str, text: st
         tag: Of the weights.
         license: Of the weights.
         text: One line about them.
+        label_texts: What the classes are called, where that is not their name.
     """
+    descriptions = {name: (label_texts or {})[name] for name in network.label_names if name in (label_texts or {})}
     model_args = {name: value for name, value in network.arguments.items() if name != 'num_classes'}
     cfg = model.pretrained_cfg or {}
     return {
@@ -32,6 +35,7 @@ def to_config(network: Description, model: Any, tag: str, license: str, text: st
         'num_classes': model.num_classes,
         'num_features': model.num_features,
         **({'label_names': list(network.label_names)} if network.label_names else {}),
+        **({'label_descriptions': descriptions} if descriptions else {}),
         'model_args': model_args,
         'pretrained_cfg': {
             'tag': tag, 'license': license, 'description': text, 'custom_load': False,

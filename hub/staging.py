@@ -14,12 +14,13 @@ import yaml
 from torch import Tensor
 
 from randwire_zoo import __version__
+from randwire_zoo.datasets import read_label_texts
 from randwire_zoo.description import Description
 from randwire_zoo.drawing import draw_curves, draw_detection_curves, draw_graphs
 from randwire_zoo.evaluation import Conditions, class_indices, default_device, evaluate_description
 from randwire_zoo.files import write_atomically
 from randwire_zoo.manifest import FILENAME
-from randwire_zoo.weights_io import loading, save_weights
+from randwire_zoo.weights_io import loading, round_to_half, save_weights
 
 from .card import render_card
 from .checks import CARD, CONFIG, CURVES, GRAPHS, WIRING, CheckFailed, Staged, check_folder, check_names, disagreement
@@ -38,7 +39,7 @@ def stage(checkpoint: str | Path, output: str | Path, name: str | None = None, t
           dataset: str | None = None, use_ema: bool = True, measure: bool = True, data_dir: str | Path | None = None,
           split: str | None = None, settings: Mapping[str, Any] | None = None,
           metrics: Mapping[str, float] | None = None, text: str = '', device: str | None = None,
-          workers: int | None = None, progress: bool = True) -> Staged:
+          workers: int | None = None, progress: bool = True, half: bool = False) -> Staged:
     """Make a folder that `publishing.push` sends, and check it.
 
     The network is built from the one description that the training left, and the finished files are measured on the
@@ -65,6 +66,7 @@ def stage(checkpoint: str | Path, output: str | Path, name: str | None = None, t
         device: Where to measure; a GPU if there is one.
         workers: Processes that load images.
         progress: Show a progress bar.
+        half: Round the large tensors to float16 and store them so; what is measured are the rounded ones.
 
     Raises:
         CheckFailed: naming what does not fit, is recorded nowhere, or is not reproduced.
@@ -101,20 +103,25 @@ def stage(checkpoint: str | Path, output: str | Path, name: str | None = None, t
         model = run.network.create_model()
         with loading(checkpoint):
             model.load_state_dict(state)
+        if half:
+            round_to_half(model)
         record: dict[str, Any] = {'tag': tag, 'license': license, 'dataset': run.dataset,
-                  'randwire_zoo': __version__, **({'weights': run.weights} if run.weights else {})}
+                  'randwire_zoo': __version__, **({'weights': run.weights} if run.weights else {}),
+                  **({'stored': 'float16'} if half else {})}
         if run.unit:
             record.update({run.unit: str(run.step), 'steps': str(run.steps), 'seed': str(run.seed)})
         if run.settings and settings_file is not None:
             record['recipe'] = settings_file.name
             (folder / settings_file.name).write_text(yaml.safe_dump(dict(run.settings)), encoding='utf-8')
+        texts = read_label_texts(run.conditions.data_dir or '') if run.conditions is not None else {}
         (folder / CONFIG).write_text(json.dumps(to_config(
-            run.network, model, str(tag), str(license), _describe(run)), indent=2) + '\n', encoding='utf-8')
-        save_weights(model, folder / FILENAME)
+            run.network, model, str(tag), str(license), _describe(run), texts), indent=2) + '\n', encoding='utf-8')
+        save_weights(model, folder / FILENAME, half)
         found, evaluation = _measure(folder, run, measure, device, workers, progress)
         if evaluation['how'] == 'measured' and run.conditions is not None:
             run = replace(run, split=run.conditions.split)
-        save_weights(model, folder / FILENAME, metrics=dict(found), evaluation=evaluation, split=run.split, **record)
+        save_weights(
+            model, folder / FILENAME, half, metrics=dict(found), evaluation=evaluation, split=run.split, **record)
         write_probe(model, run.network, folder / PROBE)
         (folder / GRAPHS).write_text(
             json.dumps([graph.to_dict() for graph in model.graphs], indent=1) + '\n', encoding='utf-8')

@@ -269,12 +269,16 @@ def _resolve_name(
     )
     from timm.models._hub import load_model_config_from_path
 
+    from .models import find_weights  # which is built on this module
+
     source, identifier = parse_model_name(name)
     saved: Mapping[str, Any] | None = None
     try:
         if source is None:
             architecture, tag = split_model_name_tag(identifier)
             cfg = kwargs.get('pretrained_cfg') or tag
+            if pretrained and not cfg and (row := find_weights(architecture)) is not None:
+                cfg = row.name.partition('.')[2]  # which need not be timm's default tag
         else:
             load = load_model_config_from_hf if source == 'hf-hub' else load_model_config_from_path
             cfg, architecture, saved = load(identifier)

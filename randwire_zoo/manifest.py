@@ -66,6 +66,9 @@ class PublishedWeights:
         metrics: As measured by the recorded run, in per cent.
         recipe: The recipe's name.
         description: One line.
+        label_descriptions: What the classes are called, by their names in label_names.
+        is_default: Whether the network without a tag has these classes and this image size where no weights are asked
+            for, as timm's default tag has it; otherwise it is that of the paper.
 
     Raises:
         ValueError: naming the row, the key and what is allowed.
@@ -91,6 +94,8 @@ class PublishedWeights:
     metrics: Mapping[str, float] = field(default_factory=dict)
     recipe: str | None = None
     description: str | None = None
+    label_descriptions: Mapping[str, str] = field(default_factory=dict)
+    is_default: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r'randwire(_\w+)?\.\w+', self.name, re.ASCII):
@@ -127,6 +132,11 @@ class PublishedWeights:
                              f'{self.model_args!r}')
         if self.label_names and len(self.label_names) != self.num_classes:
             raise ValueError(f'label_names has {len(self.label_names)} names for {self.num_classes} classes')
+        if not isinstance(self.label_descriptions, Mapping) or not all(
+                isinstance(text, str) for item in self.label_descriptions.items() for text in item):
+            raise ValueError(f'label_descriptions must be texts by name, got {self.label_descriptions!r}')
+        if not isinstance(self.is_default, bool):
+            raise ValueError(f'is_default must be true or false, got {self.is_default!r}')
         if not isinstance(self.metrics, Mapping) or any(
                 not isinstance(value, (int, float)) or isinstance(value, bool) for value in self.metrics.values()):
             raise ValueError(f'metrics must be numbers by name, got {self.metrics!r}')

@@ -77,7 +77,8 @@ def _published_cfg(row: PublishedWeights) -> PublishedCfg:
         num_classes=row.num_classes, input_size=row.input_size,
         pool_size=tuple(math.ceil(side / 32) for side in row.input_size[1:]), crop_pct=row.crop_pct,
         crop_mode=row.crop_mode, interpolation=row.interpolation, mean=row.mean, std=row.std,
-        label_names=row.label_names or None, license=row.license, description=row.description, **place))
+        label_names=row.label_names or None, label_descriptions=dict(row.label_descriptions) or None,
+        license=row.license, description=row.description, **place))
 
 
 def _published() -> dict[str, PublishedWeights]:
@@ -91,16 +92,19 @@ def _published() -> dict[str, PublishedWeights]:
 
 _logger = logging.getLogger(__name__)
 
+#: What in a configuration of timm's says where weights lie.
+SOURCES = ('url', 'file', 'state_dict', 'hf_hub_id')
+
 #: What is published, by `arch.tag`.
 WEIGHTS: dict[str, PublishedWeights] = _published()
 
-# A name without published weights has timm's tag for that, and `pretrained=True` gives timm's plain error. It is the
-# default of `randwire` whatever is published of it: each of its tags is another network.
+# The paper's network of a name, which has timm's tag for one without weights, is its default unless a row says
+# otherwise. It is the default of `randwire` whatever is published of it: each of its tags is another network.
+_REPLACED = {row.architecture for row in WEIGHTS.values() if row.is_default} - {'randwire'}
 default_cfgs = generate_default_cfgs({
     **{name: _published_cfg(row) for name, row in WEIGHTS.items()},
-    'randwire.untrained*': _cfg(),  # after the others, which would come before it
-    **{f'{name}.untrained': _cfg() for name in ARCHITECTURES
-       if name not in {row.architecture for row in WEIGHTS.values()}},
+    # After the others, which would come before it; the asterisk makes it the default although they have weights.
+    **{f'{name}.untrained*': _cfg() for name in ('randwire', *ARCHITECTURES) if name not in _REPLACED},
 })
 
 
@@ -140,11 +144,25 @@ def find_weights(name: str) -> PublishedWeights | None:
 def _named_weights(variant: str, pretrained: bool, kwargs: Mapping[str, Any]) -> PublishedWeights | None:
     """The row that a call means, by its tag or as the default's weights; None where it names another source."""
     cfg, overlay = kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay') or {}
-    if any(overlay.get(source) for source in ('url', 'file', 'state_dict', 'hf_hub_id')):
+    if any(overlay.get(source) for source in SOURCES):
         return None
     if cfg and not isinstance(cfg, str):
         return None  # timm's own configuration, of a repository or a folder
     return find_weights(f'{variant}.{cfg}' if cfg else variant) if cfg or pretrained else None
+
+
+def _names_no_weights(kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call gives neither a source of weights nor a whole configuration of timm's, which may have one."""
+    cfg, overlay = kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay') or {}
+    return (not cfg or isinstance(cfg, str)) and not any(overlay.get(source) for source in SOURCES)
+
+
+def _no_weights(variant: str) -> str:
+    """What there is instead, in one line that begins as timm's own."""
+    how = ('name a tag' if variant == 'randwire' else
+           f'train it: randwire-zoo train -c tin200/randwire_ws_small_s1 --model {variant}')
+    return (f'No pretrained weights exist for {variant}; there are {", ".join(sorted(WEIGHTS)) or "none"}. '
+            f'Use pretrained=False, or {how}')
 
 
 def _create_randwire(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
@@ -152,7 +170,9 @@ def _create_randwire(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module
     row = _named_weights(variant, pretrained, kwargs)
     cfg = kwargs.get('pretrained_cfg')
     if row is not None:
-        kwargs = {**row.model_args, **kwargs}
+        kwargs = {**row.model_args, **kwargs, 'pretrained_cfg': row.name.partition('.')[2]}
+    elif pretrained and _names_no_weights(kwargs):
+        raise RuntimeError(_no_weights(variant))
     elif isinstance(cfg, dict) and 'model_args' in cfg:  # a `PublishedCfg` as a dict, which timm takes without them
         kwargs = {**(cfg['model_args'] or {}), **kwargs,
                   'pretrained_cfg': {name: value for name, value in cfg.items() if name != 'model_args'}}

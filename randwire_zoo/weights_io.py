@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from .files import atomic_path
 from .graphs import Graph, check_graphs, graphs_sha256
 
-__all__ = ['check_weights', 'loading', 'one_line', 'read_graphs', 'read_metadata', 'save_weights']
+__all__ = ['check_weights', 'is_large', 'loading', 'one_line', 'read_graphs', 'read_metadata', 'round_to_half',
+           'save_weights']
 
 
-def save_weights(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> None:
+def save_weights(model: nn.Module, path: str | os.PathLike[str], half: bool = False, **metadata: Any) -> None:
     """Write a RandWire model's weights, its graphs, and whatever else is worth knowing about them.
 
     The metadata of the file are text: `format`, `architecture`, `num_classes`, `graphs` (JSON, one graph per random
@@ -35,6 +36,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], **metadata: Any
     Args:
         model: The network, not wrapped in anything.
         path: Where to; must end in `.safetensors`, because timm goes by that.
+        half: Write the large tensors, see `is_large`, in float16. Whoever loads them gets the dtype of the network.
         metadata: More entries, such as `recipe='digits/randwire_ws_pico'` or `metrics={'top1': 99.0}`.
 
     Raises:
@@ -44,7 +46,8 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], **metadata: Any
     graphs = getattr(model, 'graphs', None)
     if not graphs:
         raise ValueError(f'only RandWire models carry graphs, got {type(model).__name__}')
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = {name: (tensor.half() if half and is_large(tensor) else tensor).detach().cpu().contiguous()
+             for name, tensor in model.state_dict().items()}
     entries = {
         'format': 'pt',
         'architecture': (getattr(model, 'pretrained_cfg', None) or {}).get('architecture', 'randwire'),
@@ -61,6 +64,19 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], **metadata: Any
     with atomic_path(path) as temporary:
         save_file(state, temporary, metadata=text)
         _sort_metadata(temporary)
+
+
+def is_large(tensor: Tensor) -> bool:
+    """Whether a tensor is one of those that take the space and can be rounded: kernels, and no statistics."""
+    return tensor.is_floating_point() and tensor.dim() >= 2 and tensor.numel() >= 1024
+
+
+def round_to_half(model: nn.Module) -> None:
+    """Give a network the values that it has after `save_weights(…, half=True)` and loading."""
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if is_large(tensor):
+                tensor.copy_(tensor.half())
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from hub_client import TOKEN, HubClient
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 from PIL import Image
+from pretrained import random_model
 from safetensors.torch import load_file, save_file
 
 from randwire_zoo.cli import main
@@ -562,6 +563,50 @@ results.extend(command("hub", "pull", target) for target in ({NAME!r}, {REPO!r})
     weights = f'GET /{REPO}/resolve/{row["revision"]}/model.safetensors'
     assert server.log.count(weights) == 4, 'to be loaded, into a cache of its own, and twice to be verified'
     assert server.log[-1] != weights
+
+
+def test_half_of_the_bytes_ship_beside_a_manifest_and_the_name_alone_stays_the_papers(
+        server: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = 'randwire_ws_small_s1'
+    model = random_model(name, num_classes=3)
+    save_weights(model, tmp_path / 'small.safetensors')
+    whole = (tmp_path / 'small.safetensors').stat().st_size
+    assert stage(tmp_path / 'small.safetensors', '-o', tmp_path / 'staged', '--half', '--no-eval', '--dataset', 'noise',
+                 '--img-size', 64, '--tag', 'few') == 0
+    assert 'stored in float16' in (tmp_path / 'staged' / 'README.md').read_text()
+    manifest = tmp_path / 'weights.json'
+    assert main(['hub', 'manifest', 'add', str(tmp_path / 'staged'), '--manifest', str(manifest)]) == 0
+    capsys.readouterr()
+    file = tmp_path / 'weights' / f'{name}.few.safetensors'
+    assert 0.5 * whole < file.stat().st_size < 0.53 * whole
+    stored, mine = load_file(file), model.state_dict()
+    for key, tensor in stored.items():
+        is_kernel = mine[key].ndim > 1 and mine[key].numel() >= 1024
+        assert tensor.dtype == (torch.float16 if is_kernel else mine[key].dtype)
+        assert torch.allclose(tensor.float(), mine[key].float(), rtol=2**-11, atol=2**-25)
+    rounded = timm.create_model(name, num_classes=3).eval()
+    rounded.load_state_dict(stored)
+    assert all(tensor.dtype == mine[key].dtype for key, tensor in rounded.state_dict().items())
+    with torch.no_grad():
+        expected = rounded(torch.ones(1, 3, 64, 64)).tolist()
+    alone, tagged, trained, listed, described, pretrained = overlaid(server, tmp_path / 'fresh', manifest, f'''
+import torch
+from randwire_zoo.description import Description
+plain = timm.create_model({name!r}, device='meta')
+results.append([plain.num_classes, *plain.pretrained_cfg['input_size']])
+plain = timm.create_model('{name}.few', device='meta')
+results.append([plain.num_classes, *plain.pretrained_cfg['input_size']])
+model = timm.create_model({name!r}, pretrained=True).eval()
+with torch.no_grad():
+    results.append([model.num_classes, model.pretrained_cfg['tag'], model(torch.ones(1, 3, 64, 64)).tolist()])
+results.append(timm.list_pretrained('{name}*'))
+for pretrained in (False, True):
+    found = Description.from_settings({{'model': {name!r}, 'pretrained': pretrained}})
+    results.append([found.arguments['num_classes'], *found.input_size])
+''')
+    assert alone == [1000, 3, 224, 224] and tagged == [3, 3, 64, 64]
+    assert trained == [3, 'few', expected] and listed == [f'{name}.few']
+    assert described == [1000, 3, 224, 224] and pretrained == [3, 3, 64, 64]
 
 
 def test_a_published_row_builds_the_network_that_was_trained(
