@@ -9,6 +9,7 @@ is what is printed, where … stands for anything.
 """
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib.util
 import io
@@ -24,6 +25,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -40,6 +42,7 @@ BLOCK = re.compile(r'^(?:<!-- (?P<mark>not run|needs): (?P<why>[^\n]+) -->\n)?``
                    re.MULTILINE | re.DOTALL)
 # What blocks that are not run may call, too.
 OTHERS = {'cd', 'cp', 'export', 'git', 'jupyter', 'mkdir', 'pip', 'python', 'sh', 'torchrun'}
+KINDS = {'image/svg+xml': '_repr_svg_', 'text/html': '_repr_html_'}  # of outputs of a notebook
 TRAIN_PY = json.loads((ROOT / 'tests' / 'golden' / 'train_py.json').read_text('utf-8'))
 STOCK_FLAGS = {'-c', '--checkpoint', *(flag for argument in TRAIN_PY.values() for flag in argument['flags'])}
 
@@ -202,6 +205,36 @@ def test_a_page_has_no_code_that_escapes_these_tests(page: str) -> None:
     if page.startswith('docs/') and page not in ('docs/performance.md', 'docs/results.md'):
         assert not re.findall(r'^    (?:randwire-zoo|python|make|pip|\$) .*', text, re.MULTILINE), 'fence it'
         assert snippets(page)[0].mark != 'not run' or page == 'docs/train.md', 'a page begins with a command that runs'
+
+
+def test_the_notebook_runs_and_its_outputs_are_of_the_kinds_that_it_has(
+        folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`jupyter execute --inplace docs/randwire.ipynb` writes them; nothing here needs Jupyter."""
+    path = ROOT / 'docs' / 'randwire.ipynb'
+    text = path.read_text(encoding='utf-8')
+    assert len(text) < 1_000_000 and not re.search(r'/(?:home|root|tmp|work|Users)/', text), 'large, or with a path'
+    shown: list[str] = []
+    monkeypatch.setattr('matplotlib.pyplot.show', lambda: shown.append('image/png'))
+    names: dict[str, Any] = {'__name__': '__main__'}
+    with matplotlib.rc_context({'backend': 'agg'}):
+        for cell in json.loads(text)['cells']:
+            if cell['cell_type'] != 'code':
+                continue
+            *body, last = ast.parse(''.join(cell['source'])).body
+            output = io.StringIO()
+            shown.clear()
+            with contextlib.redirect_stdout(output):
+                exec(compile(ast.Module(body, []), cell['id'], 'exec'), names)
+                if isinstance(last, ast.Expr):
+                    value = eval(compile(ast.Expression(last.value), cell['id'], 'eval'), names)
+                    if value is not None:
+                        shown += [kind for kind, method in KINDS.items() if getattr(value, method, lambda: None)()]
+                else:
+                    exec(compile(ast.Module([last], []), cell['id'], 'exec'), names)
+            shown += ['stdout'] if output.getvalue() else []
+            kept = {kind for one in cell['outputs'] for kind in one.get('data', {one.get('name'): None})}
+            assert kept - {'text/plain'} == set(shown), cell['id']
+        names['plt'].close('all')
 
 
 def anchors(page: Path) -> set[str]:
