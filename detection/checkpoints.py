@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +26,10 @@ from .weights import SCHEMES, fit_weights, locate_weights, misfit, read_state
 
 __all__ = ['WeightsHandler', 'extend_checkpointer']
 
+#: What the checkpointer has been given as a local file and is about to open, by that file: published weights are read
+#: by their name, so that what is hashed is what is loaded.
+_SOURCES: dict[str, str] = {}
+
 
 class WeightsHandler(PathHandler):
     """Resolves `randwire://…` and `hf-hub:…` for detectron2's path manager."""
@@ -35,7 +38,9 @@ class WeightsHandler(PathHandler):
         return list(SCHEMES)
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        return str(locate_weights(path))
+        local = str(locate_weights(path))
+        _SOURCES[local] = path
+        return local
 
     def _open(self, path: str, mode: str = 'r', buffering: int = -1, **kwargs: Any) -> Any:
         return open(self._get_local_path(path), mode, buffering)
@@ -53,7 +58,7 @@ def _wrap_torch_load(original: Any) -> Any:
         backbones = _backbones(self.model)
         if not backbones:
             return original(self, f)
-        state = read_state(Path(f))
+        state = read_state(_SOURCES.pop(f, f))
         pickled = not str(f).endswith('.safetensors')
         if any(name.startswith(prefix) for prefix in backbones if prefix for name in state):
             # A whole detector, with what else its checkpoint holds.

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
-from randwire_zoo.files import atomic_path
+from randwire_zoo.files import atomic_path, read_yaml
 from randwire_zoo.models import network_arguments
 from randwire_zoo.network import RandWire
 from randwire_zoo.weights_io import loading, read_metadata
@@ -99,9 +98,8 @@ def convert_backbone(source: str, output: str | Path, name: str | None = None, u
         ValueError: if output ends otherwise, the name is unknown, or the weights do not fit.
     """
     output = _suffixed(output, '.pth')
-    path = locate_weights(source)
-    state = read_state(path, use_ema)
-    name = name or _recorded_name(path)
+    state = read_state(source, use_ema)
+    name = name or _recorded_name(locate_weights(source))
     with torch.device('meta'):
         network = RandWire(**network_arguments(name, num_classes=0))
     network.prune_intermediate_layers(list(range(5)))
@@ -131,7 +129,7 @@ def convert_detector(
     config = _read_config(Path(config_file))
     detector = build_detector(config)
     wanted = detector.state_dict()
-    trained = read_state(locate_weights(source))
+    trained = read_state(source)
     for key, values in (('pixel_mean', config.image_mean), ('pixel_std', config.image_std)):
         own = trained.pop(key, None)  # older versions of detectron2 saved them, and then they count
         if own is not None and not torch.allclose(own.flatten().double() / 255, torch.tensor(values).double(),
@@ -170,11 +168,7 @@ def _recorded_name(path: Path) -> str:
 
 def _read_config(path: Path) -> DetectorConfig:
     """What a detectron2 config says, once it is certain that torchvision's detector can do all of it."""
-    try:
-        tree = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path} is no YAML: {" ".join(str(error).split())}') from None
-    config = dict(_leaves(tree))
+    config = dict(_leaves(read_yaml(path)))
     for key in (*FIXED, *TAKEN):
         if key not in config and key not in NEWER:
             raise ValueError(f'{path} lacks {key}; it must be the whole config, which detectron2 writes as '

@@ -30,7 +30,7 @@ from randwire_zoo.models import network_arguments
 from randwire_zoo.network import RandWire
 from randwire_zoo.weights_io import loading, read_metadata
 
-from .weights import fit_weights, locate_weights, read_state
+from .weights import fit_weights, read_state
 
 __all__ = ['DetectorConfig', 'build_detector', 'fasterrcnn_randwire_fpn', 'load_detector', 'save_detector']
 
@@ -189,8 +189,8 @@ def fasterrcnn_randwire_fpn(
         network = _freeze_batch_norm(network)
     if weights_backbone is not None and weights is None:
         with _progress_bars(progress):
-            path = locate_weights(str(weights_backbone))
-        network.load_state_dict(fit_weights(read_state(path), network, name, weights_backbone), strict=False)
+            state = read_state(str(weights_backbone))
+        network.load_state_dict(fit_weights(state, network, name, weights_backbone), strict=False)
     for index in range(NUM_STAGES - layers):
         for parameter in getattr(network, f'conv{index + 1}').parameters():
             parameter.requires_grad = False

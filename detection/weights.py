@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from randwire_zoo.manifest import download, fetch
+from randwire_zoo.manifest import PublishedWeights, download, fetch, read_weights
 from randwire_zoo.weights_io import loading
 
 __all__ = ['SCHEMES', 'fit_weights', 'locate_weights', 'misfit', 'read_state']
@@ -35,15 +35,7 @@ def locate_weights(source: str) -> Path:
         ValueError: if there are no such weights, or they have been altered.
     """
     if source.startswith('randwire://'):
-        from randwire_zoo.models import ARCHITECTURES, WEIGHTS, find_weights
-
-        name = source.removeprefix('randwire://').rstrip('/')
-        if name.partition('.')[0] not in ARCHITECTURES:
-            raise ValueError(f'{source}: unknown name; `randwire-zoo list` shows them')
-        row = find_weights(name)
-        if row is None:
-            raise ValueError(f'{source}: no such weights are published; there are {", ".join(WEIGHTS) or "none"}')
-        return fetch(row)
+        return fetch(_published(source))
     if source.startswith('hf-hub:'):
         repo_id, _, revision = source.removeprefix('hf-hub:').partition('@')
         return download(repo_id, revision or None)
@@ -53,15 +45,34 @@ def locate_weights(source: str) -> Path:
     return path
 
 
-def read_state(path: Path, use_ema: bool = True) -> dict[str, Tensor]:
-    """Read the weights in a file by their plain names, of the moving average if there is one and it is wanted.
+def _published(source: str) -> PublishedWeights:
+    from randwire_zoo.models import ARCHITECTURES, WEIGHTS, find_weights
+
+    name = source.removeprefix('randwire://').rstrip('/')
+    if name.partition('.')[0] not in ARCHITECTURES:
+        raise ValueError(f'{source}: unknown name; `randwire-zoo list` shows them')
+    row = find_weights(name)
+    if row is None:
+        raise ValueError(f'{source}: no such weights are published; there are {", ".join(WEIGHTS) or "none"}')
+    return row
+
+
+def read_state(source: str | Path, use_ema: bool = True) -> dict[str, Tensor]:
+    """Read weights by their plain names, of the moving average if there is one and it is wanted.
+
+    Of published weights, what is hashed is what is loaded.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is empty, truncated, unsafe to unpickle, or holds something else than weights.
+        HubError: if the Hub cannot be reached, or refuses.
+        ValueError: if there are no such weights, they have been altered, or the file is empty, truncated, unsafe to
+            unpickle, or holds something else than weights.
     """
     from timm.models import load_state_dict
 
+    if str(source).startswith('randwire://'):
+        return read_weights(_published(str(source)))
+    path = locate_weights(str(source))
     with loading(path):
         state = load_state_dict(str(path), use_ema=use_ema)
         other = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from randwire_zoo.description import WEIGHT_SOURCES, Description, build_model, read_settings
 from randwire_zoo.evaluation import Conditions
+from randwire_zoo.files import read_yaml
 from randwire_zoo.recipes import public_settings, scheduled_epochs
 from randwire_zoo.weights_io import loading, read_metadata
 
@@ -77,9 +76,9 @@ def read_run(checkpoint: Path, recipe: Path, summary: Path | None, name: str | N
         CheckFailed: naming what is recorded nowhere, or does not fit.
     """
     try:
-        settings = yaml.safe_load(recipe.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckFailed(f'{recipe} is no YAML: {" ".join(str(error).split())}') from None
+        settings = read_yaml(recipe)
+    except ValueError as error:
+        raise CheckFailed(str(error)) from None
     if not isinstance(settings, dict):
         raise CheckFailed(f'{recipe} holds no settings of a training')
     described, step, weights = _describe(checkpoint, use_ema)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from .files import read_yaml
 from .weights_io import loading, one_line
 
 __all__ = ['CROP_MODES', 'WEIGHT_SOURCES', 'Description', 'build_model', 'read_settings']
@@ -234,10 +234,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         if not beside.is_file():
             raise ValueError(f'{path} holds no settings of a training, and there is no args.yaml beside it')
         path = beside
-        try:
-            settings = yaml.safe_load(beside.read_text(encoding='utf-8'))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f'{beside} is not a yaml file: {one_line(error)}') from None
+        settings = read_yaml(beside)
     if not isinstance(settings, Mapping):
         raise ValueError(f'{path} holds no settings of a training')
     return dict(settings)

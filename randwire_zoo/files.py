@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Files: written so that a reader never sees half of one, and read with one line about what is wrong."""
 from __future__ import annotations
 
 import os
@@ -6,8 +6,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ['atomic_path', 'cache_folder', 'write_atomically']
+import yaml
+
+__all__ = ['atomic_path', 'cache_folder', 'read_yaml', 'write_atomically']
 
 
 def cache_folder() -> Path:
@@ -37,3 +40,16 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
     """Write text as UTF-8 under a temporary name, then move it into place."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding='utf-8')
+
+
+def read_yaml(path: Path) -> Any:
+    """What a yaml file holds: plain values, lists and mappings.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is not yaml, or not UTF-8; one line that names the file.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f'{path} is not a yaml file: {" ".join(str(error).split())}') from None

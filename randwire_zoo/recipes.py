@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import ParseKwargs
+
+from .files import read_yaml
 
 __all__ = ['DEFAULTS', 'KEYS', 'OWN', 'STOCK', 'Key', 'add_key', 'add_recipe_arguments', 'check_settings',
            'learning_rate', 'load_recipe', 'public_settings', 'read_packaged', 'recipe_names', 'scheduled_epochs']
@@ -287,10 +288,7 @@ def read_packaged(kind: str, path_or_name: str | Path, folder: Path, names: list
         path = folder / f'{path_or_name}.yaml'
         if str(path_or_name) not in names:
             raise FileNotFoundError(f'no {kind} {str(path_or_name)!r}: neither a file nor one of {", ".join(names)}')
-    try:
-        data = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path} is not a yaml file: {" ".join(str(error).split())}') from None
+    data = read_yaml(path)
     if not isinstance(data, dict):
         raise ValueError(f'{path} must hold lines of `key: value`, got {type(data).__name__}')
     return path, data

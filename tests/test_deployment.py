@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from layers import randomise_
 from torch import nn
 
 from randwire_zoo import deploy
@@ -17,13 +18,8 @@ SMALL: dict[str, Any] = {'num_nodes': 8, 'channels': 10, 'num_classes': 7}
 def trained(name: str = 'randwire', **kwargs: Any) -> nn.Module:
     """A network whose BN has seen data and whose edges have weights of their own."""
     model = timm.create_model(name, **(SMALL if name == 'randwire' else {}), **kwargs).train()
+    randomise_(model)
     with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.normal_(0, 0.3)
-            if getattr(module, 'edge_weight', None) is not None:
-                module.edge_weight.normal_()
         for _ in range(3):
             model(torch.randn(4, 3, 96, 64))
     return model.eval()

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 
 from randwire_zoo.cli import main
 from randwire_zoo.detection import RandWireBackbone
+from randwire_zoo.models import WEIGHTS
 from randwire_zoo.weights_io import save_weights
 
 
@@ -57,6 +59,24 @@ def test_every_source_loads_every_tensor_of_the_backbone(options: dict[str, Any]
     assert_backbone_is(load('randwire://randwire_ws_pico.digits', **options), timm.create_model(NAME, pretrained=True))
     assert main(['convert', str(tmp_path / 'zoo.safetensors'), str(tmp_path / 'converted.pth')]) == 0
     assert_backbone_is(load(tmp_path / 'converted.pth', **options), model)
+
+
+def test_published_weights_that_are_altered_between_the_checkpointers_looking_and_reading_are_refused(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packaged, path = WEIGHTS[f'{NAME}.digits'], tmp_path / 'model.safetensors'
+    altered = bytearray(Path(str(packaged.file)).read_bytes())
+    path.write_bytes(altered)
+    altered[-1] ^= 1
+    monkeypatch.setitem(WEIGHTS, packaged.name, replace(packaged, file=str(path)))
+    real = DetectionCheckpointer._load_file
+
+    def load_file(self: DetectionCheckpointer, f: str) -> Any:
+        path.write_bytes(altered)
+        return real(self, f)
+
+    monkeypatch.setattr(DetectionCheckpointer, '_load_file', load_file)
+    with pytest.raises(ValueError, match=r'randwire_ws_pico\.digits .* has been altered'):
+        load(f'randwire://{packaged.name}')
 
 
 def test_a_hub_repository_goes_through_detectron2s_path_manager(

@@ -1,6 +1,7 @@
 """Backbone weights from every kind of source: all of a backbone's tensors, or one line that says what does not fit."""
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 from randwire_zoo.cli import main
 from randwire_zoo.detection.weights import fit_weights, locate_weights, read_state
 from randwire_zoo.manifest import HubError
-from randwire_zoo.models import network_arguments
+from randwire_zoo.models import WEIGHTS, network_arguments
 from randwire_zoo.network import RandWire
 from randwire_zoo.weights_io import save_weights
 
@@ -35,7 +36,7 @@ def assert_holds(loaded: nn.Module, source: nn.Module) -> None:
 
 def fitted(source: str | Path, network: RandWire | None = None, use_ema: bool = True) -> RandWire:
     network = network or backbone()
-    network.load_state_dict(fit_weights(read_state(locate_weights(str(source)), use_ema), network, NAME, source))
+    network.load_state_dict(fit_weights(read_state(source, use_ema), network, NAME, source))
     return network
 
 
@@ -203,3 +204,25 @@ def test_tensors_alone_without_a_wiring_never_reach_a_backbone(tmp_path: Path) -
     save_file({'conv1.conv.weight': torch.zeros(12, 3, 3, 3)}, tmp_path / 'part.safetensors')
     with pytest.raises(ValueError, match=r'it lacks conv1\.bn\.weight, '):
         fitted(tmp_path / 'part.safetensors')
+
+
+def test_of_published_weights_what_is_hashed_is_what_is_loaded(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever changes the file after it was hashed changes nothing."""
+    packaged = WEIGHTS[f'{NAME}.digits']
+    right, path, real = Path(str(packaged.file)).read_bytes(), tmp_path / 'model.safetensors', Path.read_bytes
+    altered = bytearray(right)
+    altered[-1] ^= 1
+
+    def swap(self: Path) -> bytes:
+        data = real(self)
+        if self == path:
+            self.write_bytes(altered)
+        return data
+
+    expected = timm.create_model(NAME, pretrained=True)
+    monkeypatch.setitem(WEIGHTS, packaged.name, replace(packaged, file=str(path)))
+    monkeypatch.setattr(Path, 'read_bytes', swap)
+    path.write_bytes(right)
+    assert_holds(fitted(f'randwire://{packaged.name}'), expected)
+    assert real(path) == altered

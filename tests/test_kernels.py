@@ -17,12 +17,13 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from layers import randomise_
 from torch import Tensor, nn
 
 from randwire_zoo import build, deploy, kernels, native, plans, use_kernels
 from randwire_zoo.complexity import count_complexity
 from randwire_zoo.kernels import KernelError
-from randwire_zoo.network import Node, RandWire, Stage
+from randwire_zoo.network import RandWire, Stage
 from randwire_zoo.stages import STATISTICS, Operands, Settings, compute, nested
 
 COMPILER = os.environ.get('CXX', 'c++').split()[0]
@@ -241,15 +242,7 @@ def network(**kwargs: Any) -> RandWire:
     """A network whose BN and edges have numbers of their own."""
     torch.manual_seed(7)
     model = timm.create_model('randwire', **{'num_nodes': 9, 'channels': 10, 'num_classes': 7, **kwargs})
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.normal_(0, 0.3)
-                module.running_mean.normal_()
-                module.running_var.uniform_(0.5, 2)
-            elif isinstance(module, Node) and module.edge_weight is not None:
-                module.edge_weight.normal_()
+    randomise_(model)
     return model
 
 

@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import torch.autograd.forward_ad as forward_ad
+from layers import randomise_
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
@@ -48,15 +49,7 @@ def a_stage(training: bool = False, **kwargs: Any) -> Stage:
     """A small stage whose edges and BN have numbers of their own."""
     torch.manual_seed(5)
     stage = Stage(Graph(5, EDGES), **{'in_chs': 3, 'out_chs': 5, 'stride': 2, **kwargs})
-    with torch.no_grad():
-        for module in stage.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.normal_(0, 0.3)
-                module.running_mean.normal_()
-                module.running_var.uniform_(0.5, 2)
-            elif isinstance(module, Node) and module.edge_weight is not None:
-                module.edge_weight.normal_()
+    randomise_(stage)
     return stage.train(training)
 
 
