@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image
 
-from randwire_zoo.weights_io import one_line
+from randwire_zoo.errors import one_line
 
 __all__ = ['SUFFIXES', 'convert_to_rgb', 'read_image']
 

@@ -18,7 +18,7 @@ from timm.data import create_transform
 from torch import Tensor, nn
 
 from randwire_zoo.description import Description
-from randwire_zoo.weights_io import loading
+from randwire_zoo.errors import loading
 
 __all__ = ['PROBE', 'TOLERANCE', 'check_probe', 'write_probe']
 

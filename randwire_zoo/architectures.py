@@ -12,10 +12,10 @@ The paper's tables that a name belongs to:
 """
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .errors import nearest
 from .frozen import load_graphs
 from .graphs import Graph, GraphModel, parse_graph_model, sample_graphs
 
@@ -168,5 +168,4 @@ def find_wiring(text: str, **arguments: Any) -> Wiring:
 
 def suggest(name: str) -> str:
     """What to add to an error about an unknown name: the nearest frozen ones, or where they are listed."""
-    close = difflib.get_close_matches(name, ARCHITECTURES, n=3, cutoff=0.7)
-    return f'; did you mean {", ".join(close)}?' if close else '; randwire-zoo list shows the frozen names'
+    return nearest(name, ARCHITECTURES, '; randwire-zoo list shows the frozen names')

@@ -19,8 +19,11 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .architectures import ARCHITECTURES, REGIMES, Wiring, find_wiring, stage_names, suggest
+from .errors import nearest
 from .frozen import load_graphs
 from .graphs import Graph, graphs_sha256
+from .interrupts import EXIT, is_first_process, raise_on_interrupt
+from .manifest import PublishedWeights, published_weights
 
 __all__ = ['build_parser', 'main']
 
@@ -90,6 +93,10 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
+        if match := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            choices = match[2].replace("'", '').split(', ')
+            message = message[:match.start()] + f'invalid choice: {match[1]!r}' + nearest(
+                match[1], choices, f'; it must be one of {", ".join(choices)}')
         self.exit(2, f'{PROGRAM}: error: {message} (see {self.prog} --help)\n')
 
 
@@ -106,7 +113,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     def add(name: str, run: Callable[[argparse.Namespace], int] | None, summary: str, epilog: str) -> _Parser:
         sub = commands.add_parser(
             name, help=summary, description=summary[0].upper() + summary[1:] + '.', epilog=epilog)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, parser=sub)
         return sub
 
     sub = add('list', _list, 'every frozen name with its figures', """\
@@ -182,15 +189,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     show_traceback = '--traceback' in arguments
     try:
         command = next((argument for argument in arguments if not argument.startswith('-')), None)
-        args = build_parser(command).parse_args(arguments)
+        args, unknown = build_parser(command).parse_known_args(arguments)
+        if unknown:
+            options = dict.fromkeys(re.findall(r'--[\w-]+', args.parser.format_help()))
+            args.parser.error(f'unrecognized arguments: {" ".join(unknown)}{nearest(unknown[0], options)}')
+        raise_on_interrupt()
         code = args.run(args)
         sys.stdout.flush()
         return code
     except SystemExit as stop:  # argparse, after --help, --version or an error
         return stop.code if isinstance(stop.code, int) else 0
-    except KeyboardInterrupt:
-        print(f'{PROGRAM}: interrupted', file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        # What was at work says how to go on, where it is not by giving the same command again.
+        if is_first_process():
+            how = str(stop) or 'the same command starts again'
+            print(f'\n{PROGRAM}: interrupted; {how}', file=sys.stderr)
+        return EXIT
     except BrokenPipeError:  # the reader, such as head, has seen enough
         # What is left in the buffer must go somewhere, or Python complains when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -248,29 +262,22 @@ def _count(name: str, kwargs: dict[str, Any], img_size: int | None = None) -> di
     return {'img_size': height, **vars(count_complexity(model, (channels, height, width)))}
 
 
-def _recorded(name: str) -> dict[str, int] | None:
+def _recorded(name: str, size: int) -> dict[str, int] | None:
     """Figures from the packaged file, if it has this name with this very wiring."""
-    import timm
-
     if not COMPLEXITY.is_file():
         return None
     row = json.loads(COMPLEXITY.read_text(encoding='utf-8')).get(name, {})
-    cfg: Any = timm.get_pretrained_cfg(name)
-    size = cfg.input_size[-1]
     if row.get('graphs_sha256') != graphs_sha256(load_graphs(name)) or str(size) not in row:
         return None
     return {'img_size': size, 'params': row['params'], **row[str(size)]}
 
 
-def _weights() -> dict[str, list[str]]:
-    """For each name the tags under which timm finds weights."""
-    import timm
-
-    tags: dict[str, list[str]] = {}
-    for full_name in timm.list_pretrained('randwire*'):
-        name, _, tag = full_name.partition('.')
-        tags.setdefault(name, []).append(tag)
-    return tags
+def _weights() -> dict[str, list[PublishedWeights]]:
+    """For each name its published weights, the default's first."""
+    rows: dict[str, list[PublishedWeights]] = {}
+    for row in published_weights().values():
+        rows.setdefault(row.architecture, []).append(row)
+    return rows
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -282,8 +289,10 @@ def _list(args: argparse.Namespace) -> int:
     weights = _weights()
     rows = []
     for name in sorted(names, key=lambda name: (ARCHITECTURES[name].channels, name.split('_')[1], name)):
-        rows.append({'name': name, **vars(ARCHITECTURES[name]), **(_recorded(name) or _count(name, {})),
-                     'weights': weights.get(name, [])})
+        found = weights.get(name, [])
+        size = next((row.input_size[-1] for row in found if row.is_default), 224)
+        rows.append({'name': name, **vars(ARCHITECTURES[name]), **(_recorded(name, size) or _count(name, {})),
+                     'weights': [row.name.partition('.')[2] for row in found]})
     if args.json:
         print(json.dumps(rows, indent=1))
         return 0
@@ -305,7 +314,6 @@ def _depth(graph: Graph) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    import timm
     from tabulate import tabulate
 
     network = _find_network(args)
@@ -324,15 +332,15 @@ def _info(args: argparse.Namespace) -> int:
         ('sha256 of the graphs', graphs_sha256(network.graphs)),
     ]
     arguments = [repr(name), *(f'{key}={value!r}' for key, value in kwargs.items())]
-    tags = _weights().get(name, [])
-    for tag in tags:
-        cfg: Any = timm.get_pretrained_cfg(f'{name}.{tag}')
-        place = cfg.hf_hub_id or cfg.url
-        if not place:
-            installed = Path(cfg.file).is_file()
-            place = f'{Path(cfg.file).name}, installed' if installed else f'{cfg.file} is missing'
-        rows.append(('weights', f'{tag}: {cfg.num_classes} classes, {"×".join(map(str, cfg.input_size))} ({place})'))
-    if tags:
+    published = _weights().get(name, []) if name != 'randwire' else []  # each tag of it is another network
+    for row in published:
+        place = row.place
+        if row.repo_id is None:
+            installed = Path(place).is_file()
+            place = f'{Path(place).name}, installed' if installed else f'{place} is missing'
+        rows.append(('weights', f'{row.name.partition(".")[2]}: {row.num_classes} classes, '
+                                f'{"×".join(map(str, row.input_size))} ({place})'))
+    if published:
         arguments.append('pretrained=True')
     else:
         rows.append(('weights', 'none'))

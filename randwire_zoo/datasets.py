@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from .digits import write_digits
-from .weights_io import one_line
+from .errors import one_line
 
 __all__ = ['TinyImageNet', 'add_arguments', 'main', 'read_label_texts', 'write_tiny_imagenet']
 

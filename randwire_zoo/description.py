@@ -12,12 +12,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-import numpy as np
-
+from .errors import loading, one_line
 from .files import read_yaml
-from .weights_io import loading, one_line
 
 __all__ = ['CROP_MODES', 'WEIGHT_SOURCES', 'Description', 'build_model', 'read_settings']
 
@@ -134,7 +133,7 @@ class Description:
             data['input_size'] = (channels, *data['input_size'][1:])
         for key in ('mean', 'std'):
             if len(data[key]) != channels:  # as timm's loaders do it
-                data[key] = (float(np.mean(data[key])),) * channels
+                data[key] = (fmean(data[key]),) * channels
         if for_training:
             data['crop_mode'] = 'center'  # train.py hands none to its loader, whatever the model's configuration says
         return cls(architecture, arguments, **data)

@@ -29,10 +29,10 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from .description import build_model
+from .errors import loading, one_line
 from .evaluation import autocast, class_indices, default_device, open_images
 from .files import atomic_path
 from .manifest import sha256_of
-from .weights_io import loading, one_line
 
 __all__ = ['NumberedImages', 'RecordedTeacher', 'Teacher', 'add_arguments', 'fit_classifier', 'main', 'write_teacher']
 

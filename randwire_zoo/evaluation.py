@@ -23,8 +23,8 @@ from torch import nn
 from tqdm import tqdm
 
 from .description import CROP_MODES, Description, read_settings
+from .errors import loading, one_line
 from .recipes import DEFAULTS, KEYS, add_key, check_settings
-from .weights_io import loading, one_line
 
 __all__ = ['Conditions', 'add_arguments', 'autocast', 'class_indices', 'default_device', 'evaluate',
            'evaluate_checkpoint', 'evaluate_description', 'evaluate_folder', 'main', 'open_images', 'prepare_device']

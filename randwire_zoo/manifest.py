@@ -15,17 +15,19 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-from torch import Tensor
-
+from .architectures import ARCHITECTURES
 from .description import WEIGHT_SOURCES, Description
-from .weights_io import loading, one_line
+from .errors import loading, one_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ['FILENAME', 'LICENSE', 'HubError', 'PublishedWeights', 'check_repo_id', 'download', 'fetch', 'hub_errors',
-           'read_manifest', 'read_rows', 'read_weights', 'set_aside', 'sha256_of']
+           'published_weights', 'read_manifest', 'read_rows', 'read_weights', 'set_aside', 'sha256_of']
 
 PACKAGED = Path(__file__).parent / 'weights.json'
 OVERLAY = 'RANDWIRE_ZOO_WEIGHTS'
@@ -189,6 +191,16 @@ class PublishedWeights:
         return cls(name=name, **row)
 
 
+@cache
+def published_weights() -> dict[str, PublishedWeights]:
+    """The rows of `read_manifest` whose network there is, as this process found them first; the others are told."""
+    rows = read_manifest()
+    for name in [name for name, row in rows.items() if row.architecture not in (*ARCHITECTURES, 'randwire')]:
+        _logger.warning('the manifest has weights %s, but there is no such network; the row is left out', name)
+        del rows[name]
+    return rows
+
+
 def read_manifest(path: str | os.PathLike[str] | None = None) -> dict[str, PublishedWeights]:
     """The rows of a manifest, by name; of the packaged one, with the overlay, by default.
 
@@ -280,6 +292,8 @@ def read_weights(row: PublishedWeights, cache_dir: str | os.PathLike[str] | None
 
     Args and errors are those of `fetch`.
     """
+    import safetensors.torch  # and torch with it; the rows are read without either
+
     path, data = _read(row, cache_dir)
     with loading(path):
         return safetensors.torch.load(data)

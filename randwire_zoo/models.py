@@ -4,7 +4,6 @@ Importing this module registers the names with timm.
 """
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from . import network  # the module: whoever imports it first, imports timm and so this one, while it has nothing yet
 from .architectures import ARCHITECTURES, Architecture, sample_architecture
 from .frozen import load_graphs
-from .manifest import FILENAME, PublishedWeights, read_manifest, read_weights
+from .manifest import FILENAME, PublishedWeights, published_weights, read_weights
 
 __all__ = ['ARCHITECTURES', 'WEIGHTS', 'Architecture', 'find_weights', 'network_arguments', 'sample_architecture']
 
@@ -81,22 +80,11 @@ def _published_cfg(row: PublishedWeights) -> PublishedCfg:
         license=row.license, description=row.description, **place))
 
 
-def _published() -> dict[str, PublishedWeights]:
-    """The rows of the manifest whose network there is; the others are told and left out."""
-    rows = read_manifest()
-    for name in [name for name, row in rows.items() if row.architecture not in (*ARCHITECTURES, 'randwire')]:
-        _logger.warning('the manifest has weights %s, but there is no such network; the row is left out', name)
-        del rows[name]
-    return rows
-
-
-_logger = logging.getLogger(__name__)
-
 #: What in a configuration of timm's says where weights lie.
 SOURCES = ('url', 'file', 'state_dict', 'hf_hub_id')
 
 #: What is published, by `arch.tag`.
-WEIGHTS: dict[str, PublishedWeights] = _published()
+WEIGHTS: dict[str, PublishedWeights] = published_weights()
 
 # The paper's network of a name, which has timm's tag for one without weights, is its default unless a row says
 # otherwise. It is the default of `randwire` whatever is published of it: each of its tags is another network.

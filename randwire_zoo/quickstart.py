@@ -23,7 +23,9 @@ from .weights_io import check_weights, save_weights
 __all__ = ['Quickstart', 'add_arguments', 'main', 'quickstart']
 
 RECIPE = 'digits/randwire_ws_pico'
-REQUIRED_TOP1 = 98.0
+#: Of the held-out digits, per cent. Chance never came near it in the runs on record (docs/data/digits.jsonl, with
+#: several seeds, threads and kernels): what stays below is broken.
+REQUIRED_TOP1 = 96.0
 SHEET = 40  # digits on the sheet of predictions
 
 
@@ -116,7 +118,7 @@ def main(args: argparse.Namespace) -> int:
     """Run the quick start and print what came out.
 
     Returns:
-        0; 1 if fewer than 98 % of the held-out digits are right, or the reloaded network's logits differ.
+        0; 1 if too few of the held-out digits are right, or the reloaded network's logits differ.
 
     Raises:
         ValueError, OSError: see `quickstart`.

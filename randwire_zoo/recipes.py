@@ -19,6 +19,7 @@ import torch
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import ParseKwargs
 
+from .errors import nearest
 from .files import read_yaml
 
 __all__ = ['DEFAULTS', 'KEYS', 'OWN', 'STOCK', 'Key', 'add_key', 'add_recipe_arguments', 'check_settings',
@@ -302,7 +303,8 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     unknown = [str(name) for name in settings if name not in KEYS]
     if unknown:
-        raise ValueError(f'unknown key {", ".join(map(repr, unknown))}; the trainer knows {", ".join(KEYS)}')
+        raise ValueError(f'unknown key {", ".join(map(repr, unknown))}' + nearest(
+            unknown[0], KEYS, f'; the trainer knows {len(KEYS)}: randwire-zoo train --help shows them'))
     return {name: _convert(KEYS[name], value) for name, value in settings.items()}
 
 

@@ -55,6 +55,7 @@ from tqdm import tqdm
 
 from .description import WEIGHT_SOURCES, Description
 from .distillation import NumberedImages, RecordedTeacher
+from .errors import loading, one_line
 from .evaluation import (
     Conditions,
     autocast,
@@ -66,7 +67,6 @@ from .evaluation import (
 )
 from .files import atomic_path, write_atomically
 from .recipes import DEFAULTS, KEYS, add_recipe_arguments, check_settings, learning_rate, load_recipe
-from .weights_io import loading, one_line
 
 __all__ = ['PeerFailure', 'TrainingResult', 'add_arguments', 'main', 'read_summary', 'train']
 

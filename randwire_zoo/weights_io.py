@@ -8,18 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .errors import loading, one_line
 from .files import atomic_path
 from .graphs import Graph, check_graphs, graphs_sha256
 
@@ -121,32 +119,6 @@ def check_weights(path: str | os.PathLike[str]) -> None:
         found = _tensors_sha256(load_file(path))
     if found != recorded:
         raise ValueError(f'{path} has been altered: its tensors have sha256 {found}, but it records {recorded}')
-
-
-@contextmanager
-def loading(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn whatever torch, safetensors and timm raise over a bad weight file into one line that names the file.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the block fails because the file is empty, truncated, unsafe or made for another model.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'no weights at {path}')
-    if path.stat().st_size == 0:
-        raise ValueError(f'{path} is empty')
-    try:
-        yield
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError,
-            OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise ValueError(f'{path} cannot be loaded: {one_line(error)}') from error
-
-
-def one_line(error: BaseException, limit: int = 400) -> str:
-    """An exception's message on one line, shortened; its type where it has no message."""
-    text = ' '.join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else f'{text[:limit]} …'
 
 
 def _sort_metadata(path: Path) -> None:

@@ -148,8 +148,11 @@ def test_draw_samples_a_random_graph_model_with_its_seed_nodes_and_regime(capsys
     (['info', 'randwire_ws_pico', '--img-size', '0'], "'0' is no integer of at least 1"),
     (['info', 'randwire_ws_small_s6'], 'did you mean randwire_ws_small_s5'),
     (['list', '--filter', '*vgg*'], "no name matches '*vgg*'"),
-    (['freeze', '--chek'], 'unrecognized arguments: --chek'),
-    (['lst'], "invalid choice: 'lst'"),
+    (['freeze', '--chek'], 'unrecognized arguments: --chek; did you mean --check?'),
+    (['freeze', '--zzz'], 'unrecognized arguments: --zzz (see randwire-zoo freeze --help)'),
+    (['lst'], "invalid choice: 'lst'; did you mean list?"),
+    (['xyzzy'], "invalid choice: 'xyzzy'; it must be one of list, info, draw, freeze, "),
+    (['train', '--data-dri', 'x'], 'unrecognized arguments: --data-dri x; did you mean --data-dir'),
     ([], 'required: COMMAND'),
 ])
 def test_a_mistake_is_one_line_that_names_the_value_and_writes_nothing(
@@ -246,14 +249,50 @@ def test_a_bug_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyP
         cli.main(['freeze'])
 
 
-def test_an_interrupt_is_one_line_and_130(
-        capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(('said', 'line'), [
+    ('', 'interrupted; the same command starts again'), ('go on with x', 'interrupted; go on with x')])
+def test_an_interrupt_is_one_line_that_says_how_to_go_on_and_130(
+        said: str, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(args: object) -> int:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(*[said] * bool(said))
 
     monkeypatch.setattr(cli, '_freeze', interrupt)
     assert cli.main(['freeze']) == 130
-    assert capsys.readouterr() == ('', 'randwire-zoo: interrupted\n')
+    assert capsys.readouterr() == ('', f'\nrandwire-zoo: {line}\n')
+    monkeypatch.setenv('RANK', '1')  # of a distributed run, the first process says it
+    assert cli.main(['freeze']) == 130
+    assert capsys.readouterr() == ('', '')
+
+
+# Stands in for torch: whoever imports it is interrupted in the midst of that, and would hide it.
+HALF_IMPORTED = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    import time
+    time.sleep(10)
+except BaseException as error:
+    raise RuntimeError('some library has failed half way') from None
+"""
+
+
+def test_an_interrupt_while_modules_are_imported_is_one_line_too(tmp_path: Path) -> None:
+    (tmp_path / 'torch.py').write_text(HALF_IMPORTED)
+    done = subprocess.run([sys.executable, '-m', 'randwire_zoo', 'train', '--help'], capture_output=True, text=True,
+                          env={**os.environ, 'PYTHONPATH': str(tmp_path)})
+    assert (done.returncode, done.stdout) == (130, '')
+    assert done.stderr == '\nrandwire-zoo: interrupted before anything was done\n'
+
+
+@pytest.mark.parametrize('argv', [['--help'], ['--version'], ['list'], ['draw', '--help'], ['xyzzy']])
+def test_what_only_reads_imports_neither_torch_nor_timm_nor_matplotlib(argv: list[str], tmp_path: Path) -> None:
+    """Each of them would take a second or more."""
+    for name in ('torch', 'timm', 'matplotlib', 'numpy', 'networkx', 'huggingface_hub', 'pygraphviz'):
+        (tmp_path / f'{name}.py').write_text('raise SystemExit("imported " + __name__)')
+    done = subprocess.run([sys.executable, '-m', 'randwire_zoo', *argv], capture_output=True, text=True,
+                          env={**os.environ, 'PYTHONPATH': str(tmp_path)})
+    assert done.returncode == (2 if argv == ['xyzzy'] else 0), done.stderr
+    assert 'imported' not in done.stderr
 
 
 def test_the_module_runs_as_a_program_and_reports_mistakes_without_a_traceback() -> None:

@@ -129,7 +129,7 @@ def test_an_overlay_with_wrong_rows_leaves_every_name_and_command(tmp_path: Path
                   'print(timm.get_pretrained_cfg("randwire_ws_pico").tag)\n'
                   'from randwire_zoo.cli import main; sys.exit(main(["list", "--filter", "*pico"]))', tmp_path,
                   RANDWIRE_ZOO_WEIGHTS=str(tmp_path / 'weights.json'))
-    assert done.returncode == 0 and done.stdout.startswith('True True\nmine\n') and 'digits, mine' in done.stdout
+    assert done.returncode == 0 and done.stdout.startswith('True True\nmine\n') and 'mine, digits' in done.stdout
     assert len(done.stderr.splitlines()) == 2, done.stderr
     assert 'there is no such network' in done.stderr and 'randwire_ws_pico.bad: num_classes must be' in done.stderr
 

@@ -86,7 +86,7 @@ def test_a_quick_start_of_one_epoch_leaves_everything_and_fails_for_its_accuracy
     args = parser.parse_args(['--output', str(tmp_path / 'start'), '--epochs', '1', '--no-progress'])
     assert main(args) == 1
     output = capsys.readouterr().out
-    assert 'less than 98 %' in output and 'equal logits' in output
+    assert 'less than 96 %' in output and 'equal logits' in output
     folder = tmp_path / 'start'
     for name in ('wiring', 'curves', 'predictions'):
         assert str(folder / f'{name}.png') in output

@@ -24,9 +24,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ..errors import one_line
 from ..files import cache_folder, write_atomically
 from ..provenance import provenance
-from ..weights_io import one_line
 from .measures import graph_measures
 from .processes import end_with_parent, lock, run_child
 from .study import Network, Study, data_folder, graphs_of, load_generators, wiring_of
