@@ -16,11 +16,11 @@ STAMP := $(VENV)/.randwire_zoo_installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check mutants upstream benchmark docs dist clean
+.PHONY: help install quickstart test check mutants upstream benchmark docs dist clean test-oldest test-newest
 
 help:  ## this list
 	@echo 'make TARGET [PYTHON=python3.12]; the targets:'
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "%-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "%-13s %s\n", $$1, $$2 }'
 
 install: $(STAMP)  ## make .venv and install the project with everything the tests need
 
@@ -37,6 +37,23 @@ quickstart: install  ## train on handwritten digits, evaluate, save, reload and 
 test: install  ## run all tests; TESTFLAGS='-k graphs' narrows them
 	@$(BIN)/python tests/upstream.py --install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTFLAGS) $(TESTS)
+
+# $(1): oldest or newest, $(2): Python, $(3): which versions of what is needed
+define test_on
+	uv venv --quiet --allow-existing --python $(2) .venv-$(1)
+	uv pip install --quiet --python .venv-$(1)/bin/python $(3) -e '.[cluster,digits]' \
+	  hypothesis pytest pytest-timeout pytest-xdist
+	OMP_NUM_THREADS=1 .venv-$(1)/bin/python -m pytest -n $(JOBS) --dist loadfile $(TESTFLAGS) $(TESTS)
+endef
+
+test-oldest:  ## the same on the oldest versions that pyproject.toml allows, with uv
+	$(call test_on,oldest,3.10,-c constraints-oldest.txt)
+
+test-newest:  ## the same on the newest versions there are, with uv; records them in constraints-newest.txt
+	$(call test_on,newest,3.13,--upgrade)
+	{ sed '/^#/!d' constraints-newest.txt; uv pip freeze --python .venv-newest/bin/python | \
+	  grep -E "^($$(sed -n 's/==.*//p' constraints-oldest.txt | paste -sd '|'))=="; } > constraints-newest.new
+	mv constraints-newest.new constraints-newest.txt
 
 check: install  ## lint and type-check
 	$(BIN)/python -m ruff check
@@ -61,5 +78,5 @@ dist: install  ## build what goes to PyPI, and check it
 	$(BIN)/python -m twine check --strict dist/*
 
 clean:  ## remove the environment and everything built
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

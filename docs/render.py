@@ -479,6 +479,17 @@ def weights() -> str:
 
 
 @figure
+def versions() -> str:
+    """What the tests run with: the oldest versions, those of every run, and the newest."""
+    files = [dict(re.findall(r'^([\w-]+)==([\w.]+)', (ROOT / name).read_text(encoding='utf-8'), re.MULTILINE))
+             for name in ('constraints-oldest.txt', 'constraints.txt', 'constraints-newest.txt')]
+    rows = [[name, *(found[name] for found in files)]
+            for name in ('torch', 'torchvision', 'timm', 'networkx', 'huggingface-hub')]
+    return tables.tabulate(rows, ['', '`make test-oldest`', '`make test`', '`make test-newest`'], 'github',
+                           disable_numparse=True)
+
+
+@figure
 def published(name: str, what: str) -> str:
     """Of weights that the manifest has: a metric in per cent, or 'MB'."""
     row = _package('weights.json')[name]
