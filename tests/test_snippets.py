@@ -37,7 +37,8 @@ from randwire_zoo.recipes import load_recipe
 from randwire_zoo.studies.study import load_study
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ['README.md', 'CONTRIBUTING.md', *sorted(f'docs/{path.name}' for path in (ROOT / 'docs').glob('*.md'))]
+PAGES = ['README.md', 'CONTRIBUTING.md', *sorted(
+    path.relative_to(ROOT).as_posix() for pattern in ('docs/*.md', 'configs/**/*.md') for path in ROOT.glob(pattern))]
 BLOCK = re.compile(r'^(?:<!-- (?P<mark>not run|needs): (?P<why>[^\n]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$',
                    re.MULTILINE | re.DOTALL)
 # What blocks that are not run may call, too.
@@ -172,9 +173,11 @@ def test_what_is_not_run_is_parsed(page: str) -> None:
 
 def parse(command: str, place: str) -> None:
     """Flags are known to the program's own parser or train.py; recipes, studies, configs, make's targets are there."""
-    words = shlex.split(command, comments=True)
-    while re.match(r'\w+=', words[0]):
+    words = shlex.split(re.sub(r'\$\(.*\)', '', command), comments=True)
+    while words and re.match(r'\w+=', words[0]):
         words.pop(0)
+    if not words:  # an assignment alone
+        return
     if '-m' in words and words[words.index('-m') + 1] == 'randwire_zoo':  # of torchrun
         words = ['randwire-zoo', *words[words.index('-m') + 2:]]
     script = next((word for word in words if word in ('train.py', 'validate.py')), None)
