@@ -11,6 +11,7 @@ TESTS := $(LONG) $(filter-out $(LONG),$(sort $(wildcard tests/test_*.py)))
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.randwire_zoo_installed
+SMALL_STAMP := $(VENV)/.randwire_zoo_quickstart
 
 # Without bytecode every import of torch and timm takes seconds longer, and the tests start many interpreters.
 unexport PYTHONDONTWRITEBYTECODE
@@ -22,17 +23,26 @@ help:  ## this list
 	@echo 'make TARGET [PYTHON=python3.12]; the targets:'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "%-13s %s\n", $$1, $$2 }'
 
-install: $(STAMP)  ## make .venv and install the project with everything the tests need
-
-$(STAMP): pyproject.toml constraints.txt
+# $(1): the extras to install
+define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
 	  "Python >= 3.10 is needed and $(PYTHON) is " + sys.version.split()[0] + "; choose one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[$(1)]'
 	@touch $@
+endef
 
-quickstart: install  ## train on handwritten digits, evaluate, save, reload and draw; about a minute on two cores
+install: $(STAMP)  ## make .venv and install the project with everything the tests need
+
+$(STAMP): pyproject.toml constraints.txt
+	$(call environment,dev)
+
+# It needs little of that; an environment that has everything serves as well.
+quickstart: $(if $(wildcard $(STAMP)),$(STAMP),$(SMALL_STAMP))  ## train on handwritten digits, evaluate, reload, draw
 	$(BIN)/randwire-zoo quickstart
+
+$(SMALL_STAMP): pyproject.toml constraints.txt
+	$(call environment,digits)
 
 test: install  ## run all tests; TESTFLAGS='-k graphs' narrows them
 	@$(BIN)/python tests/upstream.py --install
