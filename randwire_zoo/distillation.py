@@ -198,7 +198,7 @@ def write_teacher(
                                **data)
         found = []
         with torch.inference_mode(), autocast(where, amp_dtype)():
-            for batch, _ in tqdm(loader, desc=title, disable=not progress, leave=False):
+            for batch, _ in tqdm(loader, desc=title, disable=None if progress else True, leave=False):
                 batch = batch.contiguous(memory_format=torch.channels_last)
                 found.append(network.forward_head(network.forward_features(batch), pre_logits=True).float().cpu())
         return torch.cat(found)
@@ -207,7 +207,7 @@ def write_teacher(
     answers = torch.tensor(_members(held_out)[1])
     logits = torch.empty(len(targets), len(wnids))
     fold = torch.arange(len(targets)) % FOLDS  # the images are sorted by class: every fold has as many of each
-    for left_out in tqdm(range(FOLDS), desc='classifiers', disable=not progress, leave=False):
+    for left_out in tqdm(range(FOLDS), desc='classifiers', disable=None if progress else True, leave=False):
         others = fold != left_out
         weight, bias = fit_classifier(seen[others], targets[others], *start)
         logits[~others] = F.linear(seen[~others], weight, bias)

@@ -56,7 +56,7 @@ def evaluate(
         channels_last: Memory layout of the images.
         distributed: Add up over all processes; the images that pad the last process's share are not counted.
         description: Stands before the progress bar.
-        progress: Show the bar.
+        progress: Show the bar, on a terminal.
 
     Returns:
         'loss' (mean cross-entropy), 'top1' and 'top5' in per cent.
@@ -65,7 +65,8 @@ def evaluate(
     if isinstance(model, nn.Module):
         model.eval()
     evaluator = ClassificationEvaluator(device, max_samples=evaluation_sample_limit(loader))
-    with torch.inference_mode(), tqdm(loader, desc=description, leave=False, disable=not progress) as bar:
+    with torch.inference_mode(), tqdm(loader, desc=description, leave=False,
+                                           disable=None if progress else True) as bar:
         for images, targets in bar:
             images, targets = images.to(device), targets.to(device)
             if channels_last:

@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from .description import build_model
 from .digits import write_digits
 from .evaluation import evaluate_folder, open_images
+from .files import read_yaml
 from .recipes import load_recipe
-from .training import LAST, SUMMARY, train
+from .training import LAST, SUMMARY, TrainingResult, train
 from .weights_io import check_weights, save_weights
 
 __all__ = ['Quickstart', 'add_arguments', 'main', 'quickstart']
@@ -68,39 +69,71 @@ def quickstart(
         progress: Show progress bars.
 
     Raises:
-        FileExistsError: if the folder holds an earlier quick start.
+        FileExistsError: if the folder holds an earlier quick start. One that was interrupted goes on.
         ValueError: if scikit-learn is missing, or a setting is bad.
     """
-    from .drawing import draw_curves, draw_graphs, draw_predictions
-
     folder = Path(output)
-    if (folder / 'training').exists():
-        raise FileExistsError(f'{folder} holds an earlier quick start; name another folder with --output')
-    settings = {name: value for name, value in (('seed', seed), ('epochs', epochs)) if value is not None}
+    recipe = load_recipe(RECIPE)
+    name = recipe['model']
+    weights = folder / f'{name}.safetensors'
+    settings: dict[str, Any] = {key: recipe[key] if value is None else value
+                                for key, value in (('seed', seed), ('epochs', epochs))}
+    _check_folder(folder, weights, settings)
     data_dir = write_digits(folder / 'digits')
+    last = folder / 'training' / LAST
     start = time.monotonic()
-    result = train(
-        RECIPE, progress=progress, data_dir=str(data_dir), output=str(folder), experiment='training', **settings)
-    seconds = time.monotonic() - start
-    assert result.folder is not None  # one process
+    try:
+        if last.is_file():
+            result = train(progress=progress, resume=str(last), data_dir=str(data_dir))
+        else:
+            result = train(RECIPE, progress=progress, data_dir=str(data_dir), output=str(folder),
+                           experiment='training', **settings)
+        seconds = time.monotonic() - start
+        assert result.folder is not None  # one process
+        return _finish(result, folder, data_dir, weights, seconds, progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt('the same command goes on') from None
 
-    name = load_recipe(RECIPE)['model']
+
+def _check_folder(folder: Path, weights: Path, settings: dict[str, int]) -> None:
+    """Refuse a folder that holds a whole quick start, or one with other settings; one that was interrupted goes on."""
+    written = folder / 'training' / 'args.yaml'
+    if weights.exists():
+        raise FileExistsError(f'{folder} holds an earlier quick start; name another folder with --output')
+    if written.is_file():
+        recorded = read_yaml(written)
+        for key, value in settings.items():
+            if recorded.get(key) != value:
+                raise FileExistsError(f'{folder} holds an interrupted quick start with {key} {recorded.get(key)}, not '
+                                      f'{value}; name another folder with --output')
+        if not written.with_name(LAST).is_file():  # killed in its first epoch
+            shutil.rmtree(written.parent)
+
+
+def _finish(
+        result: TrainingResult, folder: Path, data_dir: Path, weights: Path, seconds: float, progress: bool,
+) -> Quickstart:
+    """Measure, save, reload and draw the trained network."""
+    from .drawing import draw_curves, draw_graphs
+
+    name = weights.stem
+    assert result.folder is not None
     trained = build_model(name)
     load_checkpoint(trained, str(result.folder / LAST))
-    weights = folder / f'{name}.safetensors'
-    save_weights(trained, weights, recipe=RECIPE, metrics=result.last)
-    check_weights(weights)
-    reloaded = build_model(name, pretrained=True, pretrained_cfg_overlay={'file': str(weights)})
+    temporary = folder / 'training' / weights.name  # in its place it says that everything is done
+    save_weights(trained, temporary, recipe=RECIPE, metrics=result.last)
+    check_weights(temporary)
+    reloaded = build_model(name, pretrained=True, pretrained_cfg_overlay={'file': str(temporary)})
     held_out = open_images(data_dir, 'validation')
     logits = _logits(reloaded, held_out)
     equal_logits = torch.equal(_logits(trained, held_out), logits)
     metrics = evaluate_folder(reloaded, data_dir, workers=0, progress=progress)
 
     pictures = tuple(folder / picture for picture in ('wiring.png', 'curves.png', 'predictions.png'))
-    stages = [f'conv{5 - len(trained.graphs) + i}' for i in range(1, len(trained.graphs) + 1)]
-    draw_graphs(trained.graphs, pictures[0], title=name, names=stages)
+    draw_graphs(trained.graphs, pictures[0], title=trained.extra_repr())
     draw_curves(result.folder / SUMMARY, pictures[1])
-    _draw_sheet(draw_predictions, held_out, logits, pictures[2])
+    _draw_sheet(held_out, logits, pictures[2])
+    temporary.replace(weights)
     return Quickstart(
         folder, weights, pictures, metrics['top1'], int(metrics['images']), equal_logits, seconds)
 
@@ -111,7 +144,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='folder for everything (default: %(default)s)')
     parser.add_argument('--seed', type=int, metavar='N', help="seed of the training (default: the recipe's)")
     parser.add_argument('--epochs', type=int, metavar='N', help="epochs (default: the recipe's)")
-    parser.add_argument('--no-progress', action='store_true', help='no progress bars')
+    parser.add_argument('--no-progress', action='store_true', help='no progress bars, not even on a terminal')
 
 
 def main(args: argparse.Namespace) -> int:
@@ -148,8 +181,10 @@ def _batches(items: list[Tensor], size: int = 64) -> list[list[Tensor]]:
     return [items[start:start + size] for start in range(0, len(items), size)]
 
 
-def _draw_sheet(draw_predictions: Callable[..., None], images: Any, logits: Tensor, path: Path) -> None:
+def _draw_sheet(images: Any, logits: Tensor, path: Path) -> None:
     """Draw every digit that the network got wrong, and others, up to SHEET in all."""
+    from .drawing import draw_predictions
+
     images.transform = None
     confidences, predictions = logits.softmax(dim=1).max(dim=1)
     targets = torch.tensor([target for _, target in images])
@@ -159,6 +194,9 @@ def _draw_sheet(draw_predictions: Callable[..., None], images: Any, logits: Tens
     step = max(1, len(right) // max(1, SHEET - len(wrong)))
     chosen = [*wrong, *right[::step]][:SHEET]
     names = {index: name for name, index in images.reader.class_to_idx.items()}
+    shown = f'all {len(wrong)} wrong ones' if 0 < len(wrong) <= SHEET else f'{SHEET} wrong ones' if wrong else 'some'
     draw_predictions(
         [images[i][0] for i in chosen], [names[int(targets[i])] for i in chosen],
-        [names[int(predictions[i])] for i in chosen], [float(confidences[i]) for i in chosen], path)
+        [names[int(predictions[i])] for i in chosen], [float(confidences[i]) for i in chosen], path,
+        title=f'{len(right)} of {len(targets)} held-out digits right ({100 * len(right) / len(targets):.2f} %); shown '
+              f'here: {shown}' + (' and some of the others' if 0 < len(wrong) < SHEET else ''))

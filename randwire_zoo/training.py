@@ -12,7 +12,9 @@ import copy
 import csv
 import logging
 import os
+import shlex
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -104,7 +106,9 @@ class TrainingResult:
         return self.history[-1] if self.history else {}
 
 
-def train(config: str | Path | None = None, *, progress: bool = True, **settings: Any) -> TrainingResult:
+def train(
+        config: str | Path | None = None, *, progress: bool = True, lines: bool = True, **settings: Any,
+) -> TrainingResult:
     """Train a model as a recipe says.
 
     Under torchrun every process calls this; the first one writes. The state of every random generator follows from
@@ -113,7 +117,8 @@ def train(config: str | Path | None = None, *, progress: bool = True, **settings
     Args:
         config: A recipe, see `recipes.load_recipe`. A resumed run takes the args.yaml beside its checkpoint if none
             is given.
-        progress: Show progress bars and a line per epoch.
+        progress: Show progress bars, on a terminal.
+        lines: Print a line per epoch, counted from 1, on stdout.
         settings: Keys of `recipes.KEYS`, which override the recipe.
 
     Raises:
@@ -130,9 +135,13 @@ def train(config: str | Path | None = None, *, progress: bool = True, **settings
     written_args = yaml.safe_dump(vars(args), default_flow_style=False)
     device = init_distributed_device(args)
     try:
-        training = _together(args, lambda: _Run(args, device, written_args, progress and args.rank == 0))
+        first = args.rank == 0
+        training = _together(args, lambda: _Run(args, device, written_args, progress and first, lines and first))
         training.connect()
-        return training.run()
+        try:
+            return training.run()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(training.leave()) from None
     finally:
         if args.distributed:
             torch.distributed.destroy_process_group()
@@ -142,7 +151,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give the parser the arguments of `main`: a recipe, and a flag per key."""
     parser.add_argument('-c', '--config', metavar='FILE',
                         help='recipe: a yaml file, or a packaged one such as digits/randwire_ws_pico')
-    parser.add_argument('--no-progress', action='store_true', help='no progress bars')
+    parser.add_argument('--no-progress', action='store_true', help='no progress bars, not even on a terminal')
     add_recipe_arguments(parser)
 
 
@@ -182,6 +191,8 @@ def _resolve(config: str | Path | None, settings: dict[str, Any]) -> argparse.Na
         recipe = {name: value for name, value in load_recipe(config).items() if name not in ('output', 'experiment')}
     else:
         recipe = load_recipe(config) if config is not None else {}
+    if not (explicit.get('model') or recipe.get('model')):
+        raise ValueError('name the network, with --model or in a recipe (-c)')
     args = argparse.Namespace(**{**copy.deepcopy(DEFAULTS), **recipe, **explicit})
     args.device = default_device(args.device)
     if args.resume and not Path(args.resume).is_file():
@@ -236,11 +247,14 @@ class _Saver(CheckpointSaver):
 class _Run:
     """One call of `train`, in one process: everything is built and checked first, then the folder is made."""
 
-    def __init__(self, args: argparse.Namespace, device: torch.device, written_args: str, progress: bool) -> None:
+    def __init__(
+            self, args: argparse.Namespace, device: torch.device, written_args: str, progress: bool, lines: bool,
+    ) -> None:
         self.args = args
         self.device = device
         self.written_args = written_args
         self.progress = progress
+        self.lines = lines
         prepare_device(device)
 
         # The first process' seed for all: each starts from the same weights, and so does each moving average.
@@ -275,6 +289,7 @@ class _Run:
             self.optimizer, **scheduler_kwargs(args, decreasing_metric=decreasing),
             updates_per_epoch=self.updates_per_epoch)
         self.folder, self.continues = self._choose_folder()
+        self.made_folder = False
         # A whole run may be resumed, by whoever does not know that it is; a new folder would remain empty.
         if args.resume and self.start_epoch > self.num_epochs - (not self.continues):
             raise ValueError(f'nothing to train: {args.resume} has {self.start_epoch} epochs behind it, and '
@@ -432,6 +447,7 @@ class _Run:
         if not continues and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise FileExistsError(f'{folder} is in use; choose another --experiment, '
                                   f'or continue with --resume {folder / LAST}')
+        self.made_folder = not continues
         folder.mkdir(parents=True, exist_ok=True)
         if self.start_epoch < self.num_epochs:  # settings with which nothing is trained are not kept
             write_atomically(folder / 'args.yaml', self.written_args)
@@ -454,6 +470,21 @@ class _Run:
                     trim_summary(str(temporary), self.start_epoch)
         return folder, saver
 
+    def say(self, line: str) -> None:
+        """Print a line on stdout, above the progress bar if there is one, and at once also into a file."""
+        if self.lines:
+            tqdm.write(line)
+            sys.stdout.flush()
+
+    def leave(self) -> str:
+        """Put in order what an interrupted run leaves, and say how to go on."""
+        last = self.folder / LAST
+        if last.is_file():
+            return f'go on with: randwire-zoo train --resume {shlex.quote(str(last))}'
+        if self.made_folder:  # there is nothing in it to go on from, and it would stand in the way
+            shutil.rmtree(self.folder, ignore_errors=True)
+        return 'no epoch was finished; the same command starts again'
+
     def run(self) -> TrainingResult:
         """Train from the start epoch to the last."""
         args, folder, saver = self.args, None, None
@@ -463,8 +494,10 @@ class _Run:
             folder, saver = made
             if (folder / SUMMARY).is_file():
                 history = read_summary(folder / SUMMARY)
-        if self.progress and self.start_epoch == self.num_epochs:
-            tqdm.write(f'nothing left to train: all {self.num_epochs} epochs are done')
+        if self.start_epoch == self.num_epochs:
+            self.say(f'nothing left to train: all {self.num_epochs} epochs are done')
+        elif self.args.resume:
+            self.say(f'going on at epoch {self.start_epoch + 1} of {self.num_epochs}, from {self.args.resume}')
         best_metric, best_epoch = (saver.best_metric, saver.best_epoch) if saver is not None else (None, None)
         for epoch in range(self.start_epoch, self.num_epochs):
             train_metrics = self._train_one_epoch(epoch)
@@ -482,9 +515,8 @@ class _Run:
             if folder is not None and saver is not None:
                 update_summary(epoch, train_metrics, eval_metrics, filename=str(folder / SUMMARY), lr=self._lr())
                 best_metric, best_epoch = saver.save_checkpoint(epoch, metric=metric)
-            if self.progress:
-                tqdm.write(f'epoch {epoch + 1}/{self.num_epochs}: ' + ', '.join(
-                    f'{name} {value:.4g}' for name, value in row.items() if name not in ('epoch', 'eval_top5')))
+            self.say(f'epoch {epoch + 1}/{self.num_epochs}: ' + ', '.join(
+                f'{name} {value:.4g}' for name, value in row.items() if name not in ('epoch', 'eval_top5')))
             if self.scheduler is not None:
                 self.scheduler.step(epoch + 1, metric)
         return TrainingResult(folder, best_metric, best_epoch, tuple(history))
@@ -568,7 +600,7 @@ class _Run:
         args = self.args
         total = len(self.loader_train) * args.batch_size * args.world_size
         with tqdm(total=total, desc=f'train {epoch + 1}/{self.num_epochs}', unit='img', leave=False,
-                  disable=not self.progress) as bar:
+                  disable=None if self.progress else True) as bar:
             yield bar
 
 

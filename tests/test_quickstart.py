@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import timm
 import torch
 from PIL import Image
 
+from randwire_zoo import quickstart as quickstart_module
 from randwire_zoo.digits import write_digits
 from randwire_zoo.evaluation import evaluate_folder
 from randwire_zoo.quickstart import add_arguments, main
@@ -101,6 +103,40 @@ def test_a_quick_start_of_one_epoch_leaves_everything_and_fails_for_its_accuracy
 
     with pytest.raises(FileExistsError, match='holds an earlier quick start'):
         main(args)
+
+
+def test_an_interrupted_quick_start_says_so_and_goes_on(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, digits: Path) -> None:
+    """Interrupted in its second epoch, then where it would measure; with other settings it is refused meanwhile."""
+    from randwire_zoo import training
+
+    folder = tmp_path / 'start'
+    shutil.copytree(digits, folder / 'digits')
+    train_one_epoch, finish = training._Run._train_one_epoch, quickstart_module._finish
+
+    def interrupted(run: training._Run, epoch: int) -> dict[str, float]:
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return train_one_epoch(run, epoch)
+
+    def interrupted_at_the_end(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training._Run, '_train_one_epoch', interrupted)
+    with pytest.raises(KeyboardInterrupt, match='the same command goes on'):
+        quickstart_module.quickstart(folder, seed=3, epochs=2)
+    monkeypatch.undo()
+    with pytest.raises(FileExistsError, match='an interrupted quick start with seed 3, not 4'):
+        quickstart_module.quickstart(folder, seed=4, epochs=2)
+    assert 'epoch 1/2: ' in capsys.readouterr().out
+    monkeypatch.setattr(quickstart_module, '_finish', interrupted_at_the_end)
+    with pytest.raises(KeyboardInterrupt, match='the same command goes on'):
+        quickstart_module.quickstart(folder, seed=3, epochs=2)
+    said = capsys.readouterr().out
+    assert said.startswith('going on at epoch 2 of 2') and 'epoch 2/2: ' in said and 'epoch 1/2: ' not in said
+    monkeypatch.setattr(quickstart_module, '_finish', finish)
+    assert quickstart_module.quickstart(folder, seed=3, epochs=2).equal_logits
+    assert 'all 2 epochs are done' in capsys.readouterr().out
 
 
 def test_the_shipped_weights_read_98_per_cent_of_the_held_out_digits(digits: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -290,7 +291,8 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line_and_nothing_is_written(imag
 
 
 @pytest.mark.parametrize(('change', 'error', 'message'), [
-    ({'epocs': 3}, ValueError, "unknown key 'epocs'"),
+    ({'epocs': 3}, ValueError, "unknown key 'epocs'; did you mean epochs"),
+    ({'zzz': 3}, ValueError, "unknown key 'zzz'; the trainer knows "),
     ({'epochs': 0}, ValueError, 'epochs must be at least 1, got 0'),
     ({'batch_size': 64}, ValueError, "'train' has 45 images, fewer than one batch of 64"),
     ({'model': 'randwire_ws_huge'}, ValueError, 'Unknown model'),
@@ -317,6 +319,11 @@ def test_a_bad_setting_is_one_line_and_nothing_is_written(
         train(**settings, progress=False)
     assert message in str(caught.value) and '\n' not in str(caught.value)
     assert not (tmp_path / 'output').exists()
+
+
+def test_without_a_model_nothing_is_trained_and_not_timms_default(images: Path) -> None:
+    with pytest.raises(ValueError, match=r'name the network, with --model or in a recipe \(-c\)'):
+        train(data_dir=str(images))
 
 
 def test_a_compiled_run_saves_the_plain_names_and_the_plain_weights(images: Path, tmp_path: Path) -> None:
@@ -349,7 +356,37 @@ def test_the_command_line_trains_in_mixed_precision_and_prints_its_folder(
     assert main(args) == 0
     output = capsys.readouterr()
     assert output.out.splitlines()[-1] == str(tmp_path / 'run')
-    assert 'epoch 1/1: train_loss' in output.err + output.out
+    # Into a file go the lines and no bar; --no-progress takes away no line either.
+    assert 'epoch 1/1: train_loss' in output.out and '\r' not in output.out + output.err
+    args = parser.parse_args(['--resume', str(tmp_path / 'run' / 'last.pth.tar'), '--epochs', '2', '--no-progress'])
+    assert main(args) == 0
+    said = capsys.readouterr().out
+    assert 'going on at epoch 2 of 2' in said and 'epoch 2/2: train_loss' in said and 'in epoch ' in said
     assert math.isfinite(read_summary(tmp_path / 'run' / 'summary.csv')[0]['train_loss'])
     recorded = yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())
     assert (recorded['amp'], recorded['amp_dtype'], recorded['channels_last']) == (True, 'bfloat16', True)
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_leaves_nothing_where_it_cannot(
+        images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from randwire_zoo import cli, training
+
+    whole, settings = training._Run._train_one_epoch, {**PLAIN, 'epochs': 2, 'data_dir': str(images)}
+    (tmp_path / 'recipe.yaml').write_text(yaml.safe_dump(settings))
+    argv = ['train', '-c', str(tmp_path / 'recipe.yaml'), '--output', str(tmp_path / 'out put'), '--experiment', 'run']
+    for after in (0, 1):
+        def one_epoch(run: training._Run, epoch: int, after: int = after) -> dict[str, float]:
+            if epoch == after:
+                raise KeyboardInterrupt
+            return whole(run, epoch)
+
+        monkeypatch.setattr(training._Run, '_train_one_epoch', one_epoch)
+        assert cli.main(argv) == 130
+        said = capsys.readouterr().err.splitlines()[-1]
+        if after == 0:
+            assert said == 'randwire-zoo: interrupted; no epoch was finished; the same command starts again'
+            assert not (tmp_path / 'out put' / 'run').exists()
+    monkeypatch.undo()
+    _, command = said.split('go on with: randwire-zoo ')
+    assert cli.main(shlex.split(command)) == 0
+    assert len(read_summary(tmp_path / 'out put' / 'run' / 'summary.csv')) == 2

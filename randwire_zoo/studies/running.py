@@ -203,7 +203,7 @@ class _Progress:
     def __init__(self, study: Study, networks: list[Network], folder: Path, results: Results, show: bool) -> None:
         self.epochs = 1 if study.detection else int(study.recipe_settings['epochs'])
         self.networks, self.folder, self.results = networks, folder, results
-        self.bar = tqdm(total=self.epochs * len(networks), unit='epoch', disable=not show)
+        self.bar = tqdm(total=self.epochs * len(networks), unit='epoch', disable=None if show else True)
         self.next = 0.0
 
     def __enter__(self) -> _Progress:

@@ -143,7 +143,7 @@ def run_network(
     elif run.exists():
         shutil.rmtree(run)  # killed before its first epoch was over
     if study.processes == 1:
-        history = train(progress=False, **settings).history
+        history = train(progress=False, lines=False, **settings).history
     else:
         _train_together(study, network, folder, settings, held)
         history = tuple(read_summary(run / SUMMARY))
@@ -186,7 +186,7 @@ def _train(path: str) -> None:
     if task['generators']:
         load_generators(task['generators'])
     from ..training import train
-    train(progress=False, **task['settings'])
+    train(progress=False, lines=False, **task['settings'])
 
 
 def _evaluate_again(study: Study, network: Network, checkpoint: Path, settings: dict[str, Any]) -> dict[str, Any]:
