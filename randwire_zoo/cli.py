@@ -57,9 +57,10 @@ examples:
 example:
   randwire-zoo quickstart
 """),
-    'curves': ('detection.curves', 'loss and AP of detectron2 trainings as one picture', """\
-example:
-  randwire-zoo curves pretrained=output/run1 random=output/run2 -o curves.png
+    'curves': ('curves', 'loss, accuracy or AP of trainings as one picture', """\
+examples:
+  randwire-zoo curves output/train/RUN
+  randwire-zoo curves pretrained=output/run1 random=output/run2 -o curves.svg
 """),
     'detect': ('detection.detect', 'draw what a detector finds in images', """\
 examples:

@@ -302,6 +302,24 @@ def test_detection_curves_show_each_run_in_its_panels(tmp_path: Path, capsys: py
     assert {'a name', 'second', 'iteration', 'training loss', 'box AP, %'} <= set(texts(picture))
 
 
+def test_curves_takes_trainings_of_timm_and_compares_several(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ('a', 'b'):
+        (tmp_path / name).mkdir()
+        write_summary(tmp_path / name)
+    picture = str(tmp_path / 'curves.svg')
+    assert main(['curves', str(tmp_path / 'a'), '-o', picture]) == 0
+    assert {'train_loss of a', 'eval_top1 of a', 'lr of a'} <= set(groups(tmp_path / 'curves.svg'))
+    assert 'best top-1 80.25 %, epoch 2; last 80.25 %' in texts(tmp_path / 'curves.svg')
+    assert main(['curves', str(tmp_path / 'a'), f'other={tmp_path / "b" / "summary.csv"}', '-o', picture]) == 0
+    assert {'train_loss of a', 'eval_top1 of other', 'lr of other'} <= set(groups(tmp_path / 'curves.svg'))
+    assert {'a', 'other'} <= set(texts(tmp_path / 'curves.svg'))
+    detector = write_metrics(tmp_path / 'detector', '{"iteration": 19, "total_loss": 1.0}')
+    capsys.readouterr()
+    assert main(['curves', str(tmp_path / 'a'), str(detector), '-o', picture]) == 2
+    assert 'draw them apart' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(('rows', 'message'), [
     (('{"iteration": 1}',), 'no iteration to draw'), (('{"total_loss": 1}',), 'line 1: not what detectron2 writes'),
     (('{"iteration": 1, "total_loss": 1}', '{"iter'), 'line 2: not what detectron2 writes'), (('3',), 'line 1: not')])
@@ -313,7 +331,7 @@ def test_metrics_that_hold_no_curve_are_refused(
     assert main(['curves', str(folder), f'run={folder}', '-o', str(tmp_path / 'curves.png')]) == 2
     assert "two runs are called 'run'" in capsys.readouterr().err
     assert main(['curves', str(tmp_path), '-o', str(tmp_path / 'curves.png')]) == 2
-    assert 'no metrics.json in' in capsys.readouterr().err
+    assert 'no summary.csv and no metrics.json in' in capsys.readouterr().err
     assert not (tmp_path / 'curves.png').exists()
 
 
