@@ -1,6 +1,7 @@
-"""A process of the Hub's real client that runs many tests' commands, because starting one costs seconds.
+"""The Hub's real client with a Hub of the test's own: in this process, or in one of its own.
 
-The client reads its settings when it is imported, so that it cannot run in the tests' own process, whose Hub is none.
+The client reads its settings when it is imported, which a test changes while it runs its commands (starting a process
+costs seconds). This package reads its manifest when it is imported, too: for another one a process has to be started.
 """
 from __future__ import annotations
 
@@ -11,11 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pytest
 from hub_server import HubServer
+from huggingface_hub import constants
 
 TOKEN = 'hf_test_token'
 
-LOOP = '''
+HELPERS = '''
 import contextlib, hashlib, io, json, os, sys
 import huggingface_hub.constants as constants
 import timm, torch
@@ -40,7 +43,9 @@ def logits(name, **kwargs):
     with torch.inference_mode():
         output = model.forward_features(batch) if kwargs.get('num_classes') else model(batch)
     return hashlib.sha256(output.numpy().tobytes()).hexdigest()
+'''
 
+LOOP = '''
 for line in sys.stdin:
     asked, results = json.loads(line), []
     constants.HF_HUB_CACHE = asked['cache']
@@ -54,7 +59,45 @@ for line in sys.stdin:
 
 
 class HubClient:
-    """A context manager; what it is asked to do, it does with caches of the asker's own.
+    """What it is asked to do, it does in this process, with caches of the asker's own.
+
+    Args:
+        server: Its Hub.
+    """
+
+    def __init__(self, server: HubServer) -> None:
+        self.server = server
+
+    def run(self, home: Path, code: str, token: str | None = TOKEN) -> list[Any]:
+        """Run code that appends to `results`, with home as the Hub's cache, and give what it appended."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.server.environment(home).items():
+                patch.setenv(name, value)
+            for name in ('HF_HUB_OFFLINE', 'HF_TOKEN'):
+                patch.delenv(name, raising=False)
+            if token is not None:
+                patch.setenv('HF_TOKEN', token)
+            for name, value in {
+                    'ENDPOINT': self.server.url, 'HF_HUB_OFFLINE': False, 'HF_HUB_CACHE': str(home),
+                    'HUGGINGFACE_CO_URL_TEMPLATE': self.server.url + '/{repo_id}/resolve/{revision}/{filename}',
+                    'HF_TOKEN_PATH': str(home / 'token'), 'HF_HUB_DISABLE_XET': True,
+                    'HF_HUB_DISABLE_TELEMETRY': True, 'HF_HUB_DISABLE_PROGRESS_BARS': True}.items():
+                patch.setattr(constants, name, value)
+            results: list[Any] = []
+            exec(HELPERS + code, {'results': results})
+        line = json.dumps(results)
+        assert TOKEN not in line
+        return list(json.loads(line))
+
+    def hub(self, home: Path, *commands: list[object], token: str | None = TOKEN) -> list[dict[str, Any]]:
+        """Run commands of `randwire-zoo hub` one after the other."""
+        lines = [f'results.append(command("hub", *{json.dumps([str(part) for part in command])}))'
+                 for command in commands]
+        return self.run(home, '\n'.join(lines), token)
+
+
+class HubProcess(HubClient):
+    """A context manager; what it is asked to do, it does in a process of its own.
 
     Args:
         server: Its Hub.
@@ -63,13 +106,14 @@ class HubClient:
     """
 
     def __init__(self, server: HubServer, folder: Path, **variables: str) -> None:
+        super().__init__(server)
         self.folder = folder
         self._log = (folder / 'client.log').open('w+')
         self._process = subprocess.Popen(
-            [sys.executable, '-c', LOOP], env=server.environment(folder, OMP_NUM_THREADS='1', **variables), cwd=folder,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True)
+            [sys.executable, '-c', HELPERS + LOOP], env=server.environment(folder, OMP_NUM_THREADS='1', **variables),
+            cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True)
 
-    def __enter__(self) -> HubClient:
+    def __enter__(self) -> HubProcess:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -82,7 +126,7 @@ class HubClient:
         self._log.close()
 
     def run(self, home: Path, code: str, token: str | None = TOKEN) -> list[Any]:
-        """Run code that appends to `results`, with home as the Hub's cache, and give what it appended."""
+        """The same in that process."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps({'code': code, 'cache': str(home), 'token': token}) + '\n')
         self._process.stdin.flush()
@@ -90,9 +134,3 @@ class HubClient:
         assert line, (self.folder / 'client.log').read_text()
         assert TOKEN not in line
         return list(json.loads(line))
-
-    def hub(self, home: Path, *commands: list[object], token: str | None = TOKEN) -> list[dict[str, Any]]:
-        """Run commands of `randwire-zoo hub` one after the other."""
-        lines = [f'results.append(command("hub", *{json.dumps([str(part) for part in command])}))'
-                 for command in commands]
-        return self.run(home, '\n'.join(lines), token)

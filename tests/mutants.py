@@ -366,6 +366,7 @@ def baseline(path: str, files: list[str]) -> int:
     from coverage import Coverage
 
     sys.dont_write_bytecode = False  # of the tests, for the mutants' runs
+    tqdm.monitor_interval = 0  # starts no thread
     coverage = Coverage(data_file=None, include=[str(TREE / path)], config_file=False)
     watch = Watch(coverage)
     coverage.start()

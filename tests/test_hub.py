@@ -17,7 +17,7 @@ import pytest
 import timm
 import torch
 import yaml
-from hub_client import TOKEN, HubClient
+from hub_client import TOKEN, HubClient, HubProcess
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -51,15 +51,14 @@ def server(running: HubServer) -> HubServer:
 
 
 @pytest.fixture(scope='module')
-def client(running: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubClient]:
-    with HubClient(running, tmp_path_factory.mktemp('client')) as client:
-        yield client
+def client(running: HubServer) -> HubClient:
+    return HubClient(running)
 
 
 def overlaid(server: HubServer, home: Path, overlay: Path, *codes: str) -> list[Any]:
     """Run code, with an empty cache, in a new process, which takes its manifest when it starts."""
     home.mkdir()
-    with HubClient(server, home, RANDWIRE_ZOO_WEIGHTS=str(overlay)) as client:
+    with HubProcess(server, home, RANDWIRE_ZOO_WEIGHTS=str(overlay)) as client:
         return [result for code in codes for result in client.run(home, code)]
 
 
@@ -729,7 +728,7 @@ def test_altered_bytes_are_refused_by_every_way_of_loading_and_a_bad_file_is_set
     row, = json.loads(pushed['out']).values()
     fresh = tmp_path / 'fresh'
     fresh.mkdir()
-    with HubClient(server, fresh, RANDWIRE_ZOO_WEIGHTS=str(overlay)) as overlaid_client:
+    with HubProcess(server, fresh, RANDWIRE_ZOO_WEIGHTS=str(overlay)) as overlaid_client:
         right, altered, left, mended = overlaid_client.run(fresh, f'''
 import pathlib
 results.append(logits({NAME!r}, cache_dir={own!r}))
