@@ -231,7 +231,7 @@ def test_errors_of_the_libraries_become_one_line(
 
 
 def test_timms_own_errors_for_names_and_missing_weights_are_among_them() -> None:
-    for arguments in ({'model_name': 'randwire_ws_c110'}, {'model_name': 'randwire_ws_small_s1', 'pretrained': True}):
+    for arguments in ({'model_name': 'randwire_ws_c110'}, {'model_name': 'randwire_ba_small_s5', 'pretrained': True}):
         with pytest.raises(RuntimeError) as caught:
             timm.create_model(**arguments)  # type: ignore[arg-type]
         assert arguments['model_name'] in (cli._explain(caught.value) or '')  # type: ignore[operator]

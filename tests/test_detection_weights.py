@@ -129,7 +129,7 @@ def test_one_missing_and_one_surplus_tensor_are_named() -> None:
 @pytest.mark.parametrize(('source', 'message'), [
     ('randwire://randwire_ws_c108', 'unknown name'),
     ('randwire://resnet18.a1_in1k', 'unknown name'),
-    ('randwire://randwire_ws_c109', 'no such weights are published; there are randwire_ws_pico.digits'),
+    ('randwire://randwire_ws_c154', 'no such weights are published; there are randwire_ws_pico.digits'),
     ('randwire://randwire_ws_pico.imagenet', 'no such weights are published'),
 ])
 def test_weights_that_nobody_published(source: str, message: str) -> None:

@@ -566,7 +566,7 @@ results.extend(command("hub", "pull", target) for target in ({NAME!r}, {REPO!r})
 
 def test_half_of_the_bytes_ship_beside_a_manifest_and_the_name_alone_stays_the_papers(
         server: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    name = 'randwire_ws_small_s1'
+    name = 'randwire_ba_small_s5'
     model = random_model(name, num_classes=3)
     save_weights(model, tmp_path / 'small.safetensors')
     whole = (tmp_path / 'small.safetensors').stat().st_size
