@@ -170,8 +170,8 @@ def test_a_name_documents_itself_and_its_paper(name: str) -> None:
 def test_a_name_without_weights_says_which_have_some_and_how_to_train_it() -> None:
     assert 'randwire_ba_small_s5' not in timm.list_models(pretrained=True)
     with pytest.raises(RuntimeError, match=(
-            r'^No pretrained weights exist for randwire_ba_small_s5; there are .*randwire_ws_pico\.digits.*or train it: '
-            r'randwire-zoo train -c tin200/randwire_ws_small_s1 --model randwire_ba_small_s5$')):
+            r'^No pretrained weights exist for randwire_ba_small_s5; there are .*randwire_ws_pico\.digits.*'
+            r'or train it: randwire-zoo train -c tin200/randwire_ws_small_s1 --model randwire_ba_small_s5$')):
         timm.create_model('randwire_ba_small_s5', pretrained=True, device='meta')
     with pytest.raises(RuntimeError, match='Invalid pretrained tag'):
         timm.create_model('randwire_ws_small_s1.in1k', device='meta')
