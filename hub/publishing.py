@@ -24,6 +24,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
+from randwire_zoo.errors import nearest
 from randwire_zoo.frozen import load_graphs
 from randwire_zoo.graphs import graphs_sha256
 from randwire_zoo.manifest import (
@@ -36,7 +37,7 @@ from randwire_zoo.manifest import (
     set_aside,
     sha256_of,
 )
-from randwire_zoo.models import ARCHITECTURES, Architecture, find_weights
+from randwire_zoo.models import ARCHITECTURES, WEIGHTS, Architecture, find_weights
 
 from .card import own_text, render_card
 from .checks import CARD, CONFIG, KNOWN, CheckFailed, Staged, check_folder, figures, load_model, missing_files
@@ -270,8 +271,9 @@ def locate(target: str) -> PublishedWeights | tuple[str, str]:
         return repo_id, revision or 'main'
     row = find_weights(target)
     if row is None:
-        raise ValueError(f'no weights {target} in the manifest; `randwire-zoo hub manifest list` shows them. A '
-                         'repository is named OWNER/NAME@REVISION')
+        raise ValueError(f'no weights {target} in the manifest' + nearest(
+            target, WEIGHTS, '; `randwire-zoo hub manifest list` shows them. A repository is named '
+                             'OWNER/NAME@REVISION'))
     return row
 
 

@@ -248,7 +248,10 @@ def _find_network(args: argparse.Namespace) -> Wiring:
     """Read NAME|MODEL and its options; ValueError where they do not fit together."""
     given = {name: value for name in ('seed', 'num_nodes', 'regime', 'channels')
              if (value := getattr(args, name, None)) is not None}
-    return find_wiring(args.network, **given)
+    name = args.network
+    if name.startswith('randwire') and '.' in name and name not in published_weights():
+        raise ValueError(f'no weights {name}' + nearest(name, published_weights(), f'; {PROGRAM} list shows them'))
+    return find_wiring(name, **given)
 
 
 def _count(name: str, kwargs: dict[str, Any], img_size: int | None = None) -> dict[str, int]:

@@ -7,15 +7,18 @@ give the same description, because its arguments are resolved here as train.py r
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from .errors import loading, one_line
+from .architectures import Architecture
+from .errors import loading, nearest, one_line
 from .files import read_yaml
 
 __all__ = ['CROP_MODES', 'WEIGHT_SOURCES', 'Description', 'build_model', 'read_settings']
@@ -250,7 +253,17 @@ def build_model(name: str, **kwargs: Any) -> Any:
     try:
         return create_model(name, **kwargs)
     except (RuntimeError, TypeError, AssertionError) as error:
-        raise ValueError(f'cannot create the model {name!r}: {one_line(error)}') from error
+        raise ValueError(f'cannot create the model {name!r}: {one_line(error)}{_nearest_argument(error)}') from error
+
+
+def _nearest_argument(error: Exception) -> str:
+    """Of an argument that RandWire does not take, the one that may have been meant."""
+    from .network import RandWire
+
+    match = re.search(r"RandWire.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if match is None:
+        return ''
+    return nearest(match[1], [*inspect.signature(RandWire).parameters, *(field.name for field in fields(Architecture))])
 
 
 def _resolve_name(

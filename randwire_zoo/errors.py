@@ -4,6 +4,7 @@ from __future__ import annotations
 import difflib
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -43,11 +44,13 @@ def loading(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError,
             OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise ValueError(f'{path} cannot be loaded: {_without_advice(one_line(error))}') from error
+        raise ValueError(f'{path} cannot be loaded: {_reason(error)}') from error
 
 
-def _without_advice(message: str) -> str:
-    """torch advises to load without its safeguard what it cannot read; a junk or hostile file needs other advice."""
-    if 'weights_only' not in message:
-        return message
-    return 'it is no checkpoint, or one with more in it than tensors and settings'
+def _reason(error: Exception) -> str:
+    """What is wrong with a file, where torch names its own switches or pickle its own state."""
+    message = one_line(error)
+    if (isinstance(error, (pickle.UnpicklingError, EOFError, KeyError)) and not re.search('[a-z]{3}', message)) or any(
+            advice in message for advice in ('weights_only', 'mmap can only', 'invalid load key')):
+        return 'it is no checkpoint, or one with more in it than tensors and settings'
+    return message

@@ -288,7 +288,8 @@ def read_packaged(kind: str, path_or_name: str | Path, folder: Path, names: list
     if not path.is_file():
         path = folder / f'{path_or_name}.yaml'
         if str(path_or_name) not in names:
-            raise FileNotFoundError(f'no {kind} {str(path_or_name)!r}: neither a file nor one of {", ".join(names)}')
+            raise FileNotFoundError(f'no {kind} {str(path_or_name)!r}: neither a file nor one of the packaged ones' +
+                                    nearest(str(path_or_name), names, f': {", ".join(names)}'))
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise ValueError(f'{path} must hold lines of `key: value`, got {type(data).__name__}')

@@ -30,7 +30,7 @@ from timm.data import FastCollateMixup, create_loader
 from timm.layers import convert_sync_batchnorm
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import safe_model_name
-from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import (
     ClassificationTask,
@@ -57,7 +57,7 @@ from tqdm import tqdm
 
 from .description import WEIGHT_SOURCES, Description
 from .distillation import NumberedImages, RecordedTeacher
-from .errors import loading, one_line
+from .errors import loading, nearest, one_line
 from .evaluation import (
     Conditions,
     autocast,
@@ -402,7 +402,8 @@ class _Run:
             return create_optimizer_v2(
                 self.task.get_trainable_module(), **optimizer_kwargs(cfg=self.args), **self.args.opt_kwargs)
         except (ValueError, TypeError, AssertionError) as error:
-            raise ValueError(f'cannot create the optimiser {self.args.opt!r}: {one_line(error)}') from error
+            raise ValueError(f'cannot create the optimiser {self.args.opt!r}: {one_line(error)}'
+                             f'{nearest(self.args.opt, map(str, list_optimizers()))}') from error
 
     def _eval_metric(self) -> str:
         return self.args.eval_metric if self.args.val_split else 'loss'
