@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -68,11 +70,10 @@ class HubClient:
     def __init__(self, server: HubServer) -> None:
         self.server = server
 
-    def run(self, home: Path, code: str, token: str | None = TOKEN) -> list[Any]:
-        """Run code that appends to `results`, with home as the Hub's cache, and give what it appended."""
+    @contextmanager
+    def asking(self, home: Path, token: str | None = TOKEN) -> Iterator[None]:
+        """This process asks that Hub, with home as its cache."""
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in self.server.environment(home).items():
-                patch.setenv(name, value)
             for name in ('HF_HUB_OFFLINE', 'HF_TOKEN'):
                 patch.delenv(name, raising=False)
             if token is not None:
@@ -83,7 +84,12 @@ class HubClient:
                     'HF_TOKEN_PATH': str(home / 'token'), 'HF_HUB_DISABLE_XET': True,
                     'HF_HUB_DISABLE_TELEMETRY': True, 'HF_HUB_DISABLE_PROGRESS_BARS': True}.items():
                 patch.setattr(constants, name, value)
-            results: list[Any] = []
+            yield
+
+    def run(self, home: Path, code: str, token: str | None = TOKEN) -> list[Any]:
+        """Run code that appends to `results`, with home as the Hub's cache, and give what it appended."""
+        results: list[Any] = []
+        with self.asking(home, token):
             exec(HELPERS + code, {'results': results})
         line = json.dumps(results)
         assert TOKEN not in line

@@ -106,14 +106,14 @@ class Mutant:
         return self.lines.start < self.body.start or any('' in base.reached.get(line, ()) for line in self.lines)
 
 
-def mutants_of(path: str) -> list[Mutant]:
+def mutants_of(path: str, root: Path = ROOT) -> list[Mutant]:
     """All mutants of a file, in the order of their lines."""
     import libcst as cst
     from libcst.metadata import MetadataWrapper, PositionProvider
     from mutmut.mutation.file_mutation import NEVER_MUTATE_FUNCTION_CALLS, deep_replace
     from mutmut.mutation.mutators import mutation_operators
 
-    source = (ROOT / path).read_text(encoding='utf-8')
+    source = (root / path).read_text(encoding='utf-8')
     wrapper = MetadataWrapper(cst.parse_module(source))
     found: list[tuple[cst.CSTNode, cst.CSTNode, int, str, range, range]] = []
 
@@ -235,7 +235,7 @@ def in_a_child(job: Callable[[], int], seconds: float | None, log: str | None) -
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.environ.pop('TORCH_DEVICE_BACKEND_AUTOLOAD', None)
             if seconds is not None:
-                limit = int(10 + 5 * seconds)
+                limit = int(5 + 3 * seconds)
                 resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
                 resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))
             status = job()
@@ -244,7 +244,7 @@ def in_a_child(job: Callable[[], int], seconds: float | None, log: str | None) -
         finally:
             sys.stdout.flush()
             os._exit(status)
-    end = time.monotonic() + (30 + 15 * seconds if seconds is not None else float('inf'))
+    end = time.monotonic() + (60 + 15 * seconds if seconds is not None else float('inf'))
     ended = code = 0
     while not ended and time.monotonic() < end:
         time.sleep(0.005)
@@ -582,7 +582,7 @@ def main() -> int:
     parser.add_argument('--sample', type=int, metavar='N', help='N mutants of each file, drawn by their hashes')
     parser.add_argument('--list', action='store_true', help='print the mutants and run nothing')
     args = parser.parse_args()
-    paths = [path for path in MODULES if not args.modules or any(part in path for part in args.modules)]
+    paths = list(dict.fromkeys(path for part in args.modules or [''] for path in MODULES if part in path))
     if args.list:
         for path in paths:
             for mutant in mutants_of(path):
@@ -599,7 +599,7 @@ def main() -> int:
     summary = json.loads(SUMMARY.read_text(encoding='utf-8')) if SUMMARY.is_file() else {}
     survivors, as_named = read_survivors(), True
     for path in paths:
-        every, tests = mutants_of(path), [f'tests/{name}.py' for name in MODULES[path]]
+        every, tests = mutants_of(path, TREE), [f'tests/{name}.py' for name in MODULES[path]]
         mutants = sorted(every, key=lambda mutant: mutant.key)[:args.sample]
         mutants.sort(key=lambda mutant: mutant.lines.start)
         os.environ.pop('PYTHONDONTWRITEBYTECODE', None)

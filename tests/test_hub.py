@@ -1,7 +1,9 @@
 """Publishing and loading weights, with the Hub's real client over HTTP on 127.0.0.1."""
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -30,6 +32,7 @@ from randwire_zoo.hub.card import END, START, render_card
 from randwire_zoo.hub.checks import disagreement
 from randwire_zoo.hub.config import from_config
 from randwire_zoo.hub.probe import TOLERANCE, check_probe, write_probe
+from randwire_zoo.manifest import HubError, PublishedWeights, fetch, set_aside
 from randwire_zoo.training import train
 from randwire_zoo.weights_io import read_metadata, save_weights
 
@@ -768,6 +771,50 @@ results.append(logits({NAME!r}, cache_dir={own!r}))
     assert gone[0] == 'HubError' and 'has been altered' in gone[1] and 'cannot be fetched anew' in gone[1]
     again, = client.hub(tmp_path / 'home', ['push', staged, REPO])
     assert 'has been altered' in one_line(again, 1)
+
+
+def test_a_bad_file_in_the_cache_is_set_aside_and_fetched_once_more_and_what_is_no_better_is_refused(
+        server: HubServer, client: HubClient, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    data, own = b'the weights', tmp_path / 'own'
+    commit = server.create(REPO, {'model.safetensors': data})
+    digest = hashlib.sha256(data).hexdigest()
+    row = PublishedWeights(f'{NAME}.x', digest, len(data), 3, 'a' * 64, 'mit', repo_id=REPO, revision=commit)
+    with client.asking(tmp_path / 'home'):
+        path = fetch(row, own)
+        file = path.resolve()
+        aside = file.with_name(f'{file.name}.altered')
+        what = f'{NAME}.x ({REPO}@{commit}) has been altered: {path} has sha256 '
+        assert path.read_bytes() == data and own in path.parents and not (tmp_path / 'home').exists()
+        server.log.clear()
+        assert fetch(row, own) == path and not server.log
+
+        file.write_bytes(b'Xhe weights')
+        assert fetch(row, own) == path and path.read_bytes() == data and aside.read_bytes() == b'Xhe weights'
+        record, = caplog.records
+        assert record.getMessage() == (f"{what}{hashlib.sha256(b'Xhe weights').hexdigest()} and must have {digest}; it "
+                                       f'was set aside as {aside} and fetched anew')
+        file.write_bytes(b'short')
+        server.forbidden.add(REPO)
+        with pytest.raises(HubError) as error:
+            fetch(row, own)
+        assert (f'{path} has 5 bytes and must have 11; it was set aside as {aside}, but cannot be fetched anew: '
+                f'{row.name} ({REPO}@{commit}): the token may not do this') in str(error.value)
+        server.forbidden.clear()
+        fetch(row, own)
+        server.flip_byte(REPO, 'model.safetensors')
+        file.write_bytes(b'Yhe weights')
+        with pytest.raises(ValueError, match=f'^{re.escape(what)}.*; fetched anew it is no better, and lies as'):
+            fetch(row, own)
+        assert not path.exists() and not file.exists() and aside.read_bytes() not in (data, b'Yhe weights')
+        file.write_bytes(b'short')
+        monkeypatch.setattr(Path, 'replace', refuse)
+        with pytest.raises(ValueError, match=f'^a, and cannot be set aside \\(no way\\): remove {file}$'):
+            set_aside(file, 'a')
+
+
+def refuse(*args: Any) -> None:
+    raise OSError(1, 'no way')
 
 
 @pytest.mark.parametrize('kwargs', [{}, {'num_classes': 3}, {'features_only': True}])

@@ -8,17 +8,29 @@ import subprocess
 import sys
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import timm
 import torch
+from huggingface_hub import errors
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from randwire_zoo.cli import main
 from randwire_zoo.frozen import load_graphs
 from randwire_zoo.graphs import graphs_sha256
-from randwire_zoo.manifest import PACKAGED, PublishedWeights, fetch, read_manifest, read_weights, sha256_of
+from randwire_zoo.manifest import (
+    PACKAGED,
+    HubError,
+    PublishedWeights,
+    download,
+    fetch,
+    hub_errors,
+    read_manifest,
+    read_weights,
+    sha256_of,
+)
 from randwire_zoo.models import WEIGHTS
 
 NAME = 'randwire_ws_pico'
@@ -193,3 +205,55 @@ def test_a_row_that_says_nothing_of_its_images_means_timms_of_imagenet_and_a_fil
         assert sha256_of(tmp_path / 'file') == hashlib.sha256(bytes(size)).hexdigest()
     with pytest.raises(FrozenInstanceError):
         row.size = 2  # type: ignore[misc]
+
+
+class BrokenOff(Exception):
+    """What the Hub's client lets through of its HTTP library."""
+
+
+BrokenOff.__module__ = 'httpx2._exceptions'
+
+
+def answered(status: int) -> Exception:
+    error = OSError('what it said')
+    error.__cause__ = RuntimeError()
+    error.__cause__.response = SimpleNamespace(status_code=status)  # type: ignore[attr-defined]
+    return error
+
+
+@pytest.mark.parametrize(('error', 'offline', 'cause'), [
+    (HubError('said already'), True, '^said already$'),
+    (errors.OfflineModeIsEnabled('no'), True, '^what: HF_HUB_OFFLINE is set$'),
+    (errors.LocalEntryNotFoundError('no'), True, '^what: it is not in the cache, and HF_HUB_OFFLINE is set$'),
+    (errors.LocalEntryNotFoundError('no'), False,
+     r'^what: it is not in the cache, and http\S+ could not be reached \(gave up after \d s\)$'),
+    (errors.EntryNotFoundError('no'), False, r'^what: the repository has no file\.x at this revision$'),
+    (answered(401), False, r'^what: the Hub does not accept the token \(HF_TOKEN, or the login\)$'),
+    (answered(403), False, r'^what: the token may not do this \(HF_TOKEN, or the login\)$'),
+    (answered(500), False, '^what: the Hub answered 500: what it said$'),
+    (OSError('Consistency check failed: 3 of 4'), False, '^what: the file arrived incomplete; run it again$'),
+    (OSError('a\nb' * 300), False, r'^what: OSError after \d s: (ab|a b){2}.{,200} …$'),
+    (BrokenOff('c' * 300), False,
+     r'^what: the transfer from http\S+ broke off \(BrokenOff: c{120} …\); run it again to go on with it$'),
+], ids=lambda value: value if isinstance(value, str) else '')
+def test_what_the_hubs_client_raises_becomes_one_line_with_the_cause(
+        error: Exception, offline: bool, cause: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', offline)
+    with pytest.raises(HubError, match=cause) as caught, hub_errors('what', 'file.x'):
+        raise error
+    assert '\n' not in str(caught.value)
+
+
+def test_what_the_hub_is_not_to_blame_for_stays_what_it_is() -> None:
+    with pytest.raises(ValueError, match=r'^what: no name$'), hub_errors('what'):
+        raise errors.HFValidationError('no name')
+    for error in (KeyError('x'), ValueError('x'), KeyboardInterrupt()):
+        with pytest.raises(type(error)) as caught, hub_errors('what'):
+            raise error
+        assert caught.value is error
+    with pytest.raises(HubError, match=r'^a/b@main: it is not in the cache'):
+        download('a/b')
+    with pytest.raises(HubError, match=r'^a/b@v1: it is not in the cache'):
+        download('a/b', 'v1')
+    with pytest.raises(HubError, match=r'^this: it is not in the cache'):
+        download('a/b', 'v1', what='this')
