@@ -4,6 +4,7 @@ from __future__ import annotations
 import math
 import random
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from itertools import pairwise
@@ -188,6 +189,30 @@ def test_an_svg_turns_dark_with_its_reader_and_a_theme_stays(tmp_path: Path) -> 
     assert DARK.paper in (tmp_path / 'dark.svg').read_text()
     with pytest.raises(ValueError, match="one of auto, light, dark, got 'sepia'"):
         draw_graphs([Graph(1, ())], tmp_path / 'x.svg', theme='sepia')
+
+
+def test_a_browser_shows_the_dark_colours_of_lines_text_and_markers(tmp_path: Path) -> None:
+    """Markers are copies in a shadow tree, which not every selector reaches."""
+    browser = shutil.which('chromium') or shutil.which('google-chrome')
+    if browser is None:
+        pytest.skip('needs chromium or google-chrome on the PATH')
+    from playwright.sync_api import sync_playwright
+
+    draw_graphs([Graph(3, ((0, 1), (1, 2)))], tmp_path / 'g.svg', names=['conv3'])
+    colours = {}
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=browser, args=['--no-sandbox', '--disable-gpu'])
+        for scheme in ('light', 'dark'):
+            page = opened.new_page(color_scheme=scheme)  # type: ignore[arg-type]
+            page.goto(f'file://{tmp_path / "g.svg"}')
+            page.screenshot(path=tmp_path / f'{scheme}.png')
+            with Image.open(tmp_path / f'{scheme}.png') as shot:
+                colours[scheme] = {colour for _, colour in shot.convert('RGB').getcolors(1 << 20)}
+        opened.close()
+    for theme, other, found in ((LIGHT, DARK, colours['light']), (DARK, LIGHT, colours['dark'])):
+        rgb = {name: tuple(bytes.fromhex(getattr(theme, name)[1:])) for name in ('paper', 'ink', 'node', 'input')}
+        assert set(rgb.values()) <= found
+        assert tuple(bytes.fromhex(other.ink[1:])) not in found
 
 
 def write_summary(folder: Path) -> Path:

@@ -131,7 +131,8 @@ def dark_rules() -> str:
     for field in fields(Theme):
         light, dark = getattr(LIGHT, field.name), getattr(DARK, field.name)
         pairs = [(light, dark)] if isinstance(light, str) else zip(light, dark, strict=True)
-        rules += [f'svg [style*="{what}: {one}"] {{ {what}: {other} !important }}'
+        # By attribute alone: a marker is a copy in a tree of its own, where no `svg` stands above it.
+        rules += [f'[style*="{what}: {one}"] {{ {what}: {other} !important }}'
                   for one, other in pairs for what in ('fill', 'stroke')]
     return '@media (prefers-color-scheme: dark) {\n' + '\n'.join(rules) + '\n}'
 
