@@ -32,9 +32,10 @@ sys.path.insert(0, str(ROOT / 'benchmarks'))
 import tables  # noqa: E402
 from tables import Record, Table, best_run  # noqa: E402
 
+from randwire_zoo.architectures import ARCHITECTURES  # noqa: E402
 from randwire_zoo.files import write_atomically  # noqa: E402
 from randwire_zoo.graphs import parse_graph_model  # noqa: E402
-from randwire_zoo.models import ARCHITECTURES  # noqa: E402
+from randwire_zoo.quickstart import REQUIRED_TOP1  # noqa: E402
 from randwire_zoo.studies import analysis  # noqa: E402
 from randwire_zoo.studies.report import report_table  # noqa: E402
 from randwire_zoo.studies.results import read_results  # noqa: E402
@@ -250,6 +251,18 @@ def networkx_versions() -> str:
 @figure
 def quickstarts() -> str:
     return _markdown(tables.quickstart_table([row for row in _records('digits') if 'seed' in row['results']]))
+
+
+@figure
+def quickstart_limit() -> str:
+    """Below which the command fails, per cent."""
+    return f'{REQUIRED_TOP1:g}'
+
+
+@figure
+def quickstart_lowest() -> str:
+    """The lowest accuracy on record, per cent."""
+    return f'{min(row["results"]["top1"] for row in _records("digits") if "seed" in row["results"]):.2f}'
 
 
 @figure
