@@ -299,8 +299,6 @@ def _resolve_name(
             saved = getattr(resolved, 'model_args', None)  # published weights bring the arguments of their network
     except (OSError, RuntimeError, TypeError, KeyError) as error:
         raise ValueError(f'cannot create the model {name!r}: {one_line(error)}') from error
-    if source is None and (pretrained or cfg):
-        saved = getattr(resolved, 'model_args', None)  # of published weights of this package
     return architecture, resolved.to_dict(), dict(saved or {})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,64 @@ def test_settings_give_the_network_and_the_data_configuration_of_train_py(change
     assert resolve_data_config(model=ours) == description.data_config(), 'the model itself says how it is fed'
 
 
+def test_every_argument_that_decides_the_network_is_described_and_none_of_where_weights_lie() -> None:
+    given = {'num_classes': 3, 'in_chans': 2, 'gp': 'max', 'drop': 0.1, 'drop_path': 0.2, 'drop_block': 0.3,
+             'bn_momentum': 0.4, 'bn_eps': 0.5}
+    settings = {'model': 'resnet18', **given, 'mean': [0.5, 0.25], 'std': [1.0], 'crop_mode': 'squash',
+                'model_kwargs': {'zero_init_last': True, 'act_layer': None, 'pretrained_cfg': {'url': 'x'},
+                                 'pretrained_cfg_overlay': {'file': 'y'}}}
+    description = Description.from_settings(settings)
+    assert description.architecture == 'resnet18' and description.arguments == {
+        'num_classes': 3, 'in_chans': 2, 'global_pool': 'max', 'drop_rate': 0.1, 'drop_path_rate': 0.2,
+        'drop_block_rate': 0.3, 'bn_momentum': 0.4, 'bn_eps': 0.5, 'zero_init_last': True}
+    assert (description.mean, description.std, description.crop_mode) == ((0.5, 0.25), (1.0, 1.0), 'center')
+    assert Description.from_settings(settings, for_training=False).crop_mode == 'squash'
+    assert Description.from_settings({'model': 'resnet18.a1_in1k'}, for_training=False).input_size == (3, 288, 288)
+    assert Description.from_settings({'model': 'resnet18.a1_in1k'}).input_size == (3, 224, 224)
+    assert Description.from_settings({'model': 'resnet18', 'model_kwargs': {'in_chans': 2}}).input_size[0] == 2
+    assert Description.from_settings({'model': 'resnet18', 'model_kwargs': None}).arguments == {
+        'num_classes': 1000, 'in_chans': 3}
+
+
+def test_settings_change_what_they_name_and_nothing_else() -> None:
+    network = Description('resnet18', {'num_classes': 3, 'in_chans': 3, 'drop_rate': 0.1}, (3, 32, 48), (0.1, 0.2, 0.3),
+                          (0.4, 0.5, 0.6), 'bicubic', 0.9, 'squash', ('a', 'b', 'c'))
+    assert network.with_settings({}) == network == network.with_settings({'mean': None, 'model': 'x', 'crop_pct': None})
+    for settings, changed in (
+            ({'img_size': 64}, {'input_size': (3, 64, 64)}), ({'input_size': (3, 8, 16)}, {'input_size': (3, 8, 16)}),
+            ({'mean': [0.5], 'std': [0.25]}, {'mean': (0.5,) * 3, 'std': (0.25,) * 3}),
+            ({'mean': [0.3, 0.2, 0.1]}, {'mean': (0.3, 0.2, 0.1)}),
+            ({'interpolation': 'nearest'}, {'interpolation': 'nearest'}),
+            ({'crop_pct': 1.0, 'crop_mode': 'border'}, {'crop_pct': 1.0, 'crop_mode': 'border'}),
+            ({'drop': 0.3, 'gp': 'max', 'model_kwargs': {'width': 2}}, {'arguments': {
+                **network.arguments, 'drop_rate': 0.3, 'global_pool': 'max', 'width': 2}}),
+            ({'in_chans': 1, 'mean': [0.5], 'std': [0.25]}, {
+                'arguments': {**network.arguments, 'in_chans': 1}, 'input_size': (1, 32, 48), 'mean': (0.5,),
+                'std': (0.25,)}),
+            ({'input_size': (1, 8, 8), 'mean': [0.5], 'std': [0.25]}, {
+                'arguments': {**network.arguments, 'in_chans': 1}, 'input_size': (1, 8, 8), 'mean': (0.5,),
+                'std': (0.25,)})):
+        assert network.with_settings(settings) == replace(network, **changed), settings
+    with pytest.raises(ValueError, match='mean must be a number for each of the 1 channels'):
+        network.with_settings({'in_chans': 1})
+    with pytest.raises(ValueError, match=r'mean must be a list, got 0\.5'):
+        network.with_settings({'mean': 0.5})
+
+
+def test_a_network_is_fed_as_described_and_an_argument_that_is_none_is_named_with_the_nearest() -> None:
+    network = Description('randwire', NETWORK, (3, 32, 40), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 'bicubic', 0.9, 'border')
+    model = network.create_model(num_classes=4, in_chans=3)
+    assert model.num_classes == 4 and {**model.pretrained_cfg, **network.data_config()} == model.pretrained_cfg
+    assert model.pretrained_cfg['first_conv'] == 'conv1.conv'
+    assert network.create_model('resnet10t', **dict.fromkeys(NETWORK)).pretrained_cfg['architecture'] == 'resnet10t'
+    with pytest.raises(ValueError, match=r"cannot create the model 'randwire': .*'chanels'.*channels"):
+        build_model('randwire', chanels=3)
+    with pytest.raises(ValueError, match=r"^cannot create the model 'resnet10t': .* argument 'chanels'$"):
+        build_model('resnet10t', chanels=3)
+    with pytest.raises(ValueError, match=r"^cannot create the model 'no': Unknown model \(no\)"):
+        build_model('no')
+
+
 @pytest.mark.parametrize('name', recipe_names())
 def test_every_shipped_recipe_has_a_description_that_json_keeps(name: str) -> None:
     description = Description.from_settings({**DEFAULTS, **load_recipe(name)})
@@ -109,6 +168,13 @@ def test_a_checkpoint_of_train_py_is_described_by_the_arguments_in_it_or_beside_
     inside = Description.from_checkpoint(tmp_path / 'last.pth.tar')
     assert inside == Description.from_settings({**DEFAULTS, **settings})
 
+    recorded = replace(inside, label_names=('a', 'b', 'c'))
+    args.description = recorded.to_dict()
+    saver.save_checkpoint(1, 1.0)
+    assert Description.from_checkpoint(tmp_path / 'last.pth.tar') == recorded
+    del args.description
+    saver.save_checkpoint(2, 1.0)
+
     safetensors.torch.save_file(model.state_dict(), tmp_path / 'weights.safetensors')
     with pytest.raises(ValueError, match=r'weights\.safetensors holds no settings .* no args\.yaml beside it'):
         read_settings(tmp_path / 'weights.safetensors')
@@ -117,6 +183,12 @@ def test_a_checkpoint_of_train_py_is_described_by_the_arguments_in_it_or_beside_
     assert Description.from_checkpoint(tmp_path / 'last.pth.tar') == inside, 'what ran counts, not what lies beside it'
     with pytest.raises(FileNotFoundError, match='nothing'):
         Description.from_checkpoint(tmp_path / 'nothing.pth.tar')
+    (tmp_path / 'args.yaml').write_text('- model')
+    with pytest.raises(ValueError, match=r'args\.yaml holds no settings of a training$'):
+        read_settings(tmp_path / 'weights.safetensors')
+    (tmp_path / 'args.yaml').write_text('num_classes: 3')
+    with pytest.raises(ValueError, match=r'weights\.safetensors: the settings name no model$'):
+        Description.from_checkpoint(tmp_path / 'weights.safetensors')
 
 
 @pytest.mark.parametrize(('change', 'message'), [
@@ -160,6 +232,8 @@ def test_a_description_is_checked_by_types(change: dict[str, Any], message: str)
     with pytest.raises(ValueError) as error:
         Description.from_dict({**good, **change})
     assert message in str(error.value) and '\n' not in str(error.value)
+    least = {key: value for key, value in good.items() if key not in ('crop_mode', 'label_names')}
+    assert Description.from_dict(least) == Description.from_settings(SETTINGS)
     del good['mean']
     with pytest.raises(ValueError, match='the description lacks mean'):
         Description.from_dict(good)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -29,15 +30,17 @@ from safetensors.torch import load_file, save_file
 from randwire_zoo.cli import main
 from randwire_zoo.description import Description
 from randwire_zoo.hub.card import END, START, render_card
-from randwire_zoo.hub.checks import disagreement
-from randwire_zoo.hub.config import from_config
+from randwire_zoo.hub.checks import check_names, disagreement, figures, missing_files
+from randwire_zoo.hub.config import from_config, to_config
 from randwire_zoo.hub.probe import TOLERANCE, check_probe, write_probe
+from randwire_zoo.hub.transfer import bounded, left_behind
 from randwire_zoo.manifest import HubError, PublishedWeights, fetch, set_aside
 from randwire_zoo.training import train
 from randwire_zoo.weights_io import read_metadata, save_weights
 
 NAME, REPO = 'randwire_ws_pico', 'someone/pico'
 STAGE = ['--tag', 'noise', '--license', 'mit']
+TINY: dict[str, Any] = {'graph': 'ws(2,0)', 'channels': 4, 'num_nodes': 4, 'num_classes': 3}
 
 
 @pytest.fixture(scope='module')
@@ -395,6 +398,121 @@ def test_the_probe_passes_rounding_and_no_other_network_or_preprocessing(staged:
             check_probe(pooled, changed, probe)
     stored = load_file(probe)
     assert TOLERANCE < 0.01 and stored['pictures'].dtype == torch.uint8 and probe.stat().st_size < 100_000
+
+
+def test_the_probe_is_the_same_whoever_writes_it_and_shows_every_channel(tmp_path: Path) -> None:
+    """Content that is staged again must be the same bytes; and a probe of any number of channels is checked."""
+    path = tmp_path / 'probe.safetensors'
+    for channels in (2, 3):
+        network = Description('randwire', {**TINY, 'in_chans': channels}, (channels, 32, 40), (0.25,) * channels,
+                              tuple(0.5 + i / 10 for i in range(channels)), 'bilinear', 1.0)
+        model = network.create_model()
+        torch.nn.init.normal_(model.fc.weight)
+        write_probe(model, network, path)
+        check_probe(model, network, path)
+        stored = load_file(path)
+        assert stored['pictures'].shape == (2, 72, 96, channels) and stored['logits'].shape == (2, 3)
+        with pytest.raises(ValueError, match='computes other logits'):
+            check_probe(model, replace(network, mean=(0.25,) * (channels - 1) + (0.3,)), path)
+    assert hashlib.sha256(stored['pictures'].numpy().tobytes()).hexdigest() == (
+        'd00e488105f77e6fecef956474ff0549efa94ce54754190545651d8b03a12e50')
+    few = Description('randwire', {**TINY, 'in_chans': 2}, (2, 32, 40), (0.25, 0.25), (0.5, 0.6), 'bilinear', 1.0)
+    with pytest.raises(ValueError, match=r'pictures must be bytes \[N, H, W, 2\], got torch.uint8 \[2, 72, 96, 3\]'):
+        check_probe(model, few, path)
+    for name, tensor, message in (
+            ('pictures', stored['pictures'].int(), r'got torch.int32 \[2, 72, 96, 3\]'),
+            ('pictures', stored['pictures'][0], r'got torch.uint8 \[72, 96, 3\]'),
+            ('logits', stored['logits'][:, :2], r'safetensors: the network gives logits \[2, 3\], stored are \[2, 2\]'),
+            ('logits', stored['logits'] * 1.002, 'they differ by 0.002 of their size, rounding by less than 0.001'),
+            ('logits', stored['logits'] * 0, 'computes other logits'),
+            ('logits', stored['logits'] / 0, 'computes other logits')):
+        save_file({**stored, name: tensor.contiguous()}, path)
+        with pytest.raises(ValueError, match=message):
+            check_probe(model, network, path)
+    save_file({**stored, 'logits': stored['logits'] * 1.0005}, path)
+    check_probe(model, network, path)
+    # By hand, the images of two channels: no picture file has so many.
+    model = few.create_model()
+    write_probe(model, few, path)
+    stored = load_file(path)
+    std = torch.tensor([0.5, 0.6])
+    images = torch.nn.functional.interpolate(
+        ((stored['pictures'] / 255 - 0.25) / std).permute(0, 3, 1, 2), (32, 40), mode='bilinear')
+    with torch.inference_mode():
+        torch.testing.assert_close(stored['logits'], model.eval()(images))
+
+
+def test_config_json_says_everything_once_in_timms_form() -> None:
+    network = Description('randwire', {**TINY, 'stem_stride': 2}, (3, 32, 40), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6),
+                          'bicubic', 0.9, 'squash', ('cat', 'dog', 'n3'))
+    config = to_config(network, network.create_model(), 'x', 'mit', 'one line', {'n3': 'a bird', 'n4': 'a fish'})
+    assert config == {
+        'architecture': 'randwire', 'num_classes': 3, 'num_features': 1280, 'label_names': ['cat', 'dog', 'n3'],
+        'label_descriptions': {'n3': 'a bird'},
+        'model_args': {'graph': 'ws(2,0)', 'channels': 4, 'num_nodes': 4, 'stem_stride': 2},
+        'pretrained_cfg': {
+            'tag': 'x', 'license': 'mit', 'description': 'one line', 'custom_load': False, 'input_size': [3, 32, 40],
+            'interpolation': 'bicubic', 'mean': [0.1, 0.2, 0.3], 'std': [0.4, 0.5, 0.6], 'crop_pct': 0.9,
+            'crop_mode': 'squash', 'fixed_input_size': False, 'pool_size': [1, 2], 'first_conv': 'conv1.conv',
+            'classifier': 'fc', 'origin_url': config['pretrained_cfg']['origin_url'], 'paper_name':
+            'Exploring Randomly Wired Neural Networks for Image Recognition', 'paper_ids': 'arXiv:1904.01569'}}
+    assert from_config(json.loads(json.dumps(config))) == network
+    bare = Description('randwire', {**TINY, 'num_classes': 0}, *list(network.data_config().values())[:1], (0.5,) * 3,
+                       (0.5,) * 3, 'bilinear', 1.0)
+    config = to_config(bare, bare.create_model(), 'x', 'mit', 'one line')
+    assert config['pretrained_cfg']['classifier'] is None and not {'label_names', 'label_descriptions'} & set(config)
+    assert from_config(config) == bare
+    for missing in ('num_classes', 'architecture', 'pretrained_cfg'):
+        with pytest.raises(ValueError, match=f'^config.json lacks {missing}$'):
+            from_config({key: value for key, value in config.items() if key != missing})
+    assert from_config({key: value for key, value in config.items() if key != 'model_args'}).arguments == {
+        'num_classes': 0}
+
+
+def test_what_a_folder_lacks_and_what_names_and_figures_may_be() -> None:
+    required = ['model.safetensors', 'config.json', 'graphs.json', 'probe.safetensors', 'README.md', 'wiring.png']
+    for there, lacks in (
+            ([], required), (required, []), ([*required, 'args.yaml'], []),
+            ([*required, 'args.yaml', 'summary.csv'], ['curves.png']),
+            ([*required, 'args.yaml', 'curves.png'], ['summary.csv']),
+            ([*required, 'summary.csv', 'curves.png'], ['args.yaml']),
+            ([*required, 'curves.png'], ['args.yaml', 'summary.csv']),
+            ([*required, 'metrics.json', 'curves.png'], ['config.yaml']),
+            ([*required, 'config.yaml', 'metrics.json', 'curves.png'], []), (required[1:], required[:1])):
+        assert missing_files(there) == lacks, there
+    for tag, license in (('a', 'mit'), ('A_1', 'apache-2.0')):
+        check_names(tag, license)
+    for tag, license, message in (
+            ('1a', 'mit', "--tag must be letters, digits and _, such as in1k, got '1a'"),
+            (None, 'mit', 'such as in1k, got None'),
+            ('a', None, '--license must be an identifier such as apache-2.0, got None'),
+            ('a', 'my own', "such as apache-2.0, got 'my own'")):
+        with pytest.raises(ValueError, match=f'{message}$'):
+            check_names(tag, license)
+    assert figures({'top1': 295 / 3, 'loss': 1 / 3}) == 'top1 98.33, loss 0.3333' and figures({}) == 'not measured'
+    for measured, published, images, said in (
+            ({'top1': 50.0}, {'top1': 50.1}, 10**6, ''), ({'top1': 50.0}, {'top1': 50.101}, 10**6,
+             'top1 50.101 is recorded, 50 was measured'), ({'top1': 40.0}, {'top1': 50.0}, 10, ''),
+            ({'top1': 39.9}, {'top1': 50.0}, 10, 'top1 50 is recorded, 39.9 was measured'),
+            ({'loss': 1.011}, {'loss': 1.0}, 1, ''), ({'loss': 1.0111}, {'loss': 1.0}, 1,
+             'loss 1 is recorded, 1.0111 was measured'), ({'top1': 1.0}, {'top1': 1.0, 'top5': 2.0}, 1,
+             'top5 2 was not measured')):
+        assert disagreement(measured, published, images) == said
+
+
+def test_a_transfer_gives_its_result_or_its_error_or_is_left_behind() -> None:
+    assert bounded(lambda: 7, 60, 'x') == 7 and not left_behind()
+    with pytest.raises(KeyError, match='why'):
+        bounded(lambda: {}['why'], 60, 'x')
+    for seconds in (0, -1, float('inf'), float('nan')):
+        with pytest.raises(ValueError, match=f'^--timeout must be a number of seconds above 0, got {seconds:g}$'):
+            bounded(lambda: 7, seconds, 'x')
+    go_on = threading.Event()
+    with pytest.raises(HubError, match=r'^x: gave up after 0\.01 s \(--timeout\); run it again'):
+        bounded(go_on.wait, 0.01, 'x')
+    assert left_behind()
+    go_on.set()
+    wait_for(lambda: not left_behind())
 
 
 def _edit(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:

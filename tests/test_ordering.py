@@ -48,6 +48,13 @@ def test_a_graph_too_large_for_the_search_gets_an_order_no_worse_than_that_of_it
     assert peak_memory(graph, order) < peak_memory(graph, range(200))
 
 
+def test_without_the_search_the_better_order_is_the_one_for_the_given_size_of_the_input() -> None:
+    graph = parse_graph_model('er(0.3)').sample(8, random.Random(2))
+    order = lowest_peak_order(graph, 1, limit=0)
+    assert peak_memory(graph, order, 1) == 4 < peak_memory(graph, range(8), 1)
+    assert peak_memory(graph, order, 2) == 5 == peak_memory(graph, range(8), 2), 'at the usual size it is no better'
+
+
 @pytest.mark.parametrize('order', [[0, 2, 1], [0, 1], [0, 1, 1], [0, 1, 2, 3]])
 def test_what_is_no_topological_order_is_refused(order: list[int]) -> None:
     graph = Graph(3, ((0, 1), (1, 2)))
