@@ -70,7 +70,7 @@ from .evaluation import (
 from .files import atomic_path, write_atomically
 from .recipes import DEFAULTS, KEYS, add_recipe_arguments, check_settings, learning_rate, load_recipe
 
-__all__ = ['PeerFailure', 'TrainingResult', 'add_arguments', 'main', 'read_summary', 'train']
+__all__ = ['PeerFailure', 'TrainingResult', 'add_arguments', 'main', 'read_summary', 'seed_everything', 'train']
 
 SUMMARY = 'summary.csv'
 LAST = 'last.pth.tar'
@@ -220,7 +220,7 @@ def _together(args: argparse.Namespace, action: Callable[[], Made]) -> Made:
     return made
 
 
-def _seed_everything(seed: int, epoch: int, rank: int) -> None:
+def seed_everything(seed: int, epoch: int, rank: int) -> None:
     """Seed Python's, numpy's and torch's generators from all three numbers."""
     random_seed(int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0]))
 
@@ -258,7 +258,7 @@ class _Run:
         prepare_device(device)
 
         # The first process' seed for all: each starts from the same weights, and so does each moving average.
-        _seed_everything(args.seed, 0, 0)
+        seed_everything(args.seed, 0, 0)
         self.description = Description.from_settings(vars(args))
         model = self._build_model()
         self.mixup = args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
@@ -542,7 +542,7 @@ class _Run:
 
     def _train_one_epoch(self, epoch: int) -> dict[str, float]:
         args, loader = self.args, self.loader_train
-        _seed_everything(args.seed, epoch + 1, args.rank)
+        seed_everything(args.seed, epoch + 1, args.rank)
         for part in (loader.dataset, loader.sampler, loader.batch_sampler):
             if hasattr(part, 'set_epoch'):
                 part.set_epoch(epoch)

@@ -100,6 +100,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     ({'channels': None, 'macs': -1}, 'got -1'),
     ({'channels': None, 'macs': True}, 'got True'),
     ({'eval_sizes': [0]}, 'eval_sizes must be at least 1, got 0'),
+    ({'proxies': 1}, 'they need 2 or more, got 1'),
     ({'damage': -5}, 'damage must be a number of images, got -5'),
     ({'damage': 'all'}, "got 'all'"),
     ({'title': 5}, 'title must be text'),
@@ -228,7 +229,7 @@ def test_everything_but_the_words_decides_on_whose_results_they_are(tmp_path: Pa
     assert sha256(title='Other', notes='words', paper={}) == sha256()
     changed: list[dict[str, Any]] = [
         {'seeds': [2]}, {'seeds': None, 'graph_seeds': [1], 'training_seeds': [1]}, {'processes': 2},
-        {'channels': 4}, {'damage': 0}, {'eval_sizes': []}, {'settings': {'epochs': 2}},
+        {'channels': 4}, {'damage': 0}, {'proxies': 8}, {'eval_sizes': []}, {'settings': {'epochs': 2}},
         {'model': {'num_nodes': 6}}, {'recipe': 'mnist/study'}, {'data': 'other'}]
     for changes in changed:
         assert sha256(**changes) != sha256(), changes

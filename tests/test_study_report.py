@@ -1,6 +1,9 @@
 """A study's report: the table against figures worked out by hand, and the page as a browser shows it."""
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
 import json
 import os
 import random
@@ -12,6 +15,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import networkx
 import numpy as np
 import pytest
 import yaml
@@ -21,17 +25,22 @@ from randwire_zoo import cli
 from randwire_zoo.graphs import Graph, graphs_sha256, parse_graph_model, sample_graphs
 from randwire_zoo.network import NODE_OPS
 from randwire_zoo.studies.analysis import (
+    band,
+    bootstrap_interval,
     correlate,
+    damage_correlation,
     differences,
+    distances,
     error_distribution,
     holm,
     learned,
     measure_correlation,
     operation_means,
+    paired_differences,
     units,
     variance,
 )
-from randwire_zoo.studies.plots import damage_figure, distributions_figure
+from randwire_zoo.studies.plots import accuracies_figure, damage_figure, distributions_figure
 from randwire_zoo.studies.report import report_table, write_html
 from randwire_zoo.studies.results import read_results
 
@@ -93,13 +102,14 @@ def test_the_table_has_mean_and_sample_deviation_over_all_seeds(tmp_path: Path) 
     table = report_table(write(tmp_path, rows, graphs=['ws(4,0.75)', 'er(0.2)', 'ba(5)'], node_ops=['sep_conv'],
                                models=['resnet18'], paper={'ws(4,0.75)': '74.7 ± 0.25'}), 'github')
     found = cells(table[:table.index('Differences between series')] if 'Differences' in table else table)
-    assert found['series'] == ['networks', 'wirings', 'C', 'params, M', 'multiply-adds, M', 'top-1 (%)', 'top-5 (%)',
-                               'paper']
+    assert found['series'] == ['networks', 'wirings', 'C', 'params, M', 'multiply-adds, M', 'top-1 (%)',
+                               '95 % interval', 'top-5 (%)', 'paper']
     # (70 + 71 + 75) / 3, and sqrt((4 + 1 + 9) / 2)
-    assert found['ws(4,0.75)'] == ['3', '3', '12', '0.050 ± 0.000', '1.23 ± 0.00', '72.00 ± 2.65', '90.00 ± 0.00',
-                                   '74.7 ± 0.25']
-    assert found['er(0.2)'] == ['1 of 2', '1', '12', '0.050, 0.050', '1.23, 1.23', '60.00', '90.00', '–']
-    assert found['ba(5)'][0] == '0 of 1' and found['ba(5)'][5:] == ['–', '–', '–']
+    # Of the 27 equally likely means of three draws, one in 27 is 70 and one is 75: the quantiles of 2.5 and 97.5 %.
+    assert found['ws(4,0.75)'] == ['3', '3', '12', '0.050 ± 0.000', '1.23 ± 0.00', '72.00 ± 2.65', '70.00 to 75.00',
+                                   '90.00 ± 0.00', '74.7 ± 0.25']
+    assert found['er(0.2)'] == ['1 of 2', '1', '12', '0.050, 0.050', '1.23, 1.23', '60.00', '–', '90.00', '–']
+    assert found['ba(5)'][0] == '0 of 1' and found['ba(5)'][5:] == ['–', '–', '–', '–']
     assert found['resnet18'][:3] == ['1', '–', '–']
     assert list(found)[2:] == ['ws(4,0.75)', 'er(0.2)', 'ba(5)', 'resnet18']
     lines = table.splitlines()
@@ -132,7 +142,7 @@ def test_other_sizes_and_detectors_have_their_columns(tmp_path: Path) -> None:
                                  '34.0, 37.0', '35.0, 38.0', '37.1']
     write_html(folder, tmp_path / 'page.html')
     page = (tmp_path / 'page.html').read_text(encoding='utf-8')
-    assert 'AP by series' in page and page.count('<figure>') == 2 and '31.50' in page
+    assert 'AP by series' in page and page.count('<figure>') == 2 and '>n = 2<' in page
 
 
 def test_series_stand_in_the_order_of_the_study(tmp_path: Path) -> None:
@@ -169,9 +179,31 @@ def test_correlations_are_those_of_numpy_over_all_and_within_generators(tmp_path
             within = np.corrcoef((x - x.mean(1, keepdims=True)).ravel(), (y - y.mean(1, keepdims=True)).ravel())[0, 1]
             # Fisher's z of 16 points after four means were taken off: as many degrees of freedom as 13 plain points.
             low, high = np.tanh(np.arctanh(within) + np.array([-1, 1]) * stats.norm.ppf(0.975) / np.sqrt(13 - 3))
+            whole = stats.pearsonr([one['measures'][name] for one in same], [one['top1'] for one in same])
+            below, above = whole.confidence_interval()
             assert found[f'{name}, {operation}'] == [
-                '16', f'{r(same, name):.2f}', f'{min(left):.2f} to {max(left):.2f}', '16',
+                '16', f'{r(same, name):.2f} ({below:.2f} to {above:.2f})', f'{min(left):.2f} to {max(left):.2f}', '16',
                 f'{within:.2f} ({low:.2f} to {high:.2f})']
+
+
+def test_predictions_are_compared_by_rank(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    rows = [row(graph, seed, top1 := rng.uniform(30, 60), graph=graph,
+                proxies={'synflow': 1e3 ** (top1 / 10) * rng.uniform(0.1, 10), 'naswot': rng.random()})
+            for graph in ('er(0.2)', 'ba(2)', 'ws(4,0.75)') for seed in range(1, 7)]
+    found = cells((text := report_table(write(tmp_path, rows), 'github'))[text.index("Spearman's ρ"):])
+    for name in ('synflow', 'naswot'):
+        x, y = [one['proxies'][name] for one in rows], [one['top1'] for one in rows]
+        rho = stats.spearmanr(x, y)[0]
+        half = 1.959964 * (1.06 / (18 - 3)) ** 0.5
+        low, high = np.tanh(np.arctanh(rho) + np.array([-half, half]))
+        # Equal groups without ties: the mean of the three correlations of ranks.
+        within = np.mean([stats.spearmanr(x[i:i + 6], y[i:i + 6])[0] for i in (0, 6, 12)])
+        half = 1.959964 * (1.06 / (18 - 3 - 2)) ** 0.5
+        lower, upper = np.tanh(np.arctanh(within) + np.array([-half, half]))
+        assert found[name][:2] == ['18', f'{rho:.2f} ({low:.2f} to {high:.2f})']
+        assert found[name][-2:] == ['18', f'{within:.2f} ({lower:.2f} to {upper:.2f})']
+    assert 'gradient norm' not in found
 
 
 def test_r_is_not_said_of_few_wirings_or_of_networks_at_chance(tmp_path: Path) -> None:
@@ -307,6 +339,13 @@ def test_differences_are_tested() -> None:
         half = stats.t.ppf(0.975, df) * (va + vb) ** 0.5
         assert (one.t, one.df, one.p) == pytest.approx((t, df, 2 * stats.t.sf(abs(t), df)))
         assert (one.mean, one.low, one.high) == pytest.approx((a.mean() - b.mean(), one.mean - half, one.mean + half))
+    for one in distances(groups):
+        a, b = ([100 - x['top1'] for x in groups[name]] for name in (one.one, one.other))
+        share = [(sum(x <= at for x in a) / len(a), sum(x <= at for x in b) / len(b)) for at in [*a, *b]]
+        assert one.statistic == pytest.approx(max(abs(p - q) for p, q in share)) and one.n == (len(a), len(b))
+    # Two samples of five that do not overlap: 2 of the 252 orders are as far apart.
+    apart = {name: [row(name, seed, base + seed) for seed in range(1, 6)] for name, base in (('a', 10.0), ('b', 50.0))}
+    assert distances(apart)[0].p == pytest.approx(2 / 252) and distances(apart)[0].statistic == 1
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06]) and holm([0.9, 0.8]) == [1, 1]
     # Two trainings of one wiring are one value; a single wiring counts its trainings; one value is not tested.
     doubled = [row('er(0.2)', seed, 50.0 + seed + 2 * training, wiring=str(seed))
@@ -326,6 +365,53 @@ def test_differences_are_tested() -> None:
     assert differences({'a': flat, 'b': [row('ba(3)', seed, 48.0) for seed in (1, 2)]}) == []
 
 
+def test_differences_at_equal_seeds_are_those_of_pairs() -> None:
+    rng = random.Random(5)
+    luck = {(g, t): rng.gauss(0, 5) for g in (1, 2, 3, 4) for t in (1, 2)}
+
+    def series(name: str, gain: float, graph_seeds: tuple[int, ...], wiring: str | None = None) -> list[dict[str, Any]]:
+        return [row(name, g, 50 + gain + luck[g, t] + rng.gauss(0, 0.2), training_seed=t, id=f'{name} {g} {t}',
+                    wiring=wiring or f'{name} {g}') for g in graph_seeds for t in (1, 2)]
+
+    first, second = series('er(0.2)', 1, (1, 2, 3, 4)), series('ba(2)', 0, (4, 3, 1, 2))
+    found, = paired_differences({'er(0.2)': first, 'ba(2)': second})
+    by_seeds = {(one['graph_seed'], one['training_seed']): one['top1'] for one in second}
+    gaps = np.array([one['top1'] - by_seeds[one['graph_seed'], one['training_seed']] for one in first])
+    pairs = gaps.reshape(4, 2).mean(1)  # a pair for each wiring: its two trainings are no two trials
+    test = stats.ttest_1samp(pairs, 0)
+    assert found.n == (4, 4) and (found.mean, found.t, found.p) == pytest.approx(
+        (pairs.mean(), test.statistic, test.pvalue))
+    assert (found.low, found.high) == pytest.approx(tuple(test.confidence_interval()))
+    # What luck does to both is not in it, as it is in the test of two samples.
+    unpaired, = differences({'er(0.2)': first, 'ba(2)': second})
+    assert found.p < 0.01 < unpaired.p
+    # A generator with one wiring is paired by the seed of the training.
+    alone = series('ws(4,0)', 0, (1,), 'one')
+    found, = paired_differences({'er(0.2)': first, 'ws(4,0)': alone})
+    gaps = np.array([np.mean([one['top1'] for one in first if one['training_seed'] == t]) - alone[t - 1]['top1']
+                     for t in (1, 2)])
+    assert found.n == (2, 2) and found.mean == pytest.approx(gaps.mean())
+    assert paired_differences({'a': [row('a', seed, 1.0 * seed) for seed in (1, 2)],
+                               'b': [row('b', seed, 2.0 * seed) for seed in (3, 4)]}) == []
+
+
+def test_intervals_of_means() -> None:
+    rng = np.random.default_rng(3)
+    values = list(rng.normal(70, 2, 40))
+    expected = stats.bootstrap((values,), np.mean, method='percentile', rng=1).confidence_interval
+    assert bootstrap_interval(values) == pytest.approx(tuple(expected), abs=0.1)
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+    assert bootstrap_interval([1.0, 2.0]) is None and bootstrap_interval([1.0] * 5) is None
+    # Of samples of a uniform distribution, the band misses the true one as rarely as it says.
+    half, count = band(12), 12
+    missed = 0
+    for sample in np.sort(rng.random((2000, count)), 1):
+        steps = np.arange(1, count + 1) / count
+        missed += max(np.abs(steps - sample).max(), np.abs(steps - 1 / count - sample).max()) > half
+    assert missed <= 0.05 * 2000 + 3 * (2000 * 0.05 * 0.95) ** 0.5
+    assert band(1) == 1 and band(200) == pytest.approx((np.log(40) / 400) ** 0.5)
+
+
 def damage(nodes: Sequence[tuple[int, float]], edges: Sequence[tuple[int, float]] = ()) -> dict[str, Any]:
     return {'images': 300, 'top1': 50.0,
             'nodes': [['conv3', i, degree, loss] for i, (degree, loss) in enumerate(nodes)],
@@ -339,34 +425,109 @@ def test_losses_are_averaged_by_degree_in_each_network_before_they_are_over_netw
             row('er(0.2)', 1, 50.0, damage=damage(many)), row('resnet18', 1, 60.0, graph=None)]
     text = report_table(write(tmp_path, rows), 'github')
     assert "a removed edge's target" not in text
-    found = cells(text[text.index("by a removed node's out-degree"):])
-    assert found['series'] == ['networks', '0', '1', '2', '3', '4', '5–6', '7–9', '10+', 'r']
+    start, end = text.index("by a removed node's out-degree"), text.index('of what the removed node was')
+    found = cells(text[start:end])
+    assert found['series'] == ['networks', '0', '1', '2', '3', '4', '5–6', '7–9', '10+']
     # At degree 0 the first network has (1 + 2) / 2, the second 6: not (1 + 2 + 6) / 3.
     assert found['ba(2)'] == [
-        '2', '1.50, 6.00 (3)', '–', '–', '–', '–', '4.00, 5.00 (2)', '–', '20.00, 10.00 (2)', '–']
+        '2', '1.50, 6.00 (3)', '–', '–', '–', '–', '4.00, 5.00 (2)', '–', '20.00, 10.00 (2)']
     r = np.corrcoef([degree for degree, _ in many], [loss for _, loss in many])[0, 1]
-    assert found['er(0.2)'][-1] == f'{r:.2f}' and 'resnet18' not in found
+    correlated = cells(text[end:])
+    # Of ba(2) there are too few; of these made-up removals no graph is known.
+    assert 'ba(2)' not in correlated and correlated['er(0.2)'][:2] == ['1', f'{r:.2f}'] and 'resnet18' not in found
 
 
-def test_the_panels_of_damage_show_nodes_above_and_edges_below() -> None:
-    rows = {'ba(2)': [row('ba(2)', 1, 50.0, damage=damage([(1, 4.0), (1, 6.0), (3, 9.0)], [(2, 1.0), (2, 2.0)])),
-                      row('ba(2)', 2, 50.0, damage=damage([(1, 7.0)], [(5, 0.5)]))]}
-    nodes, edges = (axes for axes in damage_figure(rows).axes if axes.get_visible())
+def test_what_was_removed_is_known_by_its_graph_and_tested_against_random_order() -> None:
+    graphs = wiring('ws(4,0.75)', 1)
+    rng = random.Random(6)
 
-    def points(axes: Any, label: str) -> set[tuple[float, float]]:
-        drawn, = (line for line in axes.get_lines() if line.get_label().startswith(label))
-        return {(float(x), float(y)) for x, y in drawn.get_xydata()}
+    def of(losses: dict[tuple[str, int], float]) -> dict[str, Any]:
+        return {'images': 300, 'top1': 50.0, 'nodes': [
+            [name, node, len(graph.successors[node]), losses[name, node]]
+            for name, graph in zip(('conv3', 'conv4', 'conv5'), graphs, strict=True) for node in range(8)], 'edges': []}
 
-    assert points(nodes, 'a network') == {(1, 5), (3, 9), (1, 7)} and points(edges, 'a network') == {(2, 1.5), (5, 0.5)}
-    assert nodes.get_xlabel() == "node's out-degree" and edges.get_xlabel() == "target's in-degree"
+    deep = {name: longest_paths(graph) for name, graph in zip(('conv3', 'conv4', 'conv5'), graphs, strict=True)}
+    places = [(name, node) for name in deep for node in range(8)]
+    by_depth = {(name, node): 3.0 * deep[name][node] + rng.random() for name, node in places}
+    by_chance = {place: rng.random() for place in places}
+    rows = [row('ws(4,0.75)', 1, 50.0, damage=of(by_depth))]
+    found = damage_correlation(rows, 'nodes', 'depth')
+    depth_of = [deep[name][node] for name, node in places]
+    assert found.values == pytest.approx([np.corrcoef(depth_of, list(by_depth.values()))[0, 1]]) and found.p == 0.001
+    between = [networkx.betweenness_centrality(graph.to_networkx().to_undirected())[node]
+               for graph in graphs for node in range(8)]
+    assert damage_correlation(rows, 'nodes', 'betweenness').values == pytest.approx(
+        [np.corrcoef(between, list(by_depth.values()))[0, 1]])
+    # By chance: p is that of a permutation test by itself.
+    rows = [row('ws(4,0.75)', 1, 50.0, damage=of(by_chance))]
+    found = damage_correlation(rows, 'nodes', 'depth')
+    shuffled = list(by_chance.values())
+    as_far = 0
+    for _ in range(4000):
+        rng.shuffle(shuffled)
+        as_far += abs(np.corrcoef(depth_of, shuffled)[0, 1]) >= abs(found.values[0])
+    assert found.p == pytest.approx(as_far / 4000, abs=0.06)
+    # Networks at once: their mean is tested. Without graphs, or with a node that is not there, degrees are left.
+    assert damage_correlation([*rows] * 3, 'nodes', 'depth').values == pytest.approx(found.values * 3)
+    unknown = damage_correlation([row('grid(3)', 1, 50.0, damage=of(by_depth))], 'nodes', 'depth')
+    assert unknown.values == [] and unknown.p is None
+    odd = of(by_depth)
+    odd['nodes'][0][1] = 99
+    assert damage_correlation([row('ws(4,0.75)', 1, 50.0, damage=odd)], 'nodes', 'depth').values == []
+    assert len(damage_correlation([row('ws(4,0.75)', 1, 50.0, damage=odd)], 'nodes', 'degree').values) == 1
+
+
+def longest_paths(graph: Graph) -> list[int]:
+    return [1 + max((len(way) - 1 for source in graph.inputs for way in
+                     networkx.all_simple_paths(graph.to_networkx(), source, node)), default=0)
+            for node in range(graph.num_nodes)]
+
+
+def drawn_points(axes: Any) -> list[tuple[float, float]]:
+    """Those of networks."""
+    return [(float(x), float(y)) for line in axes.get_lines() if (line.get_gid() or '').startswith('network-')
+            for x, y in line.get_xydata()]
+
+
+def test_the_panels_of_damage_show_nodes_beside_edges() -> None:
+    rows = [row('ba(2)', 1, 50.0, damage=damage([(1, 4.0), (1, 6.0), (3, 9.0)], [(2, 1.0), (2, 2.0)])),
+            row('ba(2)', 2, 50.0, damage=damage([(1, 7.0)], [(5, 0.5)]))]
+    numbers = {one['id']: number for number, one in enumerate(rows)}
+    nodes, edges = (damage_figure('ba(2)', rows, kind, numbers).axes[0] for kind in ('nodes', 'edges'))
+    assert sorted(drawn_points(nodes)) == [(1, 5), (1, 7), (3, 9)]
+    assert sorted(drawn_points(edges)) == [(2, 1.5), (5, 0.5)]
+    assert nodes.get_xlabel() == "node's out-degree" and edges.get_xlabel() == "in-degree of the edge's target"
+    assert {line.get_gid() for line in nodes.get_lines()} >= {'network-0', 'network-1'}
     for axes, means in ((nodes, {(1.0, 6.0), (3.0, 9.0)}), (edges, {(2.0, 1.5), (5.0, 0.5)})):
         (drawn, *_), = axes.containers
         assert {(float(x), float(y)) for x, y in drawn.get_xydata()} == means
 
 
+def test_every_network_its_mean_and_the_papers_figure_are_shown() -> None:
+    groups = {'er(0.2)': [row('er(0.2)', seed, top1) for seed, top1 in ((1, 50.0), (2, 53.0), (3, 51.0))],
+              'ba(2)': [row('ba(2)', 1, 52.0)], 'ws(4,0.75)': [row('ws(4,0.75)', 1, 51.5)]}
+    numbers = {one['id']: number for number, one in enumerate(one for group in groups.values() for one in group)}
+    paper = {'er(0.2)': '51.5 ± 0.2', 'ba(2)': 73.8, 'ws(4,0.75)': 12}
+    axes = accuracies_figure(groups, paper, 'top-1 (%)', numbers).axes[0]
+    points = drawn_points(axes)
+    assert [x for x, _ in points] == [50, 53, 51, 52, 51.5]
+    assert [round(y) for _, y in points] == [0, 0, 0, 1, 2]  # a line for each series
+    line, = (line for line in axes.get_lines() if line.get_linewidth() == 2)
+    assert tuple(map(float, line.get_xdata())) == pytest.approx(bootstrap_interval([50.0, 53.0, 51.0]))
+    means = {tuple(map(float, line.get_xydata()[0])) for line in axes.get_lines() if line.get_marker() == 'D'}
+    assert {(round(x, 6), y) for x, y in means} == {(51.333333, 0.0)}
+    said = [text.get_text() for text in axes.texts]
+    assert said.count('n = 3 (3)') == 1 and said.count('n = 1 (1)') == 2
+    low, high = axes.get_xlim()
+    assert 'paper 73.8 →' in said and '← paper 12' in said and low > 12 and high < 73.8
+    assert [float(line.get_xdata()[0]) for line in axes.get_lines() if line.get_marker() == 's'] == [51.5]
+
+
 def test_the_distribution_is_of_errors_and_rises_by_one_network_at_each() -> None:
     rows = [row('er(0.2)', seed, top1) for seed, top1 in enumerate((70.0, 74.0, 71.5, 71.5), 1)]
     errors, shares = error_distribution(rows)
+    # Two trainings of one wiring are one of its population.
+    assert error_distribution([*rows, row('er(0.2)', 4, 73.5)])[0] == [26, 27.5, 28.5, 30]
     for error in (25.9, 26.0, 27.0, 28.5, 29.9, 30.0, 31.0):  # from the definition
         share = sum(100 - one['top1'] <= error for one in rows) / 4
         assert max((s for e, s in zip(errors, shares, strict=True) if e <= error), default=0.0) == share
@@ -375,6 +536,9 @@ def test_the_distribution_is_of_errors_and_rises_by_one_network_at_each() -> Non
     assert line.get_drawstyle() == 'steps-post' and 'error' in axes.get_xlabel()
     drawn = [tuple(map(float, point)) for point in line.get_xydata()]
     assert drawn == [(26, 0), (26, 0.25), (28.5, 0.5), (28.5, 0.75), (30, 1)]
+    filled, = axes.collections
+    corners = {(round(float(x), 6), round(float(y), 6)) for path in filled.get_paths() for x, y in path.vertices}
+    assert {(26, round(0.25 + band(4), 6)), (30, round(1 - band(4), 6))} <= corners
 
 
 def test_no_code_of_a_file_that_the_results_name_is_run(tmp_path: Path) -> None:
@@ -423,7 +587,14 @@ def test_a_hostile_file_of_results_is_only_words(tmp_path: Path) -> None:
 
     parser = Elements()
     parser.feed(page)
-    assert not {'script', 'img', 'iframe', 'foreignobject', 'a'} & parser.seen.keys()
+    assert not {'img', 'iframe', 'foreignobject', 'a'} & parser.seen.keys()
+    # The one script is the page's own, by its hash; beside it are data that cannot end their element.
+    script = page[page.rindex('<script>') + 8:page.rindex('</script>')]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in html.unescape(page) and parser.seen['script'] == 2
+    assert script == (ROOT / 'randwire_zoo' / 'studies' / 'report.js').read_text(encoding='utf-8')
+    data = page[page.index('id="networks">') + 14:]
+    assert json.loads(data[:data.index('</script>')])[0]['id'].startswith('"><script>alert(1)')
     assert not [name for name in parser.attributes if name.startswith('on') or name == 'src']
     # It is there to be read, `$x^$` in pictures too, and no id of the page is made of it.
     assert page.count('$x^$') > 10 and '&lt;script&gt;' in page
@@ -486,7 +657,8 @@ def study_of_everything(folder: Path) -> Path:
                             'clustering': 0.1 * i + rng.random() / 8, 'edges': 16.0}
                 history = [[epoch, 2.3 / epoch ** 0.3 + rng.random() / 20, top1 - 20 / epoch] for epoch in range(1, 9)]
                 rows.append(row(f'{graph} {operation}', seed, top1, graph=graph, node_op=operation, measures=measures,
-                                history=history, eval_sizes={'64': {'top1': top1 + 1, 'top5': 95.0}}, **more))
+                                proxies={'synflow': rng.random(), 'naswot': rng.random()}, history=history,
+                                eval_sizes={'64': {'top1': top1 + 1, 'top5': 95.0}}, **more))
     hand_made = row('mobilenetv2_035', 1, 58.3, graph=None, eval_sizes={'64': {'top1': 57.0, 'top5': 95.0}})
     lost = failed('ba(2) conv', 2, 'its process ended 2 times & <left> no result')
     return write(folder, [*rows, hand_made, {**lost, 'graph': 'ba(2)', 'node_op': 'conv'}],
@@ -495,18 +667,24 @@ def study_of_everything(folder: Path) -> Path:
                  graphs=['er(0.2)', 'ba(2)', 'ws(4,0.75)', 'ws(4,0)'], node_ops=list(NODE_OPS))
 
 
-TITLES = ['top-1 (%) by series: mean and standard deviation over all seeds', 'Error distribution of each series',
-          'Accuracy against graph measures', 'Training curves',
-          'Graph damage (Figure 5): loss in top-1 when a node or an edge is removed', 'Node operations (Figure 6)',
+TITLES = ['top-1 (%) by series', 'Error distribution of each series', 'Accuracy against graph measures',
+          'Accuracy over clustering and path length', 'Accuracy against what the first weights predict',
+          'Training curves', 'Graph damage (Figure 5): loss in top-1 when a node or an edge is removed',
+          'Node operations (Figure 6)',
           'Graphs of er(0.2) sep_conv, seed 1', 'Graphs of ba(2) sep_conv, seed 1',
           'Graphs of ws(4,0.75) sep_conv, seed 1', 'Graphs of ws(4,0) sep_conv, seed 1']
 
 
-def test_the_page_is_complete_in_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = study_of_everything(tmp_path / 'study')
-    assert cli.main(['study', 'report', str(folder), '--html', str(tmp_path / 'page.html')]) == 0
-    assert 'Everything <at once>' in capsys.readouterr().out
-    page = (tmp_path / 'page.html').read_text(encoding='utf-8')
+@pytest.fixture(scope='module')
+def page_of_everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = study_of_everything(tmp_path_factory.mktemp('everything'))
+    assert cli.main(['study', 'report', str(folder), '--html', str(folder / 'page.html')]) == 0
+    return folder / 'page.html'
+
+
+def test_the_page_is_complete_in_one_file(page_of_everything: Path) -> None:
+    assert 'Everything <at once>' in report_table(page_of_everything.parent)
+    page = page_of_everything.read_text(encoding='utf-8')
     assert [title for title in TITLES if f'<h2>{title}</h2>' not in page] == []
     assert page.count('<figure>') == len(TITLES)
     assert '<title>Everything &lt;at once&gt;</title>' in page and 'ended 2 times &amp; &lt;left&gt; no' in page
@@ -528,7 +706,8 @@ def test_there_is_no_page_without_a_result(tmp_path: Path, capsys: pytest.Captur
 def test_a_single_network_and_gaps_still_make_a_page(tmp_path: Path) -> None:
     folder = write(tmp_path / 'one', [row('ws(4,0.75)', 1, 55.0, history=[[1, 2.0, 55.0]])])
     write_html(folder, tmp_path / 'one.html')
-    assert (tmp_path / 'one.html').read_text(encoding='utf-8').count('<figure>') == 3
+    page = (tmp_path / 'one.html').read_text(encoding='utf-8')
+    assert page.count('<figure>') == 2 and 'distribution' not in page  # one network has none
     # Node operations of which one network failed: what both have is correlated, and the rest drawn.
     rows = [row(f'{graph} {operation}', 1, 50.0 + i + 3 * j, graph=graph, node_op=operation)
             for i, graph in enumerate(('er(0.2)', 'ba(2)', 'ws(4,0)', 'ws(4,0.75)'))
@@ -539,13 +718,13 @@ def test_a_single_network_and_gaps_still_make_a_page(tmp_path: Path) -> None:
     assert 'nan' not in operations.lower() and 'ws(4,0.75)' in operations
 
 
-def test_a_browser_shows_every_picture_and_asks_the_network_for_nothing(tmp_path: Path) -> None:
+def test_a_browser_shows_every_picture_and_asks_the_network_for_nothing(
+        page_of_everything: Path, tmp_path: Path) -> None:
     playwright = pytest.importorskip('playwright.sync_api', reason='needs the package playwright')
     chromium = shutil.which('chromium') or shutil.which('google-chrome')
     if chromium is None:
         pytest.skip('needs chromium or google-chrome on the PATH')
-    page_path = tmp_path / 'page.html'
-    write_html(study_of_everything(tmp_path / 'study'), page_path)
+    page_path = page_of_everything
     said: list[str] = []
     with playwright.sync_playwright() as tools:
         browser = tools.chromium.launch(executable_path=chromium, args=BROWSER)
@@ -557,18 +736,32 @@ def test_a_browser_shows_every_picture_and_asks_the_network_for_nothing(tmp_path
         figures = page.locator('figure')
         boxes = [figures.nth(i).locator('svg').first.bounding_box() for i in range(figures.count())]
         hidden = page.evaluate('''() => [...document.querySelectorAll('figure svg use')]
-            .filter(use => !document.querySelector(use.getAttribute('xlink:href').replace(/\\./g, '\\\\.'))).length''')
+            .filter(use => !document.getElementById(use.getAttribute('xlink:href').slice(1))).length''')
         if picture := os.environ.get('RANDWIRE_ZOO_SCREENSHOT'):
             page.screenshot(path=picture, full_page=True)
         hostile_path = tmp_path / 'hostile.html'
         write_html(hostile_study(tmp_path / 'hostile'), hostile_path)
         page.on('dialog', lambda dialog: said.append('a script ran'))
         page.goto(hostile_path.as_uri())
-        assert page.locator('script, img').count() == 0
+        assert page.locator('img').count() == 0
+        page.emulate_media(color_scheme='dark')
         page.goto(page_path.as_uri())
+        dark = page.evaluate('getComputedStyle(document.body).backgroundColor')
+        # A click on a head sorts, a point shows its network and its wiring.
+        table = page.locator('table').first
+        column = table.locator('th').all_inner_texts().index('top-1 (%)')
+        table.locator('th').nth(column).click()
+        ordered = [float(text.split()[0]) for text in table.locator(f'td:nth-child({column + 1})').all_inner_texts()]
+        page.locator('[id*="-network-0"]').first.hover(force=True)
+        card = page.locator('#card')
+        shown = card.inner_text(), card.locator('svg').count(), card.locator('circle').count()
+        page.mouse.move(2, 2)
+        hidden_again = card.is_hidden()
         page.set_viewport_size({'width': 400, 'height': 800})
         narrow = page.evaluate('document.documentElement.scrollWidth')
         browser.close()
+    assert dark == 'rgb(21, 24, 29)' and ordered == sorted(ordered, reverse=True) and len(ordered) > 5
+    assert 'er-0-2--sep-conv-s1' in shown[0] and shown[1:] == (3, 24) and hidden_again
     assert len(boxes) == len(TITLES) and all(box and box['width'] > 300 and box['height'] > 100 for box in boxes), boxes
     # The page itself, and its empty icon.
     assert [line for line in said if line not in (page_path.as_uri(), hostile_path.as_uri(), 'data:,')] == []

@@ -9,17 +9,24 @@ import math
 import statistics
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from itertools import combinations
 from typing import Any
 
-__all__ = ['ENOUGH', 'MEASURES', 'Correlation', 'Difference', 'Row', 'Variance', 'accuracy', 'by_series', 'by_wiring',
-           'correlate', 'differences', 'error_distribution', 'holm', 'learned', 'losses_by_degree',
-           'measure_correlation', 'network_correlations', 'operation_correlation', 'operation_means', 'pearson',
-           'spread', 'units', 'variance']
+from ..architectures import stage_names
+from ..graphs import Graph, graphs_sha256
+from .measures import depths, edge_betweenness, node_betweenness
+from .study import Network, graphs_of
+
+__all__ = ['ENOUGH', 'MEASURES', 'Correlation', 'DamageCorrelation', 'Difference', 'Distance', 'Row', 'Variance',
+           'accuracy', 'band', 'bootstrap_interval', 'by_series', 'by_wiring', 'correlate', 'damage_correlation',
+           'differences', 'distances', 'error_distribution', 'graphs_of_row', 'holm', 'learned', 'losses_by_degree',
+           'measure_correlation', 'operation_correlation', 'operation_means', 'paired_differences', 'pearson', 'spread',
+           'units', 'variance', 'wiring_means']
 
 Row = dict[str, Any]
-MEASURES = ('degree', 'path length', 'clustering', 'depth')
+MEASURES = ('degree', 'path length', 'clustering', 'betweenness', 'depth', 'edge depth', 'paths', 'peak memory')
 ENOUGH = 10  # values that a correlation is worth giving for
 ABOVE_CHANCE = 1.2  # times the accuracy of guessing: what has less has not begun to learn
 
@@ -56,6 +63,13 @@ def units(rows: Iterable[Row]) -> list[float]:
     return [statistics.mean(map(accuracy, group)) for group in wirings]
 
 
+def wiring_means(rows: Iterable[Row], name: str, kind: str = 'measures') -> list[tuple[float, float]]:
+    """A measure, or one of the 'proxies', and the accuracy of each wiring of a series: means over its trainings."""
+    groups = by_wiring(row for row in rows if name in (row.get(kind) or {})).values()
+    return [(statistics.mean(row[kind][name] for row in group), statistics.mean(map(accuracy, group)))
+            for group in groups]
+
+
 def learned(rows: Iterable[Row], classes: int | None) -> list[Row]:
     """Rows of networks that are better than guessing; all where the number of classes is not known."""
     return [row for row in rows if 'detection' in row or not (number := row.get('classes') or classes)
@@ -67,6 +81,20 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     if len(values) < 3:
         return ', '.join(f'{value:.{digits}f}' for value in values) or '–'
     return f'{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}'
+
+
+def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % interval of a mean by the percentile bootstrap (Efron, 1979), always with the same draws.
+
+    Returns:
+        None of fewer than three values, or without spread.
+    """
+    if len(values) < 3 or len(set(values)) < 2:
+        return None
+    import numpy as np
+    draws = np.random.default_rng(0).integers(len(values), size=(9999, len(values)))
+    low, high = np.quantile(np.asarray(values)[draws].mean(1), (0.025, 0.975))
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -112,18 +140,20 @@ def variance(rows: Sequence[Row]) -> Variance | None:
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference in mean accuracy of two series, in points, by Welch's t test (1947): variances may differ.
+    """The difference in mean accuracy of two series, in points, by a t test.
 
     Args:
         one, other: The two.
+        n: How many values each has; of paired ones, how many pairs, twice.
         mean: The first less the second.
         low, high: Its 95 % interval.
-        t, df: Welch's statistic and its degrees of freedom.
+        t, df: The statistic and its degrees of freedom.
         p: Two-sided.
     """
 
     one: str
     other: str
+    n: tuple[int, int]
     mean: float
     low: float
     high: float
@@ -132,24 +162,90 @@ class Difference:
     p: float
 
 
-def differences(groups: Mapping[str, Sequence[Row]], every: int = 6) -> list[Difference]:
-    """Compare each two series that have two independent accuracies; of more than `every`, the best with the rest."""
-    from scipy.stats import ttest_ind
+def _pairs(groups: Mapping[str, Sequence[Row]], every: int = 6) -> list[tuple[str, str]]:
+    """Each two series that have two independent accuracies; of more than `every`, the best with the rest."""
     values = {series: found for series, rows in groups.items() if len(found := units(rows)) > 1}
-    pairs = list(combinations(values, 2))
-    if len(values) > every:
-        best = max(values, key=lambda series: statistics.mean(values[series]))
-        pairs = [(best, series) for series in values if series != best]
+    if len(values) <= every:
+        return list(combinations(values, 2))
+    best = max(values, key=lambda series: statistics.mean(values[series]))
+    return [(best, series) for series in values if series != best]
+
+
+def differences(groups: Mapping[str, Sequence[Row]]) -> list[Difference]:
+    """Compare series by Welch's t test (1947): their variances may differ. Values are those of `units`."""
+    from scipy.stats import ttest_ind
     tested = []
-    for one, other in pairs:
-        if len(set(values[one])) > 1 or len(set(values[other])) > 1:
+    for one, other in _pairs(groups):
+        first, second = units(groups[one]), units(groups[other])
+        if len(set(first)) > 1 or len(set(second)) > 1:
             with warnings.catch_warnings():  # of two of which one has no spread
                 warnings.simplefilter('ignore', RuntimeWarning)
-                result = ttest_ind(values[one], values[other], equal_var=False)
+                result = ttest_ind(first, second, equal_var=False)
                 low, high = result.confidence_interval()
             tested.append(Difference(
-                one, other, statistics.mean(values[one]) - statistics.mean(values[other]), float(low), float(high),
+                one, other, (len(first), len(second)), statistics.mean(first) - statistics.mean(second), float(low),
+                float(high), float(result.statistic), float(result.df), float(result.pvalue)))
+    return tested
+
+
+def paired_differences(groups: Mapping[str, Sequence[Row]]) -> list[Difference]:
+    """Compare series at equal seeds, by the t test of pairs: what a seed does to both of them falls out.
+
+    Networks are paired by both seeds; by that of the training alone where one of the two has one wiring. Pairs that
+    share a wiring on either side count once, with their mean.
+    """
+    from scipy.stats import ttest_1samp
+    tested = []
+    for one, other in _pairs(groups):
+        random = [len(by_wiring(groups[series])) > 1 for series in (one, other)]
+
+        def seeds(row: Row, whole: bool = all(random)) -> tuple[Any, ...]:
+            return (row['graph_seed'], row['training_seed']) if whole else (row['training_seed'],)
+
+        both: dict[tuple[Any, ...], tuple[list[float], list[float]]] = {}
+        for place, series in enumerate((one, other)):
+            for row in groups[series]:
+                both.setdefault(seeds(row), ([], []))[place].append(accuracy(row))
+        pairs: dict[Any, list[float]] = {}
+        for key, (first, second) in both.items():
+            if first and second:
+                pairs.setdefault(key[0], []).append(statistics.mean(first) - statistics.mean(second))
+        values = list(map(statistics.mean, pairs.values()))
+        if len(values) > 1 and len(set(values)) > 1:
+            result = ttest_1samp(values, 0)
+            low, high = result.confidence_interval()
+            tested.append(Difference(
+                one, other, (len(values), len(values)), statistics.mean(values), float(low), float(high),
                 float(result.statistic), float(result.df), float(result.pvalue)))
+    return tested
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far apart the distributions of two series' errors are, by the test of Kolmogorov and Smirnov.
+
+    Args:
+        one, other: The two.
+        n: How many values each has.
+        statistic: The largest difference between the two empirical distributions, from 0 to 1.
+        p: Exact, of two samples.
+    """
+
+    one: str
+    other: str
+    n: tuple[int, int]
+    statistic: float
+    p: float
+
+
+def distances(groups: Mapping[str, Sequence[Row]]) -> list[Distance]:
+    """Compare the distributions of series, as "On Network Design Spaces" does; values are those of `units`."""
+    from scipy.stats import ks_2samp
+    tested = []
+    for one, other in _pairs(groups):
+        first, second = units(groups[one]), units(groups[other])
+        result = ks_2samp(first, second)
+        tested.append(Distance(one, other, (len(first), len(second)), float(result.statistic), float(result.pvalue)))
     return tested
 
 
@@ -171,19 +267,21 @@ def pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
 
 @dataclass(frozen=True)
 class Correlation:
-    """How accuracy goes with a graph measure.
+    """How accuracy goes with a number that each wiring has.
 
     Args:
         wirings: How many wirings: each counts once.
         over_all: r over all of them, which is made of differences between generators too.
+        over_all_interval: Its 95 % interval by Fisher's z, as if wirings of one generator were as far apart as others.
         without_one: The smallest and the largest r that is left when one generator is left out.
-        wirings_within: How many wirings are of generators within which the measure varies.
-        within: r of what is left when each generator's means are taken off; its 95 % interval by Fisher's z.
-        low, high: That.
+        wirings_within: How many wirings are of generators within which the number varies.
+        within: r of what is left when each generator's means are taken off.
+        low, high: Its 95 % interval, likewise.
     """
 
     wirings: int
     over_all: float | None
+    over_all_interval: tuple[float, float] | None
     without_one: tuple[float, float] | None
     wirings_within: int
     within: float | None
@@ -191,34 +289,48 @@ class Correlation:
     high: float | None
 
 
-def measure_correlation(rows: Iterable[Row], measure: str) -> Correlation:
+def measure_correlation(rows: Iterable[Row], measure: str, kind: str = 'measures', rank: bool = False) -> Correlation:
     """Correlate accuracy with a graph measure, over all wirings that have it and within their series."""
-    points: dict[str, list[tuple[float, float]]] = {}
-    for series, group in by_series(rows).items():
-        for same in by_wiring(row for row in group if measure in (row.get('measures') or {})).values():
-            points.setdefault(series, []).append(
-                (same[0]['measures'][measure], statistics.mean(map(accuracy, same))))
-    return correlate(points)
+    return correlate({series: points for series, group in by_series(rows).items()
+                      if (points := wiring_means(group, measure, kind))}, rank)
 
 
-def correlate(points: Mapping[str, Sequence[tuple[float, float]]]) -> Correlation:
-    """Correlate pairs, given by the group that they belong to."""
+def correlate(points: Mapping[str, Sequence[tuple[float, float]]], rank: bool = False) -> Correlation:
+    """Correlate pairs, given by the group that they belong to.
+
+    Args:
+        points: The pairs.
+        rank: Spearman's correlation instead of Pearson's: of ranks, over all, or within each group.
+    """
+    def ranked(pairs: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+        if not rank or not pairs:
+            return pairs
+        from scipy.stats import rankdata
+        return list(zip(*(map(float, rankdata(side)) for side in zip(*pairs, strict=True)), strict=True))
+
     def r(groups: Iterable[Sequence[tuple[float, float]]]) -> float | None:
-        pairs = [pair for group in groups for pair in group]
+        pairs = ranked([pair for group in groups for pair in group])
         return pearson([pair[0] for pair in pairs], [pair[1] for pair in pairs])
 
+    def interval(value: float | None, free: int) -> tuple[float, float] | None:
+        """Fisher's, of so many values less the means that were taken off them; that of ranks is Fieller's (1957)."""
+        if value is None or abs(value) >= 1 or free < 3:
+            return None
+        half = 1.959964 * math.sqrt((1.06 if rank else 1) / (free - 2))
+        return math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half)
+
+    total = sum(map(len, points.values()))
     left = [r(group for name, group in points.items() if name != series) for series in points]
     known = [value for value in left if value is not None]
-    varying = [group for group in points.values() if len({pair[0] for pair in group}) > 1]
+    varying = [ranked(group) for group in points.values() if len({pair[0] for pair in group}) > 1]
     centred = [[(x - statistics.mean(pair[0] for pair in group), y - statistics.mean(pair[1] for pair in group))
                 for x, y in group] for group in varying]
-    count, within = sum(map(len, centred)), r(centred)
-    low = high = None
-    if within is not None and abs(within) < 1:
-        # A mean of each group was taken off, where a plain correlation takes off one in all. Groups have two or more.
-        half = 1.959964 / math.sqrt(count - len(centred) - 2)
-        low, high = math.tanh(math.atanh(within) - half), math.tanh(math.atanh(within) + half)
-    return Correlation(sum(map(len, points.values())), r(points.values()),
+    count = sum(map(len, centred))
+    within = pearson([x for group in centred for x, _ in group], [y for group in centred for _, y in group])
+    over_all = r(points.values())
+    # A mean of each group was taken off within, where a plain correlation takes off one in all.
+    low, high = interval(within, count - len(centred)) or (None, None)
+    return Correlation(total, over_all, interval(over_all, total - 1),
                        (min(known), max(known)) if known and len(known) == len(left) else None,
                        count, within, low, high)
 
@@ -243,10 +355,19 @@ def error_distribution(rows: Iterable[Row]) -> tuple[list[float], list[float]]:
     """The empirical distribution of a population's errors, as in "On Network Design Spaces" (Radosavovic et al., 2019).
 
     Returns:
-        Top-1 errors in per cent, ascending, and the share of the networks that have at most this error.
+        Errors in per cent, ascending, of what `units` gives; and the share of the population that has at most this one.
     """
-    errors = sorted(100 - accuracy(row) for row in rows)
+    errors = sorted(100 - value for value in units(rows))
     return errors, [i / len(errors) for i in range(1, len(errors) + 1)]
+
+
+def band(count: int, level: float = 0.95) -> float:
+    """By how much a whole distribution function may be off that `count` independent values estimate.
+
+    The inequality of Dvoretzky, Kiefer and Wolfowitz with Massart's constant (1990): with this probability the true one
+    lies within ± this, everywhere at once.
+    """
+    return min(math.sqrt(math.log(2 / (1 - level)) / (2 * count)), 1.0)
 
 
 def losses_by_degree(row: Row, kind: str) -> dict[int, list[float]]:
@@ -265,12 +386,84 @@ def losses_by_degree(row: Row, kind: str) -> dict[int, list[float]]:
     return dict(sorted(losses.items()))
 
 
-def network_correlations(rows: Iterable[Row], kind: str) -> list[float]:
-    """Of each network that has them, the correlation of its removals' losses with their degrees."""
-    found = []
+# More is not looked at: a file of results may claim graphs of any size.
+LARGEST_GRAPH, MOST_EDGES, MOST_GRAPHS = 256, 8192, 8
+
+
+def graphs_of_row(row: Row) -> tuple[Graph, ...]:
+    """The graphs that a row has, or that its sha256 says this package samples for it; none otherwise."""
+    network = Network(**{field.name: row.get(field.name) for field in fields(Network)})  # type: ignore[arg-type]
+    nodes = row['kwargs'].get('num_nodes', 32)
+    try:
+        if row.get('graphs') is not None:
+            graphs = tuple(Graph.from_dict(graph) for graph in row['graphs'][:MOST_GRAPHS + 1])
+        elif isinstance(nodes, int) and nodes <= LARGEST_GRAPH:  # a row of an earlier release
+            graphs = graphs_of(network)
+        else:
+            return ()
+        small = len(graphs) <= MOST_GRAPHS and all(
+            graph.num_nodes <= LARGEST_GRAPH and len(graph.edges) <= MOST_EDGES for graph in graphs)
+        return graphs if small and graphs_sha256(graphs) == row.get('wiring') else ()
+    except (ValueError, TypeError):  # no graphs, or of a random graph model that is not here
+        return ()
+
+
+DAMAGE_MEASURES = ('degree', 'betweenness', 'depth')
+
+
+def removals(row: Row, kind: str) -> tuple[dict[str, list[float]], list[float]]:
+    """What a network's removals are compared by, as far as its graphs are known, and their losses in points.
+
+    'degree' is a node's out-degree, or the in-degree of an edge's target; 'betweenness' that of the node or edge;
+    'depth' the nodes on the longest path that ends with it.
+    """
+    entries = row.get('damage', {}).get(kind, ())
+    losses = [float(entry[-1]) for entry in entries]
+    by: dict[str, list[float]] = {'degree': [float(entry[-2]) for entry in entries]}
+    graphs = graphs_of_row(row) if entries else ()
+    stages = dict(zip(stage_names(len(graphs)), graphs, strict=True))
+    betweenness: dict[str, Any] = {name: node_betweenness(graph) if kind == 'nodes' else edge_betweenness(graph)
+                                   for name, graph in stages.items()}
+    depth = {name: depths(graph) for name, graph in stages.items()}
+    with suppress(KeyError, IndexError, TypeError):  # a file of results may name any node
+        measured = [betweenness[entry[0]][entry[1] if kind == 'nodes' else (entry[1], entry[2])] for entry in entries]
+        by |= {'betweenness': measured, 'depth': [
+            float(depth[entry[0]][entry[1 if kind == 'nodes' else 2]]) for entry in entries]}
+    return by, losses
+
+
+@dataclass(frozen=True)
+class DamageCorrelation:
+    """How the losses of removals go with a measure of what was removed.
+
+    Args:
+        values: Pearson's r of each network that has enough removals.
+        p: How often the mean of these is as far from 0 in random order of each network's losses; None without any.
+    """
+
+    values: list[float]
+    p: float | None
+
+
+def damage_correlation(rows: Iterable[Row], kind: str, measure: str, orders: int = 999) -> DamageCorrelation:
+    """Correlate within each network, whose removals are no independent trials, and test the mean of the networks.
+
+    The test is a permutation test: in each network the losses are handed out to the removals in random order, `orders`
+    times.
+    """
+    import numpy as np
+    rng, values, random = np.random.default_rng(0), [], []
     for row in rows:
-        pairs = [(degree, loss) for degree, losses in losses_by_degree(row, kind).items() for loss in losses]
-        r = pearson([float(pair[0]) for pair in pairs], [pair[1] for pair in pairs])
-        if r is not None:
-            found.append(r)
-    return found
+        by, losses = removals(row, kind)
+        r = pearson(by.get(measure, []), losses) if measure in by else None
+        if r is None:
+            continue
+        values.append(r)
+        x, y = (np.asarray(side) - np.mean(side) for side in (by[measure], losses))
+        shuffled = rng.permuted(np.tile(y, (orders, 1)), axis=1)
+        random.append(shuffled @ x / np.sqrt((x @ x) * (y @ y)))
+    if not values:
+        return DamageCorrelation([], None)
+    means = np.mean(random, axis=0)
+    as_far = int((np.abs(means) >= abs(statistics.mean(values)) - 1e-12).sum())
+    return DamageCorrelation(values, (as_far + 1) / (orders + 1))

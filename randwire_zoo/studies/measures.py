@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from ..graphs import Graph
 from ..ordering import lowest_peak_order, peak_memory
@@ -64,14 +65,16 @@ def number_of_paths(graph: Graph) -> int:
     return sum(found[sink] for sink in graph.outputs)
 
 
-def node_betweenness(graph: Graph) -> list[float]:
+@lru_cache(maxsize=4096)
+def node_betweenness(graph: Graph) -> tuple[float, ...]:
     """Freeman's betweenness (1977) of each node in the undirected graph, from 0 to 1."""
     import networkx
     found = networkx.betweenness_centrality(graph.to_networkx().to_undirected())
-    return [found[node] for node in range(graph.num_nodes)]
+    return tuple(found[node] for node in range(graph.num_nodes))
 
 
-def edge_betweenness(graph: Graph) -> dict[tuple[int, int], float]:
+@lru_cache(maxsize=4096)
+def edge_betweenness(graph: Graph) -> Mapping[tuple[int, int], float]:
     """The same of each edge (Girvan and Newman, 2002)."""
     import networkx
     found = networkx.edge_betweenness_centrality(graph.to_networkx().to_undirected())

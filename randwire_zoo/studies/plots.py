@@ -1,43 +1,53 @@
-"""The pictures of a study's report, each an SVG drawn from rows of results."""
+"""The pictures of a study's report, each of one or more SVG panels drawn from rows of results.
+
+Panels are narrow, and stand beside each other or below each other as the page has room. Points of networks have the id
+`network-N`, where N counts the rows from 0: the page says of them what it knows.
+"""
 from __future__ import annotations
 
-import io
 import statistics
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..drawing import LIGHT, draw_graphs, style
-from ..graphs import Graph, graphs_sha256
+from ..drawing import LIGHT, graphs_figure, new_figure, run_style, style, svg_text
 from .analysis import (
     MEASURES,
     Row,
     accuracy,
+    band,
+    bootstrap_interval,
+    by_wiring,
     error_distribution,
+    graphs_of_row,
     learned,
     losses_by_degree,
     operation_correlation,
     operation_means,
+    units,
 )
-from .study import Network, graphs_of
-
-EDGE, INK, INPUT, OUTPUT, PAPER, RUNS = (
-    LIGHT.edge, LIGHT.ink, LIGHT.input, LIGHT.output, LIGHT.paper, LIGHT.runs)
+from .proxies import PROXIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ['damage_figure', 'distributions_figure', 'draw_pictures']
+__all__ = ['Picture', 'accuracies_figure', 'damage_figure', 'distributions_figure', 'draw_pictures']
 
 Groups = Mapping[str, Sequence[Row]]
-WIDTH = 9.0  # inches
-LONGEST_NAME = 48  # of a series, in letters
-# More is not drawn: a file of results may claim graphs of any size.
-LARGEST_GRAPH, MOST_EDGES, MOST_GRAPHS = 256, 8192, 8
+WIDTH = 4.5  # inches of a panel: 432 pixels
+LONGEST_NAME = 36  # of a series, in letters
+FEW = 6  # series that colours and markers can tell apart
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A title, what has to be said of it, and SVG panels."""
+
+    title: str
+    panels: list[str]
+    note: str = ''
 
 
 def _words_are_words(draw: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,46 +55,71 @@ def _words_are_words(draw: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(draw)
     def drawing(*args: Any, **kwargs: Any) -> Any:
         import matplotlib
-        with matplotlib.rc_context({'text.parse_math': False, 'svg.fonttype': 'none', 'svg.hashsalt': 'randwire-zoo'}):
+        with matplotlib.rc_context({'text.parse_math': False}):
             return draw(*args, **kwargs)
     return drawing
 
 
 @_words_are_words
-def draw_pictures(groups: Groups, paper: Mapping[str, Any], classes: int | None = None) -> dict[str, str]:
-    """Every picture that the rows have data for, as SVG text by its title.
+def draw_pictures(groups: Groups, paper: Mapping[str, Any], classes: int | None = None) -> list[Picture]:
+    """Every picture that the rows have data for.
 
     Args:
         groups: Rows that are done, by series.
         paper: The paper's mean accuracy by series, where there is one.
         classes: Classes of the data set, for rows that do not say it.
     """
+    paper = {_label(series, i): paper[series] for i, series in enumerate(groups) if series in paper}
     groups = {_label(series, i): group for i, (series, group) in enumerate(groups.items())}
     rows = [row for group in groups.values() for row in group]
-    pictures: dict[str, str] = {}
-
-    def add(title: str, draw: Callable[[], Figure]) -> None:
-        pictures[title] = _inline(_svg(draw()), f'p{len(pictures)}')
-
+    numbers = {row['id']: number for number, row in enumerate(rows)}
+    better = {series: found for series, group in groups.items() if (found := learned(group, classes))}
     metric = 'AP' if any('detection' in row for row in rows) else 'top-1 (%)'
-    add(f'{metric} by series: mean and standard deviation over all seeds', lambda: _bars(groups, paper, metric))
-    if metric != 'AP':
-        add('Error distribution of each series', lambda: distributions_figure(groups))
-    measured = [row for row in rows if row.get('measures')]
-    if measured:
-        add('Accuracy against graph measures', lambda: _against_measures(
-            {series: learned(group, classes) for series, group in groups.items()}))
+    ids = iter(range(1 << 30))
+    pictures: list[Picture] = []
+
+    def add(title: str, figures: Iterator[Figure] | Sequence[Figure], note: str = '', legend: bool = True) -> None:
+        panels = list(figures)
+        if not panels:
+            return
+        key = [_key(groups)] if legend and len(groups) > 1 else []
+        svgs = [_inline(svg_text(figure), f'p{next(ids)}') for figure in [*panels, *key]]
+        pictures.append(Picture(title, svgs, note))
+
+    given = (" Squares are the paper's; an arrow points to one that lies outside."
+             if any(_number(value) is not None for value in paper.values()) else '')
+    add(f'{metric} by series', [accuracies_figure(groups, paper, metric, numbers)],
+        'A point is a network. Diamonds are means, with the 95 % interval of the bootstrap over wirings; n counts '
+        'networks, and wirings in brackets.' + given, legend=False)
+    several = {series: group for series, group in groups.items() if len(units(group)) > 1}
+    if metric != 'AP' and several:
+        bands = (' Bands hold a whole distribution with 95 % confidence (Dvoretzky, Kiefer and Wolfowitz).'
+                 if len(several) <= FEW else '')
+        add('Error distribution of each series', [distributions_figure(several, groups)],
+            'Each wiring counts once, with the mean of its trainings.' + bands)
+    measures = [measure for measure in MEASURES if _has(better, 'measures', measure)]
+    add('Accuracy against graph measures', (
+        _against(better, groups, 'measures', measure, metric, numbers) for measure in measures))
+    if {'clustering', 'path length'} <= set(measures):
+        add('Accuracy over clustering and path length', [_map(better, metric, numbers)],
+            'As in "Graph Structure of Neural Networks"; the mean over the stages of each.', legend=False)
+    add('Accuracy against what the first weights predict', (
+        _against(better, groups, 'proxies', name, metric, numbers) for name in PROXIES
+        if _has(better, 'proxies', name)))
     if any(len(row.get('history', ())) > 1 for row in rows):
-        add('Training curves', lambda: _curves(groups, metric))
-    if any('damage' in row for row in rows):
-        add('Graph damage (Figure 5): loss in top-1 when a node or an edge is removed', lambda: damage_figure(groups))
+        add('Training curves', (_curves(groups, metric, column) for column in (1, 2)))
+    damaged = {series: group for series, group in groups.items() if any('damage' in row for row in group)}
+    if damaged:
+        add('Graph damage (Figure 5): loss in top-1 when a node or an edge is removed',
+            damage_figures(damaged, numbers), "A point is the mean of a network's removals; the line has the mean and "
+            'the standard deviation of the networks.', legend=False)
     if len({row['node_op'] for row in rows if row['node_op']}) > 1:
-        add('Node operations (Figure 6)', lambda: _operations(rows))
+        add('Node operations (Figure 6)', [_operations(rows)], legend=False)
     for series, group in groups.items():
         network = next((row for row in group if row['node_op'] == 'sep_conv' and row['graph']), None)
-        if network is not None and (graphs := _graphs(network)):
-            pictures[f'Graphs of {series}, seed {network["graph_seed"]}'] = _inline(
-                _wiring(graphs), f'p{len(pictures)}')
+        if network is not None and (graphs := graphs_of_row(network)):
+            add(f'Graphs of {series}, seed {network["graph_seed"]}', [graphs_figure(graphs, theme='light')],
+                legend=False)
     return pictures
 
 
@@ -94,62 +129,74 @@ def _label(series: str, place: int) -> str:
     return series if len(series) <= LONGEST_NAME else f'{series[:LONGEST_NAME - 6]}… {place + 1}'
 
 
-def _figure(panels: int, height: float = 3.6, columns: int | None = None) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure
-    columns = columns or panels
-    rows = -(-panels // columns)
-    figure = Figure(figsize=(WIDTH, height * rows), facecolor=PAPER, layout='constrained')
-    axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
-    for unused in axes[panels:]:
-        unused.set_visible(False)
-    return figure, axes[:panels]
+def _panel(height: float = 3.1) -> tuple[Figure, Axes]:
+    figure = new_figure('light', figsize=(WIDTH, height), layout='constrained')
+    return figure, figure.subplots()
 
 
-def _colours(groups: Groups) -> dict[str, str]:
-    if len(groups) <= len(RUNS):
-        return dict(zip(groups, RUNS, strict=False))
+def _styles(groups: Groups) -> dict[str, dict[str, Any]]:
+    """Colour, marker and dashes of each series."""
+    if len(groups) <= FEW:
+        return {series: run_style(i, LIGHT) for i, series in enumerate(groups)}
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
-    return {series: to_hex(colormaps['turbo'](0.04 + 0.92 * i / (len(groups) - 1))) for i, series in enumerate(groups)}
+    return {series: {**run_style(i, LIGHT), 'color': to_hex(
+        colormaps['turbo'](0.04 + 0.92 * i / (len(groups) - 1)))} for i, series in enumerate(groups)}
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
-    """The legend of all panels below them, in as many columns as its names leave room for."""
-    lines, names = axes.get_legend_handles_labels()
-    if not names:
-        return
-    size = 9 if len(names) <= 40 else 6
-    inches = 0.6 + max(map(len, names)) * size / 110
-    figure.legend(lines, names, loc='outside lower center', ncols=max(min(len(names), int((WIDTH - 0.2) / inches)), 1),
-                  frameon=False, fontsize=size)
+def _key(groups: Groups) -> Figure:
+    """The legend of all panels of a picture, as one more panel."""
+    from matplotlib.lines import Line2D
+    longest = max(map(len, groups))
+    columns = max(min(int(WIDTH / (0.5 + 0.085 * longest)), len(groups)), 1)
+    figure = new_figure('light', figsize=(WIDTH, 0.22 * -(-len(groups) // columns) + 0.2))
+    figure.legend([Line2D([], [], **look) for look in _styles(groups).values()], list(groups), loc='center',
+                  ncols=columns, frameon=False, fontsize=9, labelcolor=LIGHT.ink)
+    return figure
 
 
-def _bars(groups: Groups, paper: Mapping[str, Any], metric: str) -> Figure:
-    figure, (axes,) = _figure(1, 4.0)
-    lowest = min(accuracy(row) for group in groups.values() for row in group)
-    highest = max(accuracy(row) for group in groups.values() for row in group)
-    room = max((highest - lowest) * 0.4, 0.5)
+def _points(axes: Axes, rows: Sequence[Row], xs: Sequence[float], ys: Sequence[float], numbers: Mapping[str, int],
+            **look: Any) -> None:
+    """A point for each row, which the page can tell from others."""
+    for row, x, y in zip(rows, xs, ys, strict=True):
+        axes.plot([x], [y], linestyle='none', gid=f'network-{numbers[row["id"]]}', zorder=4, **look)
+
+
+@_words_are_words
+def accuracies_figure(groups: Groups, paper: Mapping[str, Any], metric: str, numbers: Mapping[str, int]) -> Figure:
+    """Every network, and the mean of each series with its interval; a line for each."""
+    figure, axes = _panel(0.9 + 0.42 * len(groups))
+    values = [accuracy(row) for group in groups.values() for row in group]
+    room = max((max(values) - min(values)) * 0.08, 0.3)
+    low, high = max(min(values) - room, 0.0), min(max(values) + room, 100.0)
+    looks = _styles(groups)
     for i, (series, group) in enumerate(groups.items()):
-        values = [accuracy(row) for row in group]
-        mean, deviation = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-        axes.bar(i, mean, yerr=deviation or None, color=_colours(groups)[series], alpha=0.75, width=0.7, capsize=4)
-        beside = [i + 0.12 * (j - (len(values) - 1) / 2) / max(len(values) / 3, 1) for j in range(len(values))]
-        axes.plot(beside, values, 'o', color='black', markersize=2.5, alpha=0.7)
-        axes.annotate(f'{mean:.2f}', (i, max(mean + deviation, *values)), ha='center', va='bottom',
-                      fontsize=min(8.0, 180 / len(groups)), xytext=(0, 4), textcoords='offset points')
-    beside_each_other = sum(map(len, groups)) + 3 * len(groups) < 100
-    axes.set_xticks(range(len(groups)), list(groups), rotation=0 if beside_each_other else 60,
-                    ha='center' if beside_each_other else 'right', rotation_mode='anchor',
-                    fontsize=min(9.0, 300 / len(groups)))
-    axes.set_ylim(max(lowest - room, 0), highest + room)
-    axes.margins(x=0.02)
-    # What was measured on other data may lie far outside; the table has it all.
-    given = {i: number for i, series in enumerate(groups) if (number := _number(paper.get(series))) is not None
-             and axes.get_ylim()[0] < number < axes.get_ylim()[1]}
-    if given:
-        axes.plot(list(given), list(given.values()), 'D', color='none', markeredgecolor=INK, label='paper')
-        axes.legend(frameon=False, fontsize=9, loc='upper right')
-    style(axes, '', metric)
+        look = looks[series]
+        # Networks of one wiring stand at one height.
+        wirings = {wiring: place for place, wiring in enumerate(by_wiring(group))}
+        offsets = [0.3 * ((wirings[row.get('wiring')] + 0.5) / len(wirings) - 0.5) for row in group]
+        _points(axes, group, [accuracy(row) for row in group], [i + offset for offset in offsets], numbers,
+                color=look['color'], marker='o', markersize=3.5, alpha=0.6)
+        mean, interval = statistics.mean(units(group)), bootstrap_interval(units(group))
+        if interval:
+            axes.plot(interval, [i, i], color=LIGHT.ink, linewidth=2)
+        if len(group) > 1:
+            axes.plot([mean], [i], marker='D', color=LIGHT.ink, markersize=5)
+        count = f'n = {len(group)}' + (f' ({len(wirings)})' if None not in wirings else '')
+        axes.annotate(count, (1.01, i), xycoords=('axes fraction', 'data'), va='center', fontsize=8, color=LIGHT.edge,
+                      annotation_clip=False)
+        if (number := _number(paper.get(series))) is not None:
+            if low <= number <= high:
+                axes.plot([number], [i + 0.3], marker='s', color='none', markeredgecolor=LIGHT.ink, markersize=5)
+            else:
+                side = 'left' if number < low else 'right'
+                text = f'← paper {number:g}' if side == 'left' else f'paper {number:g} →'
+                axes.annotate(text, (low if side == 'left' else high, i + 0.33), ha=side, va='center', fontsize=8,
+                              color=LIGHT.ink)
+    axes.set_yticks(range(len(groups)), list(groups), fontsize=9)
+    axes.set_ylim(len(groups) - 0.5, -0.5)
+    axes.set_xlim(low, high)
+    style(axes, metric, '')
     return figure
 
 
@@ -161,134 +208,135 @@ def _number(text: Any) -> float | None:
         return None
 
 
-def distributions_figure(groups: Groups) -> Figure:
-    """The distribution of each series' errors, a step per network."""
-    figure, (axes,) = _figure(1)
+@_words_are_words
+def distributions_figure(groups: Groups, all_groups: Groups | None = None) -> Figure:
+    """The distribution of each series' errors, a step for each of its independent networks, with bands."""
+    figure, axes = _panel(3.6)
+    looks = _styles(all_groups or groups)
     for series, group in groups.items():
         errors, shares = error_distribution(group)
-        axes.step([errors[0], *errors], [0, *shares], where='post', label=series, color=_colours(groups)[series])
-    style(axes, 'top-1 error (%)', 'share of networks')
-    _legend(figure, axes)
+        look, half = looks[series], band(len(errors))
+        axes.step([errors[0], *errors], [0, *shares], where='post', label=series, color=look['color'],
+                  linestyle=look['linestyle'])
+        if len(groups) <= FEW:
+            axes.fill_between([errors[0], *errors], [max(share - half, 0) for share in (0, *shares)],
+                              [min(share + half, 1) for share in (0, *shares)], step='post', color=look['color'],
+                              alpha=0.1, linewidth=0)
+    style(axes, 'top-1 error (%)', 'share of the population')
     return figure
 
 
-def _against_measures(groups: Groups) -> Figure:
-    figure, panels = _figure(len(MEASURES), 3.2, columns=2)
-    for axes, measure in zip(panels, MEASURES, strict=True):
-        for series, group in groups.items():
-            measured = [row for row in group if measure in (row.get('measures') or {})]
-            if measured:
-                axes.plot([row['measures'][measure] for row in measured], [accuracy(row) for row in measured], 'o',
-                          markersize=5, alpha=0.8, color=_colours(groups)[series], label=series)
-        style(axes, measure, 'top-1 (%)')
-    _legend(figure, panels[0])
-    return figure
+def _has(groups: Groups, kind: str, name: str) -> bool:
+    """Whether there is anything to see: the number is known, and does not stay the same."""
+    found = {row[kind][name] for group in groups.values() for row in group if name in (row.get(kind) or {})}
+    return len(found) > 1
 
 
-def _curves(groups: Groups, metric: str) -> Figure:
-    from matplotlib.ticker import MaxNLocator
-    figure, (loss, top1) = _figure(2)
+def _against(groups: Groups, all_groups: Groups, kind: str, name: str, metric: str, numbers: Mapping[str, int],
+             ) -> Figure:
+    figure, axes = _panel()
+    looks = _styles(all_groups)
     for series, group in groups.items():
-        for j, row in enumerate(group):
-            steps = [point[0] for point in row['history']]
-            options: dict[str, Any] = {'color': _colours(groups)[series], 'alpha': 0.6, 'linewidth': 1.1,
-                                       'label': None if j else series}
-            loss.plot(steps, [point[1] for point in row['history']], **options)
-            top1.plot(steps, [point[2] for point in row['history']], **options)
-    for axes in (loss, top1):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    style(loss, 'epoch' if metric != 'AP' else 'iteration', 'training loss')
-    style(top1, 'epoch' if metric != 'AP' else 'iteration', metric)
-    _legend(figure, loss)
+        rows = [row for row in group if name in (row.get(kind) or {})]
+        _points(axes, rows, [row[kind][name] for row in rows], list(map(accuracy, rows)), numbers, markersize=5,
+                alpha=0.7, color=looks[series]['color'], marker=looks[series]['marker'])
+    style(axes, {'paths': 'log₁₀ of the number of paths', 'synflow': 'log₁₀ synflow'}.get(name, name), metric)
     return figure
 
 
-def damage_figure(groups: Groups) -> Figure:
+def _map(groups: Groups, metric: str, numbers: Mapping[str, int]) -> Figure:
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize, to_hex
+    figure, axes = _panel(3.6)
+    rows = [row for group in groups.values() for row in group
+            if {'clustering', 'path length'} <= (row.get('measures') or {}).keys()]
+    values = list(map(accuracy, rows))
+    scale, colours = Normalize(min(values), max(values)), colormaps['viridis']
+    for row in sorted(rows, key=accuracy):
+        _points(axes, [row], [row['measures']['clustering']], [row['measures']['path length']], numbers, marker='o',
+                markersize=7, markeredgecolor=LIGHT.edge, markeredgewidth=0.4, color=to_hex(
+                    colours(scale(accuracy(row)))))
+    bar = figure.colorbar(ScalarMappable(scale, colours), ax=axes)
+    bar.set_label(metric, color=LIGHT.ink)
+    bar.ax.tick_params(colors=LIGHT.edge, labelcolor=LIGHT.ink)
+    style(axes, 'clustering', 'path length')
+    return figure
+
+
+def _curves(groups: Groups, metric: str, column: int) -> Figure:
+    from matplotlib.ticker import MaxNLocator
+    figure, axes = _panel()
+    looks = _styles(groups)
+    for series, group in groups.items():
+        for row in group:
+            axes.plot([point[0] for point in row['history']], [point[column] for point in row['history']], alpha=0.6,
+                      linewidth=1, color=looks[series]['color'], linestyle=looks[series]['linestyle'])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    style(axes, 'epoch' if metric != 'AP' else 'iteration', 'training loss' if column == 1 else metric)
+    return figure
+
+
+def damage_figures(groups: Groups, numbers: Mapping[str, int]) -> list[Figure]:
+    """`damage_figure` of each series' nodes and edges, with the same scale for all nodes and for all edges."""
+    figures = {kind: [damage_figure(series, group, kind, numbers) for series, group in groups.items()]
+               for kind in ('nodes', 'edges')}
+    for drawn in figures.values():
+        limits = [figure.axes[0].get_ylim() for figure in drawn]
+        for figure in drawn:
+            figure.axes[0].set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    return [figure for pair in zip(figures['nodes'], figures['edges'], strict=True) for figure in pair]
+
+
+@_words_are_words
+def damage_figure(series: str, rows: Sequence[Row], kind: str, numbers: Mapping[str, int]) -> Figure:
     """Loss by degree: a point per network, the mean of its removals, and the mean of the networks.
 
-    Panels of nodes stand above those of edges, a column for each series that was damaged.
+    Args:
+        series: The title.
+        rows: Its networks.
+        kind: 'nodes', by their out-degree, or 'edges', by their target's in-degree.
+        numbers: Of the rows, by their id.
     """
     from matplotlib.ticker import FixedLocator, MaxNLocator
-    damaged = {series: group for series, group in groups.items() if any('damage' in row for row in group)}
-    figure, panels = _figure(2 * len(damaged), 2.9, columns=len(damaged))
-    for i, (series, group) in enumerate(damaged.items()):
-        for axes, kind, label in ((panels[i], 'nodes', "node's out-degree"),
-                                  (panels[len(damaged) + i], 'edges', "target's in-degree")):
-            if i:  # so that series can be compared
-                axes.sharey(panels[0] if kind == 'nodes' else panels[len(damaged)])
-            means: dict[int, list[float]] = {}
-            for row in group:
-                for degree, losses in losses_by_degree(row, kind).items():
-                    means.setdefault(degree, []).append(statistics.mean(losses))
-            degrees = sorted(means)
-            if degrees:
-                pairs = [(degree, loss) for degree in degrees for loss in means[degree]]
-                axes.plot([pair[0] for pair in pairs], [pair[1] for pair in pairs], 'o', color=INPUT, markersize=4,
-                          alpha=0.5, label='a network: mean of its removals')
-                axes.errorbar(degrees, [statistics.mean(means[degree]) for degree in degrees],
-                              [statistics.stdev(means[degree]) if len(means[degree]) > 1 else 0 for degree in degrees],
-                              fmt='o-', color=OUTPUT, markersize=4, linewidth=1, capsize=3,
-                              label='mean and standard deviation of the networks')
-                axes.axhline(0, color=EDGE, linewidth=0.7, zorder=0)
-                axes.set_xlim(degrees[0] - 0.7, degrees[-1] + 0.7)
-                axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True) if len(degrees) > 2 else
-                                             FixedLocator(degrees))
-            style(axes, label, 'loss in top-1 (points)' if i == 0 else '')
-            if kind == 'nodes':
-                axes.set_title(series, fontsize=10)
-    _legend(figure, panels[0])
+    figure, axes = _panel(2.7)
+    means: dict[int, list[float]] = {}
+    for row in rows:
+        found = {degree: statistics.mean(losses) for degree, losses in losses_by_degree(row, kind).items()}
+        for degree, mean in found.items():
+            means.setdefault(degree, []).append(mean)
+        if found:
+            axes.plot(list(found), list(found.values()), linestyle='none', marker='o', color=LIGHT.input, markersize=4,
+                      alpha=0.5, gid=f'network-{numbers[row["id"]]}')
+    degrees = sorted(means)
+    if degrees:
+        axes.errorbar(degrees, [statistics.mean(means[degree]) for degree in degrees],
+                      [statistics.stdev(means[degree]) if len(means[degree]) > 1 else 0 for degree in degrees],
+                      fmt='D-', color=LIGHT.runs[1], markersize=4, linewidth=1, capsize=3)
+        axes.axhline(0, color=LIGHT.edge, linewidth=0.7, zorder=0)
+        axes.set_xlim(degrees[0] - 0.7, degrees[-1] + 0.7)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True) if len(degrees) > 2 else FixedLocator(degrees))
+    style(axes, "node's out-degree" if kind == 'nodes' else "in-degree of the edge's target", 'loss in top-1 (points)')
+    axes.set_title(f'{series}, {kind}', fontsize=10, color=LIGHT.ink)
     return figure
 
 
 def _operations(rows: Sequence[Row]) -> Figure:
-    figure, (axes,) = _figure(1)
     means = operation_means(rows)
     first_operation, first = next(iter(means.items()))
     graphs = dict.fromkeys(graph for found in means.values() for graph in found)
     order = sorted(graphs, key=lambda graph: -first.get(graph, 0.0))
+    figure, axes = _panel(3.8)
     for i, (operation, found) in enumerate(means.items()):
         line = [found.get(graph, float('nan')) for graph in order]
         _, correlation = operation_correlation(first, found)
         label = operation if i == 0 or correlation is None else f'{operation} (r = {correlation:.2f})'
-        axes.plot(range(len(order)), line, 'o-', color=RUNS[i % len(RUNS)], label=label)
-    flat = sum(map(len, order)) + 3 * len(order) < 100
-    axes.set_xticks(range(len(order)), order, rotation=0 if flat else 60, ha='center' if flat else 'right',
-                    rotation_mode='anchor', fontsize=9)
-    style(axes, f'generators, by accuracy with {first_operation}', 'mean top-1 (%)')
-    axes.legend(frameon=False, fontsize=9)
+        axes.plot(range(len(order)), line, label=_label(label, i), **run_style(i, LIGHT))
+    axes.set_xticks(range(len(order)), [_label(graph, i) for i, graph in enumerate(order)], rotation=60, ha='right',
+                    rotation_mode='anchor', fontsize=8)
+    style(axes, f'generators, by accuracy with {_label(first_operation, 0)}', 'mean top-1 (%)')
+    figure.legend(loc='outside upper center', ncols=2, frameon=False, fontsize=9, labelcolor=LIGHT.ink)
     return figure
-
-
-def _graphs(row: Row) -> tuple[Graph, ...]:
-    """The graphs that a row has, or that its sha256 says this package samples for it; none otherwise."""
-    network = Network(**{field.name: row.get(field.name) for field in fields(Network)})  # type: ignore[arg-type]
-    nodes = row['kwargs'].get('num_nodes', 32)
-    try:
-        if row.get('graphs') is not None:
-            graphs = tuple(Graph.from_dict(graph) for graph in row['graphs'][:MOST_GRAPHS + 1])
-        elif isinstance(nodes, int) and nodes <= LARGEST_GRAPH:  # a row of an earlier release
-            graphs = graphs_of(network)
-        else:
-            return ()
-        small = len(graphs) <= MOST_GRAPHS and all(
-            graph.num_nodes <= LARGEST_GRAPH and len(graph.edges) <= MOST_EDGES for graph in graphs)
-        return graphs if small and graphs_sha256(graphs) == row.get('wiring') else ()
-    except (ValueError, TypeError):  # no graphs, or of a random graph model that is not here
-        return ()
-
-
-def _wiring(graphs: Sequence[Graph]) -> str:
-    names = [f'conv{6 - len(graphs) + i}' for i in range(len(graphs))]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / 'graphs.svg'
-        draw_graphs(graphs, path, names=names)
-        return path.read_text(encoding='utf-8')
-
-
-def _svg(figure: Figure) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format='svg', facecolor=PAPER, metadata={'Date': None})
-    return text.getvalue()
 
 
 def _inline(svg: str, prefix: str) -> str:
@@ -297,5 +345,3 @@ def _inline(svg: str, prefix: str) -> str:
     for mark in ('id="', 'href="#', 'url(#'):
         svg = svg.replace(mark, f'{mark}{prefix}-')
     return svg
-
-

@@ -4,7 +4,10 @@ A file of results is data: nothing that it names is imported or run, and nothing
 """
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
+import json
 import re
 import statistics
 import unicodedata
@@ -17,27 +20,36 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from tabulate import tabulate
 
+from ..drawing import dark_rules
 from ..files import write_atomically
 from ..recipes import load_recipe, recipe_names
 from .analysis import (
+    DAMAGE_MEASURES,
     ENOUGH,
     MEASURES,
+    Difference,
     Row,
     accuracy,
+    bootstrap_interval,
     by_series,
+    damage_correlation,
     differences,
+    distances,
+    graphs_of_row,
     holm,
     learned,
     losses_by_degree,
     measure_correlation,
-    network_correlations,
     operation_correlation,
     operation_means,
+    paired_differences,
     spread,
     units,
     variance,
 )
+from .measures import depths
 from .plots import draw_pictures
+from .proxies import PROXIES
 from .results import load_results
 
 __all__ = ['report_table', 'write_html']
@@ -116,14 +128,35 @@ def write_html(path: str | Path, output: str | Path) -> None:
     spec, done = study.spec, study.done
     if not done:
         raise ValueError(f'{path} has no network that is done, so there is nothing to draw')
+    here = Path(__file__)
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(
-        Path(__file__).with_name('report.html').read_text(encoding='utf-8'))
+        here.with_name('report.html').read_text(encoding='utf-8'))
+    script = here.with_name('report.js').read_text(encoding='utf-8')
+    # Nothing of the page may ask for anything, and nothing but this very script may run, whatever the results say.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     write_atomically(output, template.render(
         title=study.title, summary=study.summary, problems=study.problems, made=study.made, notes=spec['notes'],
         tables=_tables(study), pictures=draw_pictures(by_series(done), spec['paper'], _classes(spec)),
         failed=[r for r in study.rows if r['status'] != 'done'], metric='AP' if spec['detection'] else 'top-1 (%)',
         rows=[{'epochs': None, 'channels': None, 'seconds': 0, **row, 'value': accuracy(row)} for row in done],
-        spec=yaml.safe_dump({name: value for name, value in spec.items() if value}, sort_keys=False)))
+        spec=yaml.safe_dump({name: value for name, value in spec.items() if value}, sort_keys=False),
+        dark=dark_rules(), script=script, policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+        f"script-src 'sha256-{digest}'", networks=_data([row for group in by_series(done).values() for row in group])))
+
+
+def _data(rows: Sequence[Row]) -> str:
+    """What the page shows where a point is pointed at, as JSON that cannot end the element that it stands in.
+
+    Args:
+        rows: In the order that `draw_pictures` numbers them.
+    """
+    networks = []
+    for row in rows:
+        graphs = graphs_of_row(row)
+        networks.append({
+            'id': row['id'], 'said': f'{"AP" if "detection" in row else "top-1"} {accuracy(row):.2f}',
+            'stages': [{'nodes': graph.num_nodes, 'edges': graph.edges, 'depths': depths(graph)} for graph in graphs]})
+    return json.dumps(networks, separators=(',', ':')).replace('<', '\\u003c')
 
 
 def _read(path: str | Path) -> _Study:
@@ -188,10 +221,13 @@ def _classes(spec: dict[str, Any]) -> int | None:
 def _tables(study: _Study) -> list[_Table]:
     """The main table first, then those that there are rows for."""
     done = study.done
-    tables = [_main_table(study.spec, study.rows), _variance_table(done), _differences_table(done),
-              _measures_table(done, _classes(study.spec)), _operations_table(done),
+    classes = _classes(study.spec)
+    tables = [_main_table(study.spec, study.rows), _variance_table(done), *_differences_tables(done),
+              _measures_table(done, classes), _proxies_table(done, classes), _operations_table(done),
               _damage_table(done, 'nodes', "a removed node's out-degree"),
-              _damage_table(done, 'edges', "the in-degree of a removed edge's target")]
+              _damage_correlations_table(done, 'nodes', 'node'),
+              _damage_table(done, 'edges', "the in-degree of a removed edge's target"),
+              _damage_correlations_table(done, 'edges', 'edge')]
     return [table for table in tables if table is not None]
 
 
@@ -201,6 +237,10 @@ def _main_table(spec: dict[str, Any], rows: Sequence[Row]) -> _Table:
     heads = ['series', 'networks', 'wirings', 'C', 'params, M', 'multiply-adds, M']
     detection = bool(spec['detection'])
     heads += ['AP', 'AP50', 'AP75', 'APs', 'APm', 'APl'] if detection else ['top-1 (%)', 'top-5 (%)']
+    intervals = {series: bootstrap_interval(units([row for row in group if row in done]))
+                 for series, group in by_series(rows).items()}
+    if any(intervals.values()):
+        heads.insert(heads.index('AP' if detection else 'top-1 (%)') + 1, '95 % interval')
     heads += [f'top-1 at {size} px' for size in sizes] + (['paper'] if spec['paper'] else [])
     lines, fixed = [], []
     for series, group in by_series(rows).items():
@@ -216,17 +256,24 @@ def _main_table(spec: dict[str, Any], rows: Sequence[Row]) -> _Table:
                 spread([row['macs'] / 1e6 for row in group], 2) if group[0]['macs'] else '–']
         if detection:
             line += [spread([row['detection'][name] for row in good
-                             if row['detection'].get(name) is not None], 1) for name in heads[6:12]]
+                             if row['detection'].get(name) is not None], 1) for name in heads if name[:2] == 'AP']
         else:
             line += [spread([row[name] for row in good]) for name in ('top1', 'top5')]
+        if any(intervals.values()):
+            line.insert(7, _interval(intervals[series]))
         line += [spread([row['eval_sizes'][size]['top1'] for row in good if size in row.get('eval_sizes', {})])
                  for size in sizes]
         if spec['paper']:
             line.append(str(spec['paper'].get(series, '–')))
         lines.append(line)
-    note = (f'{", ".join(fixed)}: all seeds give the same graphs, one wiring. Its ± is that of the training alone.'
-            if fixed else '')
-    return _Table('', heads, lines, note)
+    notes = []
+    if any(intervals.values()):
+        notes.append('95 % interval: of the mean, by the percentile bootstrap over wirings, each with the mean of its '
+                     'trainings, or over trainings where there is one wiring; of few it is rather too narrow.')
+    if fixed:
+        notes.append(f'{", ".join(fixed)}: all seeds give the same graphs, one wiring. Its ± is that of the training '
+                     'alone.')
+    return _Table('', heads, lines, ' '.join(notes))
 
 
 def _graph_seeds(spec: dict[str, Any], rows: Sequence[Row]) -> set[int]:
@@ -251,49 +298,93 @@ def _variance_table(rows: Sequence[Row]) -> _Table | None:
                   'By one-way analysis of variance with random effects.')
 
 
-def _differences_table(rows: Sequence[Row]) -> _Table | None:
+def _differences_tables(rows: Sequence[Row]) -> list[_Table]:
     groups = by_series(rows)
-    tested = differences(groups)
-    if not tested:
-        return None
-    counts = {series: len(units(group)) for series, group in groups.items()}
-    lines = [[one.one, one.other, f'{counts[one.one]}, {counts[one.other]}', f'{one.mean:.2f}',
-              f'{one.low:.2f} to {one.high:.2f}', f'{one.t:.2f}', f'{one.df:.1f}', _p(one.p), _p(corrected)]
-             for one, corrected in zip(tested, holm([one.p for one in tested]), strict=True)]
-    return _Table("Differences between series, in points (Welch's t test)",
-                  ['first', 'second', 'n', 'first − second', '95 % interval', 't', 'df', 'p', 'p (Holm)'], lines,
-                  'n: wirings, each with the mean of its trainings; trainings where there is one wiring. p (Holm) '
-                  f'allows for {len(tested)} tests.', texts=2)
+    heads = ['first', 'second', 'n', 'first − second', '95 % interval', 't', 'df', 'p', 'p (Holm)']
+
+    def lines(tested: Sequence[Difference]) -> list[list[str]]:
+        return [[one.one, one.other, str(one.n[0]) if one.n[0] == one.n[1] else f'{one.n[0]}, {one.n[1]}',
+                 f'{one.mean:.2f}', f'{one.low:.2f} to {one.high:.2f}', f'{one.t:.2f}', f'{one.df:.1f}', _p(one.p),
+                 _p(corrected)] for one, corrected in zip(tested, holm([one.p for one in tested]), strict=True)]
+
+    tables = []
+    if welch := differences(groups):
+        tables.append(_Table(
+            "Differences between series, in points (Welch's t test)", heads, lines(welch),
+            'n: wirings, each with the mean of its trainings; trainings where there is one wiring. p (Holm) allows for '
+            f'{len(welch)} tests.', texts=2))
+    if paired := paired_differences(groups):
+        tables.append(_Table(
+            'Differences at equal seeds, in points (t test of pairs)', heads, lines(paired),
+            'Pairs have the same seeds of graphs and training, or of training alone where one of the two has one '
+            f'wiring; n counts them, those of one wiring as one. p (Holm) allows for {len(paired)} tests.', texts=2))
+    if apart := distances(groups):
+        tables.append(_Table(
+            'Distributions of the errors (test of Kolmogorov and Smirnov)',
+            ['first', 'second', 'n', 'D', 'p', 'p (Holm)'],
+            [[one.one, one.other, str(one.n[0]) if one.n[0] == one.n[1] else f'{one.n[0]}, {one.n[1]}',
+              f'{one.statistic:.2f}', _p(one.p), _p(corrected)]
+             for one, corrected in zip(apart, holm([one.p for one in apart]), strict=True)],
+            'D: the largest difference between two empirical distributions, from 0 to 1; n and p as above.', texts=2))
+    return tables
 
 
 def _p(value: float) -> str:
     return 'below 0.001' if value < 0.001 else f'{value:.3f}'
 
-def _measures_table(rows: Sequence[Row], classes: int | None) -> _Table | None:
-    """Accuracy against graph measures; node operations apart, as they differ in accuracy for other reasons."""
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return '–' if interval is None else '{:.2f} to {:.2f}'.format(*interval)
+
+
+def _correlation_lines(rows: Sequence[Row], names: Sequence[str], kind: str) -> list[list[str]]:
+    """Accuracy against what each wiring has; node operations apart, as they differ in accuracy for other reasons."""
     lines = []
     operations = operation_means(rows)
-    better = learned(rows, classes)
     for operation in operations:
-        same = [row for row in better if row['node_op'] == operation]
-        for measure in MEASURES:
-            found = measure_correlation(same, measure)
+        same = [row for row in rows if row['node_op'] == operation]
+        for name in names:
+            found = measure_correlation(same, name, kind, rank=kind == 'proxies')
             if found.over_all is None:
                 continue
-            left = '–' if found.without_one is None else '{:.2f} to {:.2f}'.format(*found.without_one)
-            interval = '' if found.low is None else f' ({found.low:.2f} to {found.high:.2f})'
-            lines.append([measure if len(operations) == 1 else f'{measure}, {operation}', str(found.wirings),
-                          _signed(found.over_all), left, str(found.wirings_within),
-                          _signed(found.within) + (interval if found.within is not None else '')])
-    if not lines:
-        return None
-    note = (f'Wirings count once each, and r is given of {ENOUGH} or more. Over all, differences between generators '
-            'are in it; the next column has the range of what is left without any one of them. Within generators: of '
-            "deviations from each generator's means, where the measure varies, with a 95 % interval.")
+
+            def with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+                return _signed(value) + (f' ({_interval(interval)})' if interval and value is not None else '')
+
+            lines.append([name if len(operations) == 1 else f'{name}, {operation}', str(found.wirings),
+                          with_interval(found.over_all, found.over_all_interval), _interval(found.without_one),
+                          str(found.wirings_within),
+                          with_interval(found.within, None if found.low is None or found.high is None else
+                                        (found.low, found.high))])
+    return lines
+
+
+def _correlation_note(rows: Sequence[Row], better: Sequence[Row], letter: str) -> str:
+    note = (f'Wirings count once each, and {letter} is given of {ENOUGH} or more, with 95 % intervals. Over all, '
+            'differences between generators are in it, which the interval does not know; the next column has the range '
+            "of what is left without any one of them. Within generators: of deviations from each generator's means, "
+            'where there are any.')
     if len(better) < len(rows):
         note += f' {len(rows) - len(better)} networks at chance are left out.'
+    return note
+
+
+def _measures_table(rows: Sequence[Row], classes: int | None) -> _Table | None:
+    better = learned(rows, classes)
+    lines = _correlation_lines(better, MEASURES, 'measures')
     heads = ['measure', 'wirings', 'r over all', 'r without one generator', 'wirings within', 'r within generators']
-    return _Table("Pearson's r of accuracy and the mean of a graph measure over the stages", heads, lines, note)
+    return _Table("Pearson's r of accuracy and the mean of a graph measure over the stages", heads, lines,
+                  _correlation_note(rows, better, 'r')) if lines else None
+
+
+def _proxies_table(rows: Sequence[Row], classes: int | None) -> _Table | None:
+    better = learned(rows, classes)
+    lines = _correlation_lines(better, PROXIES, 'proxies')
+    heads = ['prediction', 'wirings', 'ρ over all', 'ρ without one generator', 'wirings within', 'ρ within generators']
+    return _Table("Spearman's ρ of accuracy and what the first weights predict of it", heads, lines,
+                  _correlation_note(rows, better, 'ρ') + ' Within generators, ranks are those within each.'
+                  ) if lines else None
 
 
 def _operations_table(rows: Sequence[Row]) -> _Table | None:
@@ -320,7 +411,7 @@ def _damage_table(rows: Sequence[Row], kind: str, degree: str) -> _Table | None:
                      for losses in networks]
             means = [statistics.mean(losses) for losses in found if losses]
             line.append(f'{spread(means)} ({sum(map(len, found))})' if means else '–')
-        lines.append([*line, spread(network_correlations(group, kind))])
+        lines.append(line)
     if not lines:
         return None
     ends = [f'{first}' if last == first else f'{first}–{last}' for first, last in zip(
@@ -328,10 +419,27 @@ def _damage_table(rows: Sequence[Row], kind: str, degree: str) -> _Table | None:
     columns = [*ends, f'{DEGREES[-1]}+']
     used = [i for i, _ in enumerate(columns) if any(line[i + 2] != '–' for line in lines)]
     return _Table(f'Mean loss in top-1, in points, by {degree} (Figure 5)',
-                  ['series', 'networks', *(columns[i] for i in used), 'r'],
-                  [[*line[:2], *(line[i + 2] for i in used), line[-1]] for line in lines],
+                  ['series', 'networks', *(columns[i] for i in used)],
+                  [[*line[:2], *(line[i + 2] for i in used)] for line in lines],
                   'Each network is averaged for itself, then they are: mean ± standard deviation over networks, and '
-                  "how many removals in all. r: Pearson's, of each network's removals, likewise.")
+                  'how many removals in all.')
+
+
+def _damage_correlations_table(rows: Sequence[Row], kind: str, what: str) -> _Table | None:
+    lines = []
+    for series, group in by_series(rows).items():
+        found = [damage_correlation(group, kind, measure) for measure in DAMAGE_MEASURES]
+        if any(one.values for one in found):
+            lines.append([series, str(max(len(one.values) for one in found)), *(
+                cell for one in found for cell in (spread(one.values), '–' if one.p is None else _p(one.p)))])
+    if not lines:
+        return None
+    degree = 'out-degree' if kind == 'nodes' else "target's in-degree"
+    return _Table(f"Pearson's r of the loss and of what the removed {what} was", [
+        'series', 'networks', degree, 'p', 'betweenness', 'p', 'depth', 'p'], lines,
+        "r is that of each network's removals; mean ± standard deviation over networks. p: how often their mean is as "
+        "far from 0 where each network's losses stand in random order, of 999 orders and the true one. Depth: nodes on "
+        f'the longest path that ends with the {what}.')
 
 
 def _signed(correlation: float | None) -> str:

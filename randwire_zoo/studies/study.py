@@ -46,8 +46,11 @@ TOLERANCE = 0.15
 SMALLEST_WIDTH, LARGEST_WIDTH = 2, 4096
 # Arguments of `randwire` that decide on multiply-adds, beside its graphs, C and N.
 COUNTED = ('regime', 'node_op', 'stem_stride', 'output_stride', 'global_pool', 'head')
-# Keys of later releases: a study that does without them is the study that it was.
-LATER_KEYS = ('graph_seeds', 'training_seeds', 'processes')
+# Keys of later releases, and of a recipe's: a study that does without them is the study that it was.
+LATER_SETTINGS = ('train_img_sizes', 'train_size_schedule', 'train_size_schedule_spread', 'train_size_random_mix',
+                  'kd_model_name', 'kd_distill_type', 'kd_temperature', 'distill_loss_weight', 'task_loss_weight',
+                  'kd_outputs')
+LATER_KEYS = {'graph_seeds': None, 'training_seeds': None, 'processes': 1, 'proxies': 0}
 Figures = Callable[[tuple[Graph, ...], int], tuple[int, int]]  # multiply-adds and parameters, by graphs and C
 
 
@@ -103,6 +106,7 @@ class Study:
         eval_sizes: Further image sizes at which the trained networks are evaluated.
         damage: Remove every node and every edge in turn from each trained network; the number of test images that the
             loss in accuracy is measured on.
+        proxies: Predict accuracies from the first weights, see `proxies`; the number of training images that they take.
         processes: How many processes train one network together, each on a GPU of its own where there are any; each
             takes `batch_size` images of a minibatch.
         detection: A detectron2 `config`, a file or one of the package's configs, and `overrides` of it, that fine-tune
@@ -127,6 +131,7 @@ class Study:
     settings: dict[str, Any] = field(default_factory=dict)
     eval_sizes: list[int] = field(default_factory=list)
     damage: int = 0
+    proxies: int = 0
     processes: int = 1
     detection: dict[str, Any] = field(default_factory=dict)
     generators: str = ''
@@ -172,8 +177,12 @@ class Study:
         for operation in self.node_ops:
             if operation not in NODE_OPS:
                 raise ValueError(f'node_ops must be among {", ".join(NODE_OPS)}, got {operation!r}')
-        if not isinstance(self.damage, int) or isinstance(self.damage, bool) or self.damage < 0:
-            raise ValueError(f'damage must be a number of images, got {self.damage!r}')
+        for name in ('damage', 'proxies'):
+            count = getattr(self, name)
+            if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+                raise ValueError(f'{name} must be a number of images, got {count!r}')
+        if self.proxies == 1:
+            raise ValueError('proxies compare images with each other: they need 2 or more, got 1')
         if not isinstance(self.processes, int) or isinstance(self.processes, bool) or self.processes < 1:
             raise ValueError(f'processes must be an integer of at least 1, got {self.processes!r}')
         if self.graphs and (self.macs is None) == (self.channels is None):
@@ -190,6 +199,8 @@ class Study:
         if self.detection:
             if self.graphs or not isinstance(self.detection.get('config'), str):
                 raise ValueError('detection needs config, a detectron2 yaml file, and models instead of graphs')
+            if self.proxies:
+                raise ValueError('proxies are for networks that a recipe trains, not for detection')
             if self.processes > 1:
                 raise ValueError('processes are for networks that a recipe trains, not for detection')
             unknown = set(self.detection) - {'config', 'overrides'}
@@ -228,11 +239,12 @@ class Study:
     def sha256(self) -> str:
         """Of all that decides on the results: two files with the same wording in other words are the same study."""
         decisive = {name: value for name, value in asdict(self).items() if name not in ('title', 'paper', 'notes')
-                    and not (name in LATER_KEYS and value in (None, 1))}
+                    and not (name in LATER_KEYS and value == LATER_KEYS[name])}
         if self.generators:  # what the file says, wherever it lies
             decisive['generators'] = hashlib.sha256(Path(self.generators).read_bytes()).hexdigest()
         if self.recipe:
-            decisive['recipe'] = {name: value for name, value in self.recipe_settings.items() if name in KEYS}
+            decisive['recipe'] = {name: value for name, value in self.recipe_settings.items() if name in KEYS
+                                  and not (name in LATER_SETTINGS and value == DEFAULTS[name])}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
 
     @property

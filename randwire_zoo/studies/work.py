@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -154,6 +154,8 @@ def run_network(
         'wiring': wiring_of(network), 'graphs': [graph.to_dict() for graph in graphs],
         'measures': graph_measures(graphs),
         'history': [[r['epoch'] + 1, r['train_loss'], r['eval_top1']] for r in history]}
+    if study.proxies:
+        row['proxies'] = _proxies_of(study, settings)
     if study.eval_sizes or (study.damage and network.graph is not None):
         row.update(_evaluate_again(study, network, run / LAST, settings))
     return row
@@ -215,6 +217,24 @@ def _evaluate_again(study: Study, network: Network, checkpoint: Path, settings: 
         loader = conditions.loader(description, conditions.open(description), device, workers)
         found['damage'] = measure_damage(model, _spread(loader, study.damage), device, study.damage)
     return found
+
+
+def _proxies_of(study: Study, settings: dict[str, Any]) -> dict[str, float]:
+    """What the weights that a training began with say, of images of its training split that are not augmented."""
+    import torch
+
+    from ..description import Description
+    from ..evaluation import Conditions, default_device
+    from ..training import seed_everything
+    from .proxies import measure_proxies
+    device = torch.device(default_device(settings['device']))
+    description, conditions = Description.from_settings(settings), Conditions.from_settings(settings)
+    conditions = replace(conditions, split=settings['train_split'], batch_size=study.proxies)
+    seed_everything(settings['seed'], 0, 0)
+    model = description.create_model(settings['model']).to(device)
+    images = conditions.open(description)
+    batch, targets = next(iter(_spread(conditions.loader(description, images, device, 0), study.proxies)))
+    return measure_proxies(model, batch.float(), targets)
 
 
 def _spread(loader: Any, count: int) -> Any:
