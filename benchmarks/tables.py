@@ -14,7 +14,8 @@ from tabulate import tabulate
 __all__ = [
     'Table', 'best_run', 'compile_table', 'convolutions_table', 'copy_rate', 'evaluation_memory_table', 'floors_table',
     'format_table', 'import_table', 'latency_table', 'library_seconds', 'machine_line', 'peak_rate', 'quickstart_table',
-    'run_name', 'scaling_table', 'speed_ratio', 'speed_table', 'training_memory_table', 'versions_table',
+    'run_name', 'scaling_table', 'speed_ratio', 'speed_table', 'trained_table', 'training_memory_table',
+    'versions_table',
 ]
 
 Record = dict[str, Any]
@@ -221,6 +222,20 @@ def quickstart_table(rows: Sequence[Record]) -> Table:
              for row in rows if (run := row['results'])]
     return Table(['kernels', 'threads', 'seed', 'top-1 of 360 held-out digits (%)', 'processor', 'commit', 'date'],
                  sorted(lines))
+
+
+def trained_table(rows: Sequence[Record]) -> Table:
+    """Top-1 of published weights by the side of the images; at the trained size, before rounding as well."""
+    sizes = sorted({int(size) for row in rows for size in row['results']['sizes']})
+    lines = []
+    for row in rows:
+        run = row['results']
+        lines.append([f'`{run["weights"]}`', str(run['recipe']['epochs']), f'{run["trained_size"]}',
+                      f'{run["float32"]["top1"]:.2f}', *(
+                          f'{run["sizes"][str(size)]["top1"]:.2f}' if str(size) in run['sizes'] else '–'
+                          for size in sizes)])
+    return Table(['weights', 'epochs', 'trained for, px', 'top-1 before rounding (%)',
+                  *(f'at {size} px' for size in sizes)], lines)
 
 
 def versions_table(record: Record) -> Table:

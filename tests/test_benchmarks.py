@@ -7,12 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from randwire_zoo import use_kernels
 from randwire_zoo.complexity import count_complexity
+from randwire_zoo.evaluation import evaluate_folder
+from randwire_zoo.training import train
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'benchmarks'))
@@ -21,6 +25,34 @@ import common  # noqa: E402
 import floors  # noqa: E402
 import speed  # noqa: E402
 import tables  # noqa: E402
+import trained  # noqa: E402
+
+
+def test_published_weights_are_measured_at_several_sizes_beside_the_course_of_a_training(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    for split in ('train', 'validation'):
+        for label in range(10):
+            (tmp_path / split / str(label)).mkdir(parents=True)
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(
+                tmp_path / split / str(label) / '0.png')
+    run = train('digits/randwire_ws_pico', data_dir=str(tmp_path), epochs=1, warmup_epochs=0, batch_size=10, workers=0,
+                output=str(tmp_path), experiment='run', progress=False)
+    path = tmp_path / 'record.json'
+    trained.main(['randwire_ws_pico.digits', '--data-dir', str(tmp_path), '--run', str(tmp_path / 'run'), '--sizes',
+                  '32', '64', '--workers', '0', '--json', str(path)])
+    found = json.loads(path.read_text('utf-8'))
+    assert str(tmp_path) not in path.read_text('utf-8') and found['commit']
+    results = found['results']
+    for size in (32, 64):
+        model = timm.create_model('randwire_ws_pico', pretrained=True)
+        alone = evaluate_folder(model, tmp_path, img_size=size, batch_size=100, workers=0, channels_last=True,
+                                progress=False)
+        assert results['sizes'][str(size)]['top1'] == alone['top1']
+        assert results['sizes'][str(size)]['loss'] == pytest.approx(alone['loss'], rel=1e-5)
+    assert results['float32']['loss'] == pytest.approx(run.last['eval_loss'], rel=1e-5)
+    assert results['history'] == [pytest.approx(dict(row), rel=1e-5) for row in run.history]
+    assert f'{results["sizes"]["32"]["top1"]:.2f}' in capsys.readouterr().out
 
 
 @pytest.fixture

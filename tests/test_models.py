@@ -27,6 +27,7 @@ from torch import nn
 from randwire_zoo.complexity import count_complexity
 from randwire_zoo.frozen import load_graphs
 from randwire_zoo.graphs import Graph, graphs_sha256
+from randwire_zoo.manifest import PACKAGED, read_manifest
 from randwire_zoo.models import ARCHITECTURES, Architecture
 from randwire_zoo.network import NODE_OPS, Stage
 
@@ -134,10 +135,15 @@ def test_counting_leaves_the_model_as_it_was(node_op: str) -> None:
 # Registry
 
 
-def test_timm_lists_every_name_with_one_tag() -> None:
+def test_timm_lists_every_name_with_its_tags_and_the_papers_network_is_the_default() -> None:
     assert set(timm.list_models('randwire*')) == {'randwire', *ARCHITECTURES}
     tags = {name if '.' in name else f'{name}.' for name in timm.list_models('randwire*', include_tags=True)}
-    assert tags == {f'{name}.{"digits" if name == PICO else "untrained"}' for name in ('randwire', *ARCHITECTURES)}
+    published = read_manifest(PACKAGED)
+    assert tags == {*published, *(f'{name}.untrained' for name in ('randwire', *ARCHITECTURES) if name != PICO)}
+    for name in ARCHITECTURES:
+        cfg: Any = timm.get_pretrained_cfg(name)
+        assert (cfg.tag, cfg.num_classes, cfg.input_size) == (
+            ('digits', 10, (3, 64, 64)) if name == PICO else ('untrained', 1000, (3, 224, 224)))
     assert timm.list_models('randwire*', module='models') == timm.list_models('randwire*')
 
 

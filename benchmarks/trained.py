@@ -1,0 +1,65 @@
+"""Published weights on the images that they were not trained on, at several sizes, beside the course of their training.
+
+    python benchmarks/trained.py randwire_ws_small_s1.tin200_kd --data-dir tiny-imagenet --run output/train/RUN \
+        --json docs/data/tin200_small_s1.json
+
+The sizes are the paper's Table 4 in small: the network as it is, shown larger images. `--checkpoint` is measured at the
+trained size as well, before its large tensors were rounded to float16.
+"""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common import add_json_argument, write_json
+from tables import format_table, trained_table
+
+from randwire_zoo.description import Description
+from randwire_zoo.evaluation import Conditions, evaluate_checkpoint, evaluate_description
+from randwire_zoo.models import find_weights
+from randwire_zoo.recipes import load_recipe
+from randwire_zoo.training import LAST, SUMMARY, read_summary
+
+SIZES = (64, 80, 96, 112, 128, 144)
+
+
+def measure(name: str, data_dir: Path, sizes: Sequence[int], workers: int) -> dict[str, dict[str, float]]:
+    """Top-1, top-5 and loss in fp32 by the side of the images."""
+    network = Description.from_settings({'model': name, 'pretrained': True}, for_training=False)
+    model: Any = network.create_model(name, pretrained=True)
+    found = {}
+    for size in sizes:
+        metrics = evaluate_description(model, network.with_settings({'img_size': size}),
+                                       Conditions(data_dir, batch_size=100, channels_last=True), workers=workers)
+        found[str(size)] = {key: metrics[key] for key in ('top1', 'top5', 'loss', 'images')}
+        print(f'{size} px: top-1 {metrics["top1"]:.2f} %', flush=True)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('weights', help='arch.tag of the manifest')
+    parser.add_argument('--data-dir', type=Path, required=True)
+    parser.add_argument('--run', type=Path, required=True, help='folder of the training')
+    parser.add_argument('--sizes', type=int, nargs='+', default=SIZES)
+    parser.add_argument('--workers', type=int, default=1)
+    add_json_argument(parser)
+    args = parser.parse_args(arguments)
+    row = find_weights(args.weights)
+    if row is None:
+        parser.error(f'the manifest has no {args.weights}')
+    settings = load_recipe(args.run / 'args.yaml')
+    unrounded = evaluate_checkpoint(args.run / LAST, {'amp': False, 'data_dir': str(args.data_dir)})
+    record = write_json(args, {
+        'weights': row.name, 'sha256': row.sha256, 'bytes': row.size, 'trained_size': row.input_size[-1],
+        'recipe': {key: settings[key] for key in ('epochs', 'seed', 'batch_size', 'train_img_sizes')},
+        'float32': {key: unrounded[key] for key in ('top1', 'top5', 'loss')},
+        'history': read_summary(args.run / SUMMARY),
+        'sizes': measure(row.name, args.data_dir, args.sizes, args.workers)})
+    print(format_table(trained_table([record])))
+
+
+if __name__ == '__main__':
+    main()
