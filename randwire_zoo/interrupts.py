@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from typing import Any
 
 __all__ = ['EXIT', 'exit_on_interrupt', 'ignore_interrupts', 'is_first_process', 'raise_on_interrupt']
 
 EXIT = 130  # of a process that Ctrl-C has ended, as shells count it
+PATIENCE = 3.0  # seconds
 MESSAGE = b'\nrandwire-zoo: interrupted before anything was done\n'
 
 
@@ -36,9 +38,21 @@ def exit_on_interrupt() -> None:
 
 
 def raise_on_interrupt() -> None:
-    """From now on Ctrl-C is a KeyboardInterrupt again: what runs may have something to put in order."""
+    """From now on Ctrl-C is a KeyboardInterrupt again: what runs may have something to put in order.
+
+    In this process alone: a terminal interrupts those that load images as well, and they have nothing to say. And once
+    within `PATIENCE`: who presses it twice would spoil the last line.
+    """
+    this, last = os.getpid(), -PATIENCE
+
+    def handler(signum: int, frame: Any) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if os.getpid() == this and last - before >= PATIENCE:
+            raise KeyboardInterrupt
+
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is _exit:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, handler)
 
 
 def ignore_interrupts() -> None:

@@ -284,6 +284,29 @@ def test_an_interrupt_while_modules_are_imported_is_one_line_too(tmp_path: Path)
     assert done.stderr == '\nrandwire-zoo: interrupted before anything was done\n'
 
 
+TWICE = """
+import os, signal, sys
+from randwire_zoo.interrupts import exit_on_interrupt, raise_on_interrupt
+exit_on_interrupt()
+raise_on_interrupt()
+child = os.fork()
+if child == 0:
+    os.kill(os.getpid(), signal.SIGINT)  # as the terminal does it, to all
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    os.kill(os.getpid(), signal.SIGINT)
+    print('put in order')
+"""
+
+
+def test_a_second_interrupt_and_the_processes_that_load_images_add_nothing() -> None:
+    done = subprocess.run([sys.executable, '-c', TWICE], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, 'put in order\n', '')
+
+
 @pytest.mark.parametrize('argv', [['--help'], ['--version'], ['list'], ['draw', '--help'], ['xyzzy']])
 def test_what_only_reads_imports_neither_torch_nor_timm_nor_matplotlib(argv: list[str], tmp_path: Path) -> None:
     """Each of them would take a second or more."""
