@@ -23,8 +23,8 @@ import yaml
 from hub_client import TOKEN, HubClient, HubProcess
 from hub_server import HubServer
 from huggingface_hub import ModelCard
+from layers import randomise_
 from PIL import Image
-from pretrained import random_model
 from safetensors.torch import load_file, save_file
 
 from randwire_zoo.cli import main
@@ -688,7 +688,8 @@ results.extend(command("hub", "pull", target) for target in ({NAME!r}, {REPO!r})
 def test_half_of_the_bytes_ship_beside_a_manifest_and_the_name_alone_stays_the_papers(
         server: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = 'randwire_ba_small_s5'
-    model = random_model(name, num_classes=3)
+    model = timm.create_model(name, num_classes=3)
+    randomise_(model)
     save_weights(model, tmp_path / 'small.safetensors')
     whole = (tmp_path / 'small.safetensors').stat().st_size
     assert stage(tmp_path / 'small.safetensors', '-o', tmp_path / 'staged', '--half', '--no-eval', '--dataset', 'noise',
