@@ -5,6 +5,10 @@ seconds and kept under $RANDWIRE_ZOO_CACHE (~/.cache/randwire_zoo), under a name
 the compiler's command and of the processor, and the hash of its own bytes. What is loaded is run:
 so only files that this user (or root) owns,
 in a folder that nobody else may write to, are; and a file whose bytes are not those of its name is built again.
+
+That is how instructions are chosen at run time: a machine compiles for the processor it has (-march=native), where a
+library made elsewhere would have to carry every variant of every loop, and a cache that several machines share holds
+one library for each kind of processor.
 """
 from __future__ import annotations
 
@@ -16,10 +20,18 @@ import platform
 import shlex
 import stat
 import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .files import cache_folder
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ['KernelError', 'load_library']
 
@@ -94,14 +106,38 @@ def _build(folder: Path, key: str, compiler: list[str], source: Path) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o755, exist_ok=True)
         _check_private(folder)
-        with tempfile.TemporaryDirectory(prefix='.building-', dir=folder) as temporary:
-            built = Path(temporary) / 'kernels.so'
-            _compile(compiler, source, built)
-            built.chmod(0o755)  # whatever the umask
-            return built.replace(folder / f'{key}-{_digest(built)}.so')
+        with _alone(folder):
+            if (path := _kept(folder, key)) is not None:  # by a process that was here first
+                return path
+            if sys.stderr.isatty():
+                print('building the native kernels for this processor, once', file=sys.stderr, flush=True)
+            with tempfile.TemporaryDirectory(prefix='.building-', dir=folder) as temporary:
+                built = Path(temporary) / 'kernels.so'
+                _compile(compiler, source, built)
+                built.chmod(0o755)  # whatever the umask
+                return built.replace(folder / f'{key}-{_digest(built)}.so')
     except OSError as e:
         raise KernelError(f'the native kernels cannot be kept in {folder} ({e.strerror}): set RANDWIRE_ZOO_CACHE to a '
                           'folder that you may write to') from None
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process build and the others wait for it: it saves their time.
+
+    Nothing but time depends on it, as each builds in a folder of its own and moves what is whole into its place: so a
+    file system without locks is no trouble.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _compile(compiler: list[str], source: Path, to: Path) -> None:
@@ -113,7 +149,7 @@ def _compile(compiler: list[str], source: Path, to: Path) -> None:
             done = subprocess.run(command, capture_output=True, text=True, errors='replace')
         except OSError:
             raise KernelError(f'the native kernels need a C++ compiler, and there is no {compiler[0]!r}: install g++ '
-                              'or set CXX, or unset RANDWIRE_ZOO_KERNELS') from None
+                              'or set CXX') from None
         if done.returncode == 0:
             return
         message = message or next(

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from .description import CROP_MODES, Description, read_settings
 from .errors import loading, one_line
+from .kernels import chosen
 from .recipes import DEFAULTS, KEYS, add_key, check_settings
 
 __all__ = ['Conditions', 'add_arguments', 'autocast', 'class_indices', 'default_device', 'evaluate',
@@ -222,6 +223,7 @@ def evaluate_folder(
 
 def evaluate_checkpoint(
         checkpoint: str | Path = '', settings: Mapping[str, Any] | None = None, progress: bool = True,
+        lines: bool = False,
 ) -> dict[str, Any]:
     """Measure the weights in a file, or published ones, as they were trained, but for what is given here.
 
@@ -231,8 +233,9 @@ def evaluate_checkpoint(
     Args:
         checkpoint: Of timm's train.py or of `training`, or other weights that timm reads; the published weights of the
             model if there is none.
-        settings: Those of `FLAGS`, and model, split, crop_mode and use_ema, by the names of validate.py.
+        settings: Those of `FLAGS`, model, split, crop_mode and use_ema, by the names of validate.py, and kernels.
         progress: Show a progress bar.
+        lines: Print a line about device and kernels on stdout.
 
     Returns:
         What `evaluate_description` returns, and 'name'.
@@ -240,6 +243,7 @@ def evaluate_checkpoint(
     Raises:
         FileNotFoundError: if a file or folder is missing.
         ValueError: naming what is wrong with a setting, the model, the weights or the images.
+        KernelError: if the native kernels were asked for and cannot be built.
     """
     given = {name: value for name, value in (settings or {}).items() if value is not None}
     given = {**given, **check_settings({name: value for name, value in given.items() if name in KEYS})}
@@ -260,7 +264,10 @@ def evaluate_checkpoint(
             if conditions.use_ema and not _has_ema(checkpoint):
                 raise ValueError('it holds no moving average of the weights; --no-ema measures the weights themselves')
             load_checkpoint(model, str(checkpoint), use_ema=conditions.use_ema)
-    metrics = evaluate_description(model, description, conditions, device, workers, progress)
+    with chosen(given.get('kernels'), device) as header:
+        if lines:
+            print(header, flush=True)
+        metrics = evaluate_description(model, description, conditions, device, workers, progress)
     return {'name': given.get('model') or description.architecture, **metrics}
 
 
@@ -402,6 +409,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="timm's way of cropping (default: as trained)")
     for name in FLAGS:
         add_key(parser, KEYS[name], 'as trained')
+    add_key(parser, KEYS['kernels'])
 
 
 def main(args: argparse.Namespace) -> int:
@@ -412,8 +420,8 @@ def main(args: argparse.Namespace) -> int:
         OSError: if a file or folder is missing.
     """
     given = {name: value for name, value in vars(args).items()
-             if name in (*FLAGS, 'model', 'split', 'use_ema', 'crop_mode')}
-    metrics = evaluate_checkpoint(args.checkpoint, given)
+             if name in (*FLAGS, 'model', 'split', 'use_ema', 'crop_mode', 'kernels')}
+    metrics = evaluate_checkpoint(args.checkpoint, given, lines=True)
     print(f"{metrics['name']} at {metrics['img_size']} px on {metrics['images']} images: "
           f"top-1 {metrics['top1']:.4f} %, top-5 {metrics['top5']:.4f} %, loss {metrics['loss']:.4f}")
     return 0

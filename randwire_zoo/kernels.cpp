@@ -49,6 +49,25 @@ extern "C" void use_threads(int64_t count) {
 #endif
 }
 
+// What this was compiled for, that is the best of what the processor has and the code names.
+extern "C" const char* instruction_set() {
+#if defined(__AVX512BF16__)
+  return "avx512_bf16";
+#elif defined(__AVX512BW__) && defined(__AVX512VL__)
+  return "avx512";
+#elif defined(__AVX2__)
+  return "avx2";
+#elif defined(__AVX__)
+  return "avx";
+#elif defined(__SSE2__)
+  return "sse";
+#elif defined(__ARM_NEON)
+  return "neon";
+#else
+  return "C++ alone";
+#endif
+}
+
 // A sample of each of `count` arrays: up to 16 of their words, evenly spaced, in one number.
 extern "C" void samples(const uint8_t* const* data, const int64_t* bytes, int64_t count, uint64_t* out) {
   for (int64_t k = 0; k < count; k++) {

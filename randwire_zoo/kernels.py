@@ -1,16 +1,19 @@
-"""Fused passes over a stage's data for the CPU, in C++: built on first use (`build`), off unless they are asked for.
+"""Fused passes over a stage's data for the CPU, in C++: built on first use (`build`).
+
+This package's own commands use them wherever they can be had (`chosen`); everybody else asks for them:
+
+    RANDWIRE_ZOO_KERNELS=native python train.py …        # or, in Python: randwire_zoo.use_kernels('native')
 
 The functions take dense channels_last tensors in fp32 or bf16, [B, C, H, W], and compute without autograd; `plans`
 makes operators of torch of them. Numbers per channel are fp32, [C]. This is where tensors become addresses, so this is
 where type, device, layout and every size are checked: what does not fit is a ValueError.
-
-    RANDWIRE_ZOO_KERNELS=native python train.py …        # or, in Python: randwire_zoo.use_kernels('native')
 """
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import Any, Optional
 
@@ -21,8 +24,8 @@ from .build import KernelError, load_library
 from .stages import Operands, Settings, StageResult, check
 
 __all__ = [
-    'KERNELS', 'KernelError', 'kernels_in_use', 'match_threads', 'pack_pointwise', 'samples', 'stage', 'stage_backward',
-    'use_kernels',
+    'KERNELS', 'KernelError', 'chosen', 'instruction_set', 'kernels_in_use', 'match_threads', 'pack_pointwise',
+    'samples', 'stage', 'stage_backward', 'use_kernels',
 ]
 
 KERNELS = ('torch', 'native')
@@ -54,13 +57,64 @@ def use_kernels(kernels: str) -> None:
 
 def kernels_in_use() -> str:
     """'torch' or 'native': what `use_kernels` or, before it was ever called, RANDWIRE_ZOO_KERNELS says."""
-    if _in_use is None:
+    if _in_use is None and (asked := os.environ.get(VARIABLE)):
         try:
-            use_kernels(os.environ.get(VARIABLE) or 'torch')
+            use_kernels(asked)
         except ValueError as e:
             raise ValueError(f'{VARIABLE}: {e}') from None
-    assert _in_use is not None
-    return _in_use
+    return _in_use or 'torch'
+
+
+@contextmanager
+def chosen(kernels: Optional[str], device: str | torch.device, threads: Optional[int] = None) -> Iterator[str]:
+    """What a command of ours computes with while the block lasts: on the CPU the native kernels, if they can be had.
+
+    What is said counts first, in this order: `kernels`, `use_kernels`, RANDWIRE_ZOO_KERNELS. Only if none of them says
+    anything, kernels that cannot be built are no error.
+
+    Args:
+        kernels: 'torch', 'native', or None.
+        device: Where the networks are.
+        threads: How many the line names, if not those of this process.
+
+    Yields:
+        A line for the command's header: device, threads, kernels with their instructions, or why there are none.
+
+    Raises:
+        ValueError: if it is neither, or `kernels` are native and the device is not the CPU.
+        KernelError: if the native kernels were asked for and cannot be built.
+    """
+    global _in_use
+    before, reason = _in_use, ''
+    device = torch.device(device)
+    try:
+        if kernels is not None:
+            if kernels == 'native' and device.type != 'cpu':
+                raise ValueError(f"kernels 'native' compute on the CPU, and the device is '{device}'")
+            use_kernels(kernels)
+        elif device.type != 'cpu':
+            use_kernels('torch')
+        elif before is None and not os.environ.get(VARIABLE):
+            try:
+                use_kernels('native')
+            except KernelError as e:
+                reason = f': {e}'
+                use_kernels('torch')
+        in_use = kernels_in_use()
+        if in_use == 'native':
+            reason = f' ({instruction_set()})'
+        name = f' ({torch.cuda.get_device_name(device)})' if device.type == 'cuda' else ''
+        count = threads or torch.get_num_threads()
+        yield f'device {device}{name}, {count} thread{"s" if count > 1 else ""}, kernels {in_use}{reason}'
+    finally:
+        _in_use = before
+
+
+def instruction_set() -> str:
+    """What the native kernels were compiled for, such as 'avx512_bf16'."""
+    function = _library().instruction_set
+    function.restype = ctypes.c_char_p
+    return function().decode()
 
 
 @lru_cache(maxsize=1)

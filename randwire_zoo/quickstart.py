@@ -17,7 +17,8 @@ from .description import build_model
 from .digits import write_digits
 from .evaluation import evaluate_folder, open_images
 from .files import read_yaml
-from .recipes import load_recipe
+from .kernels import chosen
+from .recipes import KEYS, add_key, load_recipe
 from .training import LAST, SUMMARY, TrainingResult, train
 from .weights_io import check_weights, save_weights
 
@@ -55,7 +56,7 @@ class Quickstart:
 
 def quickstart(
         output: str | Path = 'output/quickstart', seed: int | None = None, epochs: int | None = None,
-        progress: bool = True,
+        progress: bool = True, kernels: str | None = None,
 ) -> Quickstart:
     """Write the digits, train on them, measure, save, reload through timm, compare, draw.
 
@@ -67,8 +68,10 @@ def quickstart(
         seed: Seed of the training; the recipe's if None.
         epochs: Epochs of the training; the recipe's if None.
         progress: Show progress bars.
+        kernels: 'torch' or 'native', see `kernels.chosen`.
 
     Raises:
+        KernelError: if the native kernels were asked for and cannot be built.
         FileExistsError: if the folder holds an earlier quick start. One that was interrupted goes on.
         ValueError: if scikit-learn is missing, or a setting is bad.
     """
@@ -84,13 +87,14 @@ def quickstart(
     start = time.monotonic()
     try:
         if last.is_file():
-            result = train(progress=progress, resume=str(last), data_dir=str(data_dir))
+            result = train(progress=progress, resume=str(last), data_dir=str(data_dir), kernels=kernels)
         else:
             result = train(RECIPE, progress=progress, data_dir=str(data_dir), output=str(folder),
-                           experiment='training', **settings)
+                           experiment='training', kernels=kernels, **settings)
         seconds = time.monotonic() - start
         assert result.folder is not None  # one process
-        return _finish(result, folder, data_dir, weights, seconds, progress)
+        with chosen(kernels, 'cpu'):
+            return _finish(result, folder, data_dir, weights, seconds, progress)
     except KeyboardInterrupt:
         raise KeyboardInterrupt('the same command goes on') from None
 
@@ -144,6 +148,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='folder for everything (default: %(default)s)')
     parser.add_argument('--seed', type=int, metavar='N', help="seed of the training (default: the recipe's)")
     parser.add_argument('--epochs', type=int, metavar='N', help="epochs (default: the recipe's)")
+    add_key(parser, KEYS['kernels'])
     parser.add_argument('--no-progress', action='store_true', help='no progress bars, not even on a terminal')
 
 
@@ -154,9 +159,9 @@ def main(args: argparse.Namespace) -> int:
         0; 1 if too few of the held-out digits are right, or the reloaded network's logits differ.
 
     Raises:
-        ValueError, OSError: see `quickstart`.
+        ValueError, OSError, KernelError: see `quickstart`.
     """
-    result = quickstart(args.output, args.seed, args.epochs, progress=not args.no_progress)
+    result = quickstart(args.output, args.seed, args.epochs, not args.no_progress, getattr(args, 'kernels', None))
     good = result.top1 >= REQUIRED_TOP1
     print(f'trained in  {result.seconds:.0f} s')
     print(f'top-1       {result.top1:.2f} % of {result.images} held-out digits'

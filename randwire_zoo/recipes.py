@@ -2,7 +2,7 @@
 
 Every key is an argument of train.py, with its name, type and default; the keys listed here are those that `training`
 knows as well. One default differs: `device` is the GPU if there is one and otherwise the CPU, where train.py insists
-on a GPU. One key is not train.py's, which passes it over: `kd_outputs` (`OWN`).
+on a GPU. Two keys are not train.py's, which passes them over: `kernels` and `kd_outputs` (`OWN`).
 """
 from __future__ import annotations
 
@@ -101,6 +101,8 @@ GROUPS: dict[str, tuple[Key, ...]] = {
     ),
     'device': (
         Key('device', str, None, 'cuda, cpu, …; a GPU if there is one', public=r'[a-z]+(:\d+)?'),
+        Key('kernels', str, None, 'what runs the random stages on the CPU; native if they can be built',
+            choices=('torch', 'native')),
         Key('device_modules', str, None, 'modules to import first', many='+'),
         Key('channels_last', bool, False, 'channels_last memory layout'),
         Key('amp', bool, False, 'mixed precision'),
@@ -228,7 +230,7 @@ _HYPERPARAMETERS: dict[str, Any] = {
 STOCK: dict[str, Any] = {**_RUNNING, **_ELSEWHERE, **_HYPERPARAMETERS}
 KEYS: dict[str, Key] = {key.name: key for keys in GROUPS.values() for key in keys}
 #: The keys that train.py does not have.
-OWN = ('kd_outputs',)
+OWN = ('kd_outputs', 'kernels')
 DEFAULTS: dict[str, Any] = {key.name: key.default for key in KEYS.values()}
 
 

@@ -16,7 +16,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib import import_module
@@ -68,6 +68,7 @@ from .evaluation import (
     prepare_device,
 )
 from .files import atomic_path, write_atomically
+from .kernels import chosen
 from .recipes import DEFAULTS, KEYS, add_recipe_arguments, check_settings, learning_rate, load_recipe
 
 __all__ = ['PeerFailure', 'TrainingResult', 'add_arguments', 'main', 'read_summary', 'seed_everything', 'train']
@@ -118,12 +119,13 @@ def train(
         config: A recipe, see `recipes.load_recipe`. A resumed run takes the args.yaml beside its checkpoint if none
             is given.
         progress: Show progress bars, on a terminal.
-        lines: Print a line per epoch, counted from 1, on stdout.
+        lines: Print a line about device and kernels, and one per epoch, counted from 1, on stdout.
         settings: Keys of `recipes.KEYS`, which override the recipe.
 
     Raises:
         ValueError: naming what is wrong with a setting, the model, the data or the checkpoint; nothing is written.
         OSError: if a file or folder is missing; FileExistsError if the experiment's folder is in use.
+        KernelError: if the native kernels were asked for and cannot be built.
         PeerFailure: in all processes but one, if there is anything wrong in that one.
     """
     args = _resolve(config, settings)
@@ -137,11 +139,15 @@ def train(
     try:
         first = args.rank == 0
         training = _together(args, lambda: _Run(args, device, written_args, progress and first, lines and first))
-        training.connect()
-        try:
-            return training.run()
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(training.leave()) from None
+        with ExitStack() as stack:
+            # What is compiled has no use for the native kernels.
+            kernels = args.kernels or ('torch' if args.torchcompile else None)
+            training.say(_together(args, lambda: stack.enter_context(chosen(kernels, device))))
+            training.connect()
+            try:
+                return training.run()
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(training.leave()) from None
     finally:
         if args.distributed:
             torch.distributed.destroy_process_group()

@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -18,6 +19,15 @@ def fixed_seed() -> None:
     import torch
 
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def kernels_are_nobodys_choice() -> Iterator[None]:
+    """Forget after every test which kernels it asked for, so that the next one's commands choose by themselves."""
+    yield
+    kernels = sys.modules.get('randwire_zoo.kernels')
+    if kernels is not None:
+        kernels._in_use = None  # type: ignore[attr-defined]
 
 
 @pytest.fixture(autouse=True, scope='session')

@@ -18,7 +18,7 @@ from PIL import Image
 
 from randwire_zoo.description import Description, build_model
 from randwire_zoo.evaluation import Conditions, add_arguments, evaluate_checkpoint, evaluate_folder, main
-from randwire_zoo.recipes import DEFAULTS, load_recipe, recipe_names
+from randwire_zoo.recipes import DEFAULTS, OWN, load_recipe, recipe_names
 from randwire_zoo.training import read_summary, train
 from randwire_zoo.weights_io import save_weights
 
@@ -225,7 +225,7 @@ def test_evaluation_and_training_have_the_same_names_and_defaults_as_validate_py
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     for action in parser._actions:
-        if action.dest != 'help':
+        if action.dest not in ('help', *OWN):
             stock = theirs[action.dest]
             assert action.option_strings[0] in (*stock.option_strings, '--no-ema')
             assert (action.type or str) == (stock.type or str) and action.nargs == stock.nargs

@@ -504,7 +504,7 @@ def test_what_stands_in_the_way_is_said_in_one_line(tmp_path: Path, monkeypatch:
     monkeypatch.setenv('RANDWIRE_ZOO_CACHE', str(tmp_path))
     monkeypatch.setenv('CXX', 'nothing-there')
     with pytest.raises(KernelError, match=r"^the native kernels need a C\+\+ compiler, and there is no 'nothing-there'"
-                                          r': install g\+\+ or set CXX, or unset RANDWIRE_ZOO_KERNELS$'):
+                                          r': install g\+\+ or set CXX$'):
         use_kernels('native')
     monkeypatch.setenv('CXX', 'false')
     with pytest.raises(KernelError, match=r'^false could not build the native kernels: no message$'):

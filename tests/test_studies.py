@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import statistics
@@ -27,7 +28,8 @@ from randwire_zoo.network import NODE_OPS, REGIMES, RandWire, stage_node_counts
 from randwire_zoo.recipes import load_recipe
 from randwire_zoo.studies import cli as studies_cli
 from randwire_zoo.studies import study as studies
-from randwire_zoo.studies.engines import create_engine
+from randwire_zoo.studies import work
+from randwire_zoo.studies.engines import LocalEngine, create_engine
 from randwire_zoo.studies.results import read_results
 from randwire_zoo.studies.running import run_study
 from randwire_zoo.studies.study import load_study, study_names
@@ -315,6 +317,55 @@ def test_graphs_and_training_have_seeds_of_their_own(tmp_path: Path, capsys: pyt
 # Runs
 
 
+class HereAndLocal(Here, LocalEngine):
+    """Beginning as the engine of this machine does."""
+
+    def __init__(self) -> None:
+        Here.__init__(self)
+        LocalEngine.__init__(self, 2)
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get('CXX', 'c++').split()[0]) is None, reason='kernels need a compiler')
+def test_a_study_says_its_kernels_and_can_be_told_others(
+        tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv('RANDWIRE_ZOO_KERNELS', raising=False)
+    monkeypatch.setattr(studies_cli, 'create_engine', lambda *args: HereAndLocal())
+    file = write(tmp_path, graphs=['ws(2,0.5)'], models=None, eval_sizes=None, damage=None, paper=None,
+                 settings={**SPEC['settings'], 'epochs': 1, 'warmup_epochs': 0})
+    for name, more, said in (('ours', (), f'native ({kernels.instruction_set()})'),
+                             ('torch', ('--kernels', 'torch'), 'torch')):
+        assert cli.main(arguments(file, data, tmp_path / name, *more)) == 0
+        threads = HereAndLocal().threads
+        assert capsys.readouterr().out.splitlines()[0] == (
+            f'device cpu, {threads} thread{"s" * (threads > 1)}, kernels {said}; 2 networks at a time')
+        row, = rows_of(tmp_path / name)
+        assert row['provenance']['kernels'] == said.split()[0]
+    monkeypatch.setenv('CXX', 'nothing-there')
+    kernels._library.cache_clear()
+    monkeypatch.setenv('RANDWIRE_ZOO_CACHE', str(tmp_path / 'cache'))
+    assert cli.main(arguments(file, data, tmp_path / 'none', '--kernels', 'native')) == 2
+    assert 'there is no \'nothing-there\'' in one_line(capsys) and not (tmp_path / 'none').exists()
+
+
+def test_programs_that_a_study_starts_are_on_its_kernels(
+        tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of torchrun and of detectron2, which know nothing of what was chosen here."""
+    found: list[str] = []
+
+    def run_child(command: Any, log: Any, environment: Any, held: Any) -> int:
+        found.append(environment['RANDWIRE_ZOO_KERNELS'])
+        return 1
+    monkeypatch.setattr(work, 'run_child', run_child)
+    study = load_study(write(tmp_path, models=None, graphs=['ws(2,0.5)'], processes=2))
+    network, = study.networks()
+    for chosen in ('torch', None):
+        task = work.write_task(tmp_path / f'{chosen}', study, network, str(data), chosen)
+        work.run_task(str(task))
+        row = json.loads(work.row_path(task).read_text())
+        assert row['status'] == 'failed' and row['provenance']['kernels'] == found[-1]
+    assert found[0] == 'torch'
+
+
 def test_a_study_trains_and_evaluates_every_network(uninterrupted: Path, data: Path) -> None:
     rows = results(uninterrupted)
     assert sorted(rows) == sorted(IDS)
@@ -345,7 +396,9 @@ def test_a_study_trains_and_evaluates_every_network(uninterrupted: Path, data: P
     assert len(made) == 1
     said = json.loads(made.pop())
     assert said['torch'] == torch.__version__ and said['timm'] == timm.__version__
-    assert said['threads'] == torch.get_num_threads() and said['kernels'] in kernels.KERNELS and said['processor']
+    assert said['threads'] == torch.get_num_threads() and said['processor']
+    compiler = shutil.which(os.environ.get('CXX', 'c++').split()[0])
+    assert said['kernels'] == (os.environ.get(kernels.VARIABLE) or ('native' if compiler else 'torch'))
     commit = subprocess.run(['git', '-C', str(ROOT), 'rev-parse', 'HEAD'], capture_output=True, text=True)
     assert commit.returncode or (said['commit'] or '').rstrip('+') == commit.stdout.strip()
 

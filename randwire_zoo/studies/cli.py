@@ -7,11 +7,13 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from .engines import ENGINES, create_engine
+from ..recipes import KEYS, add_key
+from .engines import ENGINES, LocalEngine, create_engine
 from .report import report_table, write_html
 from .results import Results
 from .running import networks_of, run_study
 from .study import Network, Study, load_study, study_names
+from .work import chosen_kernels
 
 __all__ = ['add_arguments', 'main']
 
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument('--engine-options', nargs='+', metavar='KEY=VALUE', default=[],
                      help="submitit's, such as slurm_partition=gpu gpus_per_node=1 cpus_per_task=8")
     sub.add_argument('--retry-failed', action='store_true', help='train networks again whose rows say that they failed')
+    add_key(sub, KEYS['kernels'])
     sub.add_argument('--no-progress', action='store_true', help='no progress bar')
     sub = commands.add_parser('report', help='the table, and with --html a page with every picture')
     sub.add_argument('folder', metavar='FOLDER', help='output of `study run`')
@@ -67,8 +70,12 @@ def main(args: argparse.Namespace) -> int:
     options = dict(option.split('=', 1) for option in args.engine_options)
     engine = create_engine(args.engine, args.workers, folder, options, study.processes)
     progress = not args.no_progress
+    kernels = getattr(args, 'kernels', None)
+    if isinstance(engine, LocalEngine):  # on a cluster every machine says it, in the log of its job
+        with chosen_kernels(study, kernels, engine.threads) as header:  # which builds them once for all
+            print(f'{header}; {engine.places} network{"s" if engine.places > 1 else ""} at a time', flush=True)
     networks = networks_of(study, folder, progress)
-    results = run_study(study, networks, folder, engine, args.data_dir, args.retry_failed, progress)
+    results = run_study(study, networks, folder, engine, args.data_dir, args.retry_failed, progress, kernels)
     print(report_table(folder))
     print(results.path)
     return 1 if any(row['status'] != 'done' for row in results.rows.values()) else 0

@@ -46,7 +46,7 @@ def _kept_networks(study: Study, folder: Path) -> list[Network]:
 
 def run_study(
         study: Study, networks: list[Network], folder: Path, engine: Engine, data_dir: str | None = None,
-        retry_failed: bool = False, progress: bool = True,
+        retry_failed: bool = False, progress: bool = True, kernels: str | None = None,
 ) -> Results:
     """Train what has no row yet.
 
@@ -61,6 +61,7 @@ def run_study(
         data_dir: See `study.data_folder`.
         retry_failed: Forget the rows of networks that failed.
         progress: Show a bar over all epochs of all networks.
+        kernels: 'torch' or 'native', see `kernels.chosen`.
 
     Raises:
         ValueError: if the folder holds the results of another study, or another run is at work in it.
@@ -72,12 +73,12 @@ def run_study(
         train_net()
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder / '.lock', held=f'another run is at work in {folder}'):
-        return _run(study, networks, folder, engine, data_dir, retry_failed, progress)
+        return _run(study, networks, folder, engine, data_dir, retry_failed, progress, kernels)
 
 
 def _run(
         study: Study, networks: list[Network], folder: Path, engine: Engine, data_dir: str | None, retry_failed: bool,
-        progress: bool,
+        progress: bool, kernels: str | None,
 ) -> Results:
     results = Results(folder, study)
     for problem in results.create():
@@ -93,7 +94,7 @@ def _run(
         if network.id in results.rows:  # it may have been added just before a kill
             row_path(folder / 'tasks' / f'{network.id}.json').unlink(missing_ok=True)
             continue
-        task = write_task(folder, study, network, data_dir)
+        task = write_task(folder, study, network, data_dir, kernels)
         if not _collect(results, task):  # a row that an earlier call did not live to add
             waiting.append(_Task(network, task))
     with _Progress(study, networks, folder, results, progress) as bar:

@@ -243,7 +243,9 @@ class Study:
         if self.generators:  # what the file says, wherever it lies
             decisive['generators'] = hashlib.sha256(Path(self.generators).read_bytes()).hexdigest()
         if self.recipe:
-            decisive['recipe'] = {name: value for name, value in self.recipe_settings.items() if name in KEYS
+            # On either kernels accuracies are equal but for noise, and each row says on which they were.
+            decisive['recipe'] = {name: value for name, value in self.recipe_settings.items()
+                                  if name in KEYS and name != 'kernels'
                                   and not (name in LATER_SETTINGS and value == DEFAULTS[name])}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
 

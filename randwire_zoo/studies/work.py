@@ -18,7 +18,7 @@ import shutil
 import sys
 import time
 import traceback
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
@@ -31,8 +31,8 @@ from .measures import graph_measures
 from .processes import end_with_parent, lock, run_child
 from .study import Network, Study, data_folder, graphs_of, load_generators, wiring_of
 
-__all__ = ['CANNOT_WRITE', 'WATCH', 'CannotWrite', 'row_of', 'row_path', 'run_network', 'run_task', 'train_net',
-           'write_task']
+__all__ = ['CANNOT_WRITE', 'WATCH', 'CannotWrite', 'chosen_kernels', 'row_of', 'row_path', 'run_network', 'run_task',
+           'train_net', 'write_task']
 
 WATCH = '--end-with-parent'
 TRAIN = '--train'
@@ -49,11 +49,13 @@ class CannotWrite(OSError):
     """A file of a network could not be written."""
 
 
-def write_task(folder: Path, study: Study, network: Network, data_dir: str | None) -> Path:
+def write_task(
+        folder: Path, study: Study, network: Network, data_dir: str | None, kernels: str | None = None) -> Path:
     """Write down what a process has to do; returns the file."""
     path = folder / 'tasks' / f'{network.id}.json'
     write_atomically(path, json.dumps(
-        {'study': asdict(study), 'network': asdict(network), 'folder': str(folder), 'data_dir': data_dir}))
+        {'study': asdict(study), 'network': asdict(network), 'folder': str(folder), 'data_dir': data_dir,
+         'kernels': kernels}))
     return path
 
 
@@ -92,15 +94,32 @@ def _do(path: Path, held: int | None) -> None:
     study, network = Study(**task['study']), Network(**task['network'])
     start = time.time()
     row = row_of(network)
-    try:
-        row.update(run_network(study, network, Path(task['folder']), task['data_dir'], held), status='done')
-    except Exception as error:  # whatever it is, the other networks go on
-        if _storage_trouble(error, path.parent) is not None:
-            raise
-        row.update(status='failed', reason=f'{type(error).__name__}: {one_line(error)}')
-        traceback.print_exc()
-    row.update(seconds=round(time.time() - start, 1), host=platform.node(), provenance=provenance())
+    with ExitStack() as stack:
+        try:
+            print(stack.enter_context(chosen_kernels(study, task['kernels'])), flush=True)
+            row.update(run_network(study, network, Path(task['folder']), task['data_dir'], held), status='done')
+        except Exception as error:  # whatever it is, the other networks go on
+            if _storage_trouble(error, path.parent) is not None:
+                raise
+            row.update(status='failed', reason=f'{type(error).__name__}: {one_line(error)}')
+            traceback.print_exc()
+        row.update(seconds=round(time.time() - start, 1), host=platform.node(), provenance=provenance())
     write_atomically(row_path(path), json.dumps(row))
+
+
+def chosen_kernels(
+        study: Study, kernels: str | None, threads: int | None = None) -> AbstractContextManager[str]:
+    """`kernels.chosen` for the networks of a study, whose recipe has a word in it, too."""
+    from ..evaluation import default_device
+    from ..kernels import chosen
+    settings = study.recipe_settings if study.recipe else {}
+    return chosen(kernels or settings.get('kernels'), default_device(settings.get('device')), threads)
+
+
+def _environment() -> dict[str, str]:
+    """Of a program that trains on the same kernels as this process would."""
+    from ..kernels import VARIABLE, kernels_in_use
+    return {**os.environ, VARIABLE: kernels_in_use()}
 
 
 def _storage_trouble(error: BaseException, folder: Path) -> str | None:
@@ -137,7 +156,8 @@ def run_network(
     run = folder / 'runs' / network.id
     settings = dict(study.recipe_settings)
     settings.update(study.settings, data_dir=str(data), model=network.model, model_kwargs=network.kwargs,
-                    output=str(run.parent), experiment=network.id, seed=network.training_seed, checkpoint_hist=1)
+                    output=str(run.parent), experiment=network.id, seed=network.training_seed, checkpoint_hist=1,
+                    kernels=None)  # those that this process is on
     if (run / LAST).is_file():
         settings['resume'] = str(run / LAST)
     elif run.exists():
@@ -169,7 +189,7 @@ def _train_together(
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={study.processes}',
                '--module', 'randwire_zoo.studies.work', str(task), TRAIN, WATCH]
     with open(task.with_suffix('.log'), 'a', encoding='utf-8') as log:
-        code = run_child(command, log, os.environ, held)
+        code = run_child(command, log, _environment(), held)
     if code:
         raise RuntimeError(f'{study.processes} processes: torchrun ended with {code}: {_last_error(task)}')
 
@@ -266,7 +286,7 @@ def _fine_tune_detector(
     command += ['OUTPUT_DIR', str(run), 'SEED', str(network.training_seed), *overrides]
     with open(run / 'stdout.txt', 'a', encoding='utf-8') as log:
         # Data sets by their folders, whatever backbone the config has.
-        code = run_child(command, log, {'DETECTRON2_ENV_MODULE': 'randwire_zoo.detection.datasets', **os.environ,
+        code = run_child(command, log, {'DETECTRON2_ENV_MODULE': 'randwire_zoo.detection.datasets', **_environment(),
                                         'DETECTRON2_DATASETS': str(data)}, held)
     if code:
         tail = (run / 'stdout.txt').read_text(encoding='utf-8', errors='replace').strip().splitlines()[-1:]
