@@ -84,10 +84,11 @@ def command(images: Path, weights: Path, *arguments: str | Path) -> argparse.Nam
                  *(f'{name}={value}' for name, value in NETWORK.items()), *arguments)
 
 
-def test_the_command_prints_one_line_for_the_size_it_is_asked_for(
+def test_the_command_prints_where_it_runs_and_the_figures_of_the_size_it_is_asked_for(
         images: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(images, weights, '--img-size', '48', '--amp', '--channels-last')) == 0
-    assert re.fullmatch(r'randwire at 48 px on 21 images: top-1 [\d.]+ %, top-5 [\d.]+ %, loss [\d.]+\n',
+    assert re.fullmatch(r'device cpu, .*, kernels .*\n'
+                        r'randwire at 48 px on 21 images: top-1 [\d.]+ %, top-5 [\d.]+ %, loss [\d.]+\n',
                         capsys.readouterr().out)
 
 

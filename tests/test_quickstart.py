@@ -133,7 +133,8 @@ def test_an_interrupted_quick_start_says_so_and_goes_on(
     with pytest.raises(KeyboardInterrupt, match='the same command goes on'):
         quickstart_module.quickstart(folder, seed=3, epochs=2)
     said = capsys.readouterr().out
-    assert said.startswith('device cpu, ') and '\ngoing on at epoch 2 of 2' in said and 'epoch 2/2: ' in said and 'epoch 1/2: ' not in said
+    assert said.startswith('device cpu, ') and '\ngoing on at epoch 2 of 2' in said
+    assert 'epoch 2/2: ' in said and 'epoch 1/2: ' not in said
     monkeypatch.setattr(quickstart_module, '_finish', finish)
     assert quickstart_module.quickstart(folder, seed=3, epochs=2).equal_logits
     assert 'all 2 epochs are done' in capsys.readouterr().out
