@@ -12,8 +12,8 @@ from typing import Any, Optional, Union
 import torch
 import torch.nn.functional as F
 from timm.layers import create_classifier, get_device_dtype
+from timm.models import checkpoint
 from timm.models._features import feature_take_indices
-from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
 from .architectures import REGIMES, stage_node_counts

@@ -1,6 +1,7 @@
 """Every figure in the documents comes from a file: the documents are rendered again from these files and compared."""
 from __future__ import annotations
 
+import ast
 import json
 import re
 import sys
@@ -169,6 +170,26 @@ def test_a_figure_in_the_text_is_right_by_hand() -> None:
     assert expected == '0.8 to 5.7'  # and not 5.6: the difference is 5.67
     words = 'leads figure6_small sep_conv max_pool,avg_pool'
     assert f'by <!--= {words} -->{expected}<!--/--> points' in read('docs/results.md')
+
+
+def test_the_private_names_of_others_are_those_that_contributing_lists() -> None:
+    text = read('CONTRIBUTING.md')
+    listed = set(re.findall(r'\b(_[a-z]\w+)', text[text.index('## Private names'):text.index('## Add a generator')]))
+    public = {'_exit', '_fields', '_repr_svg_', '_repr_html_'}  # by their documentation
+    used, own = set(), set()
+    for folder in ('randwire_zoo', 'detection', 'hub'):
+        for path in (ROOT / folder).rglob('*.py'):
+            for node in ast.walk(ast.parse(path.read_text('utf-8'))):
+                if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.arg):
+                    own.add(node.arg if isinstance(node, ast.arg) else node.name)
+                elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                    found = [part for part in node.module.split('.') if part.startswith('_')]
+                    used.update(found, *([alias.name for alias in node.names] for _ in found[:1]))
+                elif isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ('self', 'cls', 'super()'):
+                    used.add(node.attr)
+    private = {name for name in used - own - public if re.match(r'_[a-z]', name)}
+    assert private - listed == set(), 'say in CONTRIBUTING.md what breaks and which test notices'
+    assert private >= listed & {'_version', '_hub', '_features', '_model_args', '_pre_nms_top_n'}, 'gone'
 
 
 def speed_record(**runs: list[float]) -> dict[str, Any]:
