@@ -1,7 +1,7 @@
 """How cost grows with the number of nodes, the width and the resolution: a table and a plot.
 
     python benchmarks/scaling.py --json docs/data/scaling.json [--rounds 5]
-    python benchmarks/scaling.py --draw docs/data/scaling.json docs/images/scaling.png
+    python benchmarks/scaling.py --draw docs/data/scaling.json docs/images/scaling.svg
 
 Evaluation of deployed small-regime networks of WS(4, 0.75) on the native kernels (on a GPU, eager), batch 8. All runs
 of one axis take turns. Beside the time stand the multiply-adds, drawn as a line through the largest point, and for
@@ -25,7 +25,8 @@ from speed import eval_step, on_kernels
 from tables import format_table, machine_line, scaling_table
 
 from randwire_zoo import deploy, use_kernels
-from randwire_zoo.files import atomic_path
+from randwire_zoo.drawing import LIGHT, new_figure, run_style, style, svg_text
+from randwire_zoo.files import write_atomically
 
 AXES: dict[str, list[int]] = {
     'num_nodes': [32, 64, 96, 128, 192, 256], 'channels': [39, 78, 117, 156, 234], 'size': [96, 128, 160, 224, 320]}
@@ -54,32 +55,31 @@ def measure(axis: str, values: list[int], args: argparse.Namespace) -> list[dict
             for row, seconds in zip(rows, paired_seconds(runs, args.rounds).values(), strict=True)]
 
 
+def source(record: dict[str, Any]) -> str:
+    """What a picture says of its record, so that it can be held against it."""
+    return f'<!-- drawn from the record of {record["commit"]}, {record["date"]} -->'
+
+
 def draw(record: dict[str, Any], path: Path) -> None:
-    """Time against multiply-adds for every axis, and peak memory against the widest cut."""
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
+    """Time against multiply-adds for every axis, and peak memory against the widest cut; an SVG."""
     axes = record['results']['axes']
-    figure, panels = plt.subplots(1, 4, figsize=(16, 3.8), layout='constrained')
-    for panel, (axis, rows) in zip(panels, axes.items(), strict=False):
-        x = [row['value'] for row in rows]
+    figure = new_figure('auto', figsize=(9, 6.6), layout='constrained')
+    panels = figure.subplots(2, 2).flat
+    lines: dict[str, dict[str, Sequence[float]]] = {}
+    for axis, rows in axes.items():
         ms = [1e3 * statistics.median(row['seconds']) for row in rows]
-        panel.plot(x, ms, 'o-', label='measured')
-        panel.plot(x, [ms[-1] * row['macs'] / rows[-1]['macs'] for row in rows], 'k--',
-                   label='in proportion to multiply-adds')
-        panel.set(xlabel=LABELS[axis], ylabel='ms per batch', ylim=0, xlim=0)
-        panel.legend(frameon=False)
-    rows = axes['num_nodes']
-    for name, label in (('peak_mib', 'peak of activations'), ('cut_mib', 'widest cut')):
-        panels[3].plot([row['value'] for row in rows], [row[name] for row in rows], 'o-', label=label)
-    panels[3].set(xlabel=LABELS['num_nodes'], ylabel='MiB', ylim=0, xlim=0)
-    panels[3].legend(frameon=False)
-    for panel in panels:
-        panel.spines[['top', 'right']].set_visible(False)
-    with atomic_path(path) as temporary:
-        # So that a picture can be held against the record that it was drawn from.
-        figure.savefig(temporary, dpi=100, metadata={'Source': f'{record["commit"]} {record["date"]}'})
-    plt.close(figure)
+        lines[axis] = {'measured': ms,
+                       'in proportion to multiply-adds': [ms[-1] * row['macs'] / rows[-1]['macs'] for row in rows]}
+    lines['memory'] = {label: [row[name] for row in axes['num_nodes']]
+                       for name, label in (('peak_mib', 'peak of activations'), ('cut_mib', 'widest cut'))}
+    for panel, (axis, found) in zip(panels, lines.items(), strict=True):
+        x = [row['value'] for row in axes['num_nodes' if axis == 'memory' else axis]]
+        for i, (label, values) in enumerate(found.items()):
+            panel.plot(x, values, label=label, linewidth=1.6, markersize=4.5, **run_style(i, LIGHT))
+        style(panel, LABELS.get(axis, LABELS['num_nodes']), 'MiB' if axis == 'memory' else 'ms per batch')
+        panel.set(ylim=0, xlim=0)
+        panel.legend(frameon=False, labelcolor=LIGHT.ink)
+    write_atomically(path, f'{svg_text(figure)}{source(record)}\n')
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
