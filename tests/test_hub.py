@@ -686,7 +686,7 @@ results.extend(command("hub", "pull", target) for target in ({NAME!r}, {REPO!r})
 
 
 def test_half_of_the_bytes_ship_beside_a_manifest_and_the_name_alone_stays_the_papers(
-        server: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        server: HubServer, client: HubClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = 'randwire_ba_small_s5'
     model = timm.create_model(name, num_classes=3)
     randomise_(model)
@@ -695,9 +695,15 @@ def test_half_of_the_bytes_ship_beside_a_manifest_and_the_name_alone_stays_the_p
     assert stage(tmp_path / 'small.safetensors', '-o', tmp_path / 'staged', '--half', '--no-eval', '--dataset', 'noise',
                  '--img-size', 64, '--tag', 'few') == 0
     assert 'stored in float16' in (tmp_path / 'staged' / 'README.md').read_text()
+    pushed, = client.hub(tmp_path / 'home', ['push', tmp_path / 'staged', 'someone/half'])
+    row = json.loads(pushed['out'])[f'{name}.few']
+    verified, = client.hub(tmp_path / 'home', ['verify', f'someone/half@{row["revision"]}'])
+    assert pushed['code'] == verified['code'] == 0, verified
     manifest = tmp_path / 'weights.json'
     assert main(['hub', 'manifest', 'add', str(tmp_path / 'staged'), '--manifest', str(manifest)]) == 0
     capsys.readouterr()
+    shipped = json.loads(manifest.read_text())[f'{name}.few']
+    assert shipped['sha256'] == row['sha256'] and not shipped['is_default']
     file = tmp_path / 'weights' / f'{name}.few.safetensors'
     assert 0.5 * whole < file.stat().st_size < 0.53 * whole
     stored, mine = load_file(file), model.state_dict()
