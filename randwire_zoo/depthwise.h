@@ -16,12 +16,20 @@ struct Shape {
   int64_t out_width() const { return (width - 1) / stride + 1; }
 };
 
-// A kernel [channels][3][3] as [9][lanes].
-template <class T> Buffer<float> pack_kernel(const T* kernel, int64_t channels) {
+// A kernel [channels][3][3] as [9][lanes]; a vector of its channels.
+template <class T> void pack_kernel_vector(const T* kernel, int64_t channels, int64_t c, float* packed) {
   const int64_t lanes = padded(channels);
-  Buffer<float> packed(9 * lanes);
-  for (int64_t c = 0; c < channels; c++)
-    for (int64_t tap = 0; tap < 9; tap++) convert(kernel[c * 9 + tap], packed.data + tap * lanes + c);
+  for (int64_t tap = 0; tap < 9; tap++) {
+    float* const to = packed + tap * lanes + c;
+    store_all(to, zeros());
+    for (int64_t i = 0; i < std::min(LANES, channels - c); i++) convert(kernel[(c + i) * 9 + tap], to + i);
+  }
+}
+
+// All of it.
+template <class T> Buffer<float> pack_kernel(const T* kernel, int64_t channels) {
+  Buffer<float> packed(9 * padded(channels), false);
+  for (int64_t c = 0; c < channels; c += LANES) pack_kernel_vector(kernel, channels, c, packed.data);
   return packed;
 }
 
@@ -53,10 +61,11 @@ struct Rows {
   void clear() { std::fill(held.begin(), held.end(), -1); }
 };
 
-// One output row of the depthwise 3x3 convolution for one vector of channels. U outputs at a time share loads.
+// One output row of the depthwise 3x3 convolution for one vector of channels. U outputs at a time share loads. What
+// channels are padded with stays zeros.
 template <class T, int S, int U>
 ALWAYS int64_t depthwise_pixels(const float* const* rows, int64_t pixel, int64_t dilation, const Vec* w, T* to,
-                                int64_t to_pixel, int64_t n, int64_t x, int64_t width) {
+                                int64_t to_pixel, int64_t x, int64_t width) {
   for (; x + U <= width; x += U) {
     Vec sums[U];
     for (int u = 0; u < U; u++) sums[u] = zeros();
@@ -72,7 +81,7 @@ ALWAYS int64_t depthwise_pixels(const float* const* rows, int64_t pixel, int64_t
           for (int u = 0; u < U; u++) sums[u] += w[ky * 3 + kx] * load_all(from + (u * S + kx * dilation) * pixel);
       }
     }
-    for (int u = 0; u < U; u++) store(to + (x + u) * to_pixel, sums[u], n);
+    for (int u = 0; u < U; u++) store_all(to + (x + u) * to_pixel, sums[u]);
   }
   return x;
 }
@@ -85,12 +94,9 @@ void depthwise_row(const float* const* rows, int64_t channels, int64_t dilation,
     Vec w[9];
     for (int tap = 0; tap < 9; tap++) w[tap] = load_all(kernel + tap * lanes + c);
     const float* at[3] = {rows[0] + c, rows[1] + c, rows[2] + c};
-    auto run = [&](int64_t n) INLINED {
-      int64_t x = depthwise_pixels<T, S, 7>(at, lanes, dilation, w, to + c, to_pixel, n, 0, width);
-      x = depthwise_pixels<T, S, 2>(at, lanes, dilation, w, to + c, to_pixel, n, x, width);
-      depthwise_pixels<T, S, 1>(at, lanes, dilation, w, to + c, to_pixel, n, x, width);
-    };
-    if (c + LANES <= channels) run(LANES); else run(channels - c);
+    int64_t x = depthwise_pixels<T, S, 7>(at, lanes, dilation, w, to + c, to_pixel, 0, width);
+    x = depthwise_pixels<T, S, 2>(at, lanes, dilation, w, to + c, to_pixel, x, width);
+    depthwise_pixels<T, S, 1>(at, lanes, dilation, w, to + c, to_pixel, x, width);
   }
 }
 

@@ -37,7 +37,7 @@ namespace {
                                            void* packed) {                                                           \
     pack_matrix(matrix, in_channels, out_channels, static_cast<Operand<T>::type*>(packed));                          \
   }                                                                                                                  \
-  extern "C" void stage_##NAME(const StageArguments* arguments) { stage<T>(*arguments); }                             \
+  extern "C" void stage_##NAME(const StageArguments* arguments) { StageForward<T>(*arguments).run(); }               \
   extern "C" void stage_backward_##NAME(const StageArguments* arguments, const StageGradients* gradients) {            \
     StageBackward<T>(*arguments, *gradients).run();                                                                  \
   }

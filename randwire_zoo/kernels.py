@@ -179,12 +179,14 @@ def match_threads() -> None:
     _library().use_threads(ctypes.c_int64(torch.get_num_threads()))
 
 
-def stage(operands: Operands, settings: Settings, lay_out: Callable[[], Sequence[Tensor]]) -> StageResult:
+def stage(operands: Operands, settings: Settings,
+          lay_out: Optional[Callable[[], Sequence[Tensor]]] = None) -> StageResult:
     """A whole stage; see `stages`.
 
     Args:
         operands, settings: What it is.
-        lay_out: Gives the matrices of the 1×1 convolutions, from `pack_pointwise`, once all has been checked.
+        lay_out: Gives the matrices of the 1×1 convolutions, from `pack_pointwise`, once all has been checked; None
+            where they change, and each is laid out as its node comes.
     """
     check(operands, settings)
     if not operands.x.is_cpu:
@@ -196,8 +198,8 @@ def stage(operands: Operands, settings: Settings, lay_out: Callable[[], Sequence
     def picture() -> Tensor:
         return torch.empty((batch, channels, *size), dtype=dtype, device='cpu', memory_format=torch.channels_last)
 
-    packed = lay_out()
-    for matrix, tensor in zip(operands.pointwise, packed, strict=True):
+    packed = lay_out() if lay_out else []
+    for matrix, tensor in zip(operands.pointwise, packed, strict=lay_out is not None):
         if tensor.numel() != _packed_bytes(matrix.shape[1], channels, dtype) or tensor.dtype is not torch.uint8:
             raise ValueError(f'this is no matrix {tuple(matrix.shape)} from pack_pointwise: {_described(tensor)}')
     norm = operands.norm_weight is not None
@@ -207,13 +209,16 @@ def stage(operands: Operands, settings: Settings, lay_out: Callable[[], Sequence
     pictures = [picture() for _ in range(max(slots) + 1)]
     nodes = [pictures[slot] for slot in slots]
     out = nodes[settings.outputs[0]] if alone else picture()
-    depthwise = [kernel.to(dtype).contiguous() for kernel in operands.depthwise]
+    depthwise, pointwise = ([t.contiguous() for t in tensors] for tensors in (operands.depthwise, operands.pointwise))
     biases = [bias.contiguous() for bias in operands.biases]
     of_nodes = [None if tensor is None else tensor.contiguous() for tensor in (
         operands.norm_weight, operands.norm_bias, operands.mean, operands.variance)]
     edge_weights = operands.edge_weights.contiguous()
     arguments = _arguments(operands, settings, x, edge_weights, nodes, of_nodes[:2], [mean, variance])
-    arguments.depthwise, arguments.packed = _addresses(depthwise), _addresses(packed)
+    arguments.depthwise, arguments.wide_depthwise = _addresses(depthwise), _wide(depthwise)
+    arguments.pointwise, arguments.wide_pointwise = _addresses(pointwise), _wide(pointwise)
+    if packed:
+        arguments.packed = _addresses(packed)
     if biases:
         arguments.biases = _addresses(biases)
     arguments.given_mean, arguments.given_variance = map(_address, of_nodes[2:])
@@ -228,6 +233,10 @@ def _addresses(tensors: Sequence[Optional[Tensor]]) -> Any:
 
 def _address(tensor: Optional[Tensor]) -> Optional[int]:
     return None if tensor is None else tensor.data_ptr()
+
+
+def _wide(tensors: Sequence[Tensor]) -> Any:
+    return _array(ctypes.c_uint8, len(tensors))(*[tensor.dtype == torch.float32 for tensor in tensors])
 
 
 def _arguments(operands: Operands, settings: Settings, x: Tensor, edge_weights: Tensor, nodes: Sequence[Tensor],
@@ -305,7 +314,9 @@ class _StageArguments(ctypes.Structure):
             'input_dilation', 'dilation')],
         *[(name, ctypes.POINTER(ctypes.c_int64)) for name in ('sources', 'in_degrees', 'outputs')],
         ('edge_weights', ctypes.c_void_p), ('x', ctypes.c_void_p),
-        *[(name, ctypes.POINTER(ctypes.c_void_p)) for name in ('depthwise', 'packed', 'biases')],
+        *[(name, ctypes.POINTER(ctypes.c_void_p)) for name in ('depthwise', 'pointwise')],
+        *[(name, ctypes.POINTER(ctypes.c_uint8)) for name in ('wide_depthwise', 'wide_pointwise')],
+        *[(name, ctypes.POINTER(ctypes.c_void_p)) for name in ('packed', 'biases')],
         *[(name, ctypes.c_void_p) for name in ('norm_weight', 'norm_bias', 'given_mean', 'given_variance')],
         ('eps', ctypes.POINTER(ctypes.c_double)), ('of_batch', ctypes.POINTER(ctypes.c_uint8)),
         ('nodes', ctypes.POINTER(ctypes.c_void_p)),

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -16,15 +15,66 @@ std::vector<double> reduce(const std::vector<std::vector<double>>& threads, int6
   std::vector<double> to(rows * channels);
   for (int64_t row = 0; row < rows; row++)
     for (int64_t c = 0; c < channels; c++)
-      for (const auto& thread : threads) if (!thread.empty()) to[row * channels + c] += thread[row * padded(channels) + c];
+      for (const auto& thread : threads)
+        if (!thread.empty()) to[row * channels + c] += thread[row * padded(channels) + c];
   return to;
 }
 
-// Per channel, over all pixels, [2][channels]: the sums of x and of x * y, for the gradients of BN; or, where y is null,
-// those of d = x - origin and of d * d, for mean and variance. The origin is about the mean, and the squares of up to 64
-// pixels are taken about their own mean before they are moved to the origin in double: float holds nothing but deviations.
+// One thread's sums of what it has seen of a node's output, per channel: of x and of x * x, for mean and variance.
+class Moments {
+  static constexpr int64_t PIXELS = 64;  // that are summed up in float, as differences from the first of them
+  const int64_t lanes;
+  Buffer<double> sums;  // [2][lanes]
+
+ public:
+  explicit Moments(int64_t channels) : lanes(padded(channels)), sums(2 * padded(channels)) {}
+
+  void clear() { std::fill_n(sums.data, 2 * lanes, 0.0); }
+  double total(int64_t channel) const { return sums.data[channel]; }
+  double squares(int64_t channel) const { return sums.data[lanes + channel]; }
+
+  // Channels begin to end, of which begin is at a vector's start, of some pixels.
+  template <class T> void add(const T* x, int64_t pixels, int64_t channels, int64_t begin, int64_t end) {
+    for (int64_t p = 0; p < pixels; p += PIXELS) {
+      const int64_t count = std::min(PIXELS, pixels - p);
+      int64_t c = begin;
+      for (; c + LANES <= end; c += LANES) add_vector(x + p * channels + c, count, channels, c, LANES);
+      if (c < end) add_vector(x + p * channels + c, count, channels, c, end - c);
+    }
+  }
+
+ private:
+  template <class T> ALWAYS void add_vector(const T* x, int64_t count, int64_t channels, int64_t c, int64_t n) {
+    constexpr int U = 4;  // as many sums at a time as hide the latency of additions
+    const Vec first = load(x, n);
+    Vec one[U], two[U];
+    for (int u = 0; u < U; u++) one[u] = two[u] = zeros();
+    auto add = [&](const T* from, int u) INLINED {
+      const Vec difference = load(from, n) - first;
+      one[u] += difference;
+      two[u] += difference * difference;
+    };
+    int64_t i = 0;
+    for (; i + U <= count; i += U)
+      for (int u = 0; u < U; u++) add(x + (i + u) * channels, u);
+    for (; i < count; i++) add(x + i * channels, 0);
+    float from[LANES], of_one[LANES], of_two[LANES];
+    store_all(from, first);
+    store_all(of_one, (one[0] + one[1]) + (one[2] + one[3]));
+    store_all(of_two, (two[0] + two[1]) + (two[2] + two[3]));
+    const double pixels = static_cast<double>(count);
+    double *total = sums.data + c, *squares = total + lanes;
+    for (int64_t lane = 0; lane < LANES; lane++) {
+      const double zero = from[lane], sum = of_one[lane];
+      total[lane] += sum + pixels * zero;
+      squares[lane] += of_two[lane] + zero * (2 * sum + pixels * zero);
+    }
+  }
+};
+
+// Per channel, over all pixels, [2][channels]: the sums of x and of x * y, for the gradients of BN.
 template <class T>
-std::vector<double> moments(const T* x, const T* y, const float* origin, int64_t pixels, int64_t channels) {
+std::vector<double> sums_and_products(const T* x, const T* y, int64_t pixels, int64_t channels) {
   const int64_t lanes = padded(channels), step = 64;
   const int threads = max_threads();
   std::vector<std::vector<double>> all(threads);
@@ -32,62 +82,23 @@ std::vector<double> moments(const T* x, const T* y, const float* origin, int64_t
   {
     std::vector<double> total(2 * lanes, 0.0);
 #pragma omp for schedule(static)
-    for (int64_t begin = 0; begin < pixels; begin += step) {
-      const int64_t end = std::min(begin + step, pixels);
-      const float count = static_cast<float>(end - begin);
+    for (int64_t begin = 0; begin < pixels; begin += step)
       for (int64_t c = 0; c < channels; c += LANES) {
         const int64_t n = std::min(LANES, channels - c);
         Vec one = zeros(), two = zeros();
-        if (y == nullptr) {
-          const Vec zero = load_all(origin + c);
-          for (int64_t i = begin; i < end; i++) one += load(x + i * channels + c, n) - zero;
-          const Vec mean = one / count;
-          for (int64_t i = begin; i < end; i++) {
-            const Vec deviation = load(x + i * channels + c, n) - zero - mean;
-            two += deviation * deviation;
-          }
-        } else {
-          for (int64_t i = begin; i < end; i++) {
-            const Vec value = load(x + i * channels + c, n);
-            one += value;
-            two += value * load(y + i * channels + c, n);
-          }
+        for (int64_t i = begin; i < std::min(begin + step, pixels); i++) {
+          const Vec value = load(x + i * channels + c, n);
+          one += value;
+          two += value * load(y + i * channels + c, n);
         }
         for (int64_t lane = 0; lane < n; lane++) {
-          const double sum = one[lane];
-          total[c + lane] += sum;
-          total[lanes + c + lane] += two[lane] + (y == nullptr ? sum * sum / count : 0.0);
+          total[c + lane] += one[lane];
+          total[lanes + c + lane] += two[lane];
         }
       }
-    }
     all[thread_number()] = total;
   }
   return reduce(all, 2, channels);
-}
-
-// BN from the batch's own statistics, as scale * x + shift: mean and biased variance too, all [channels].
-template <class T>
-void batch_norm(const T* x, const float* weight, const float* bias, double eps, float* mean, float* variance,
-                float* scale, float* shift, int64_t pixels, int64_t channels) {
-  const int64_t first = std::min<int64_t>(pixels, 64);
-  Buffer<float> origin(padded(channels));
-  for (int64_t c = 0; c < channels; c += LANES) {
-    const int64_t n = std::min(LANES, channels - c);
-    Vec sum = zeros();
-    for (int64_t i = 0; i < first; i++) sum += load(x + i * channels + c, n);
-    store(origin.data + c, sum / static_cast<float>(first), n);
-  }
-  const std::vector<double> sums = moments<T>(x, nullptr, origin.data, pixels, channels);
-  for (int64_t c = 0; c < channels; c++) {
-    const double shifted = sums[c] / pixels, m = origin.data[c] + shifted;
-    double v = sums[channels + c] / pixels - shifted * shifted;
-    if (v < 0) v = 0;  // by rounding; NaN stays NaN
-    const double a = weight[c] / std::sqrt(v + eps);
-    mean[c] = m;
-    variance[c] = v;
-    scale[c] = a;
-    shift[c] = bias[c] - m * a;
-  }
 }
 
 }  // namespace

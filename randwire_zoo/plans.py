@@ -70,7 +70,7 @@ def _stage(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     operands, settings = Operands(*arguments[:LISTS]), Settings(*arguments[LISTS:])
     kernels.match_threads()
     return kernels.stage(
-        operands, settings, lambda: _laid_out(operands.pointwise, operands.x.dtype, settings.constant))
+        operands, settings, (lambda: _laid_out(operands.pointwise, operands.x.dtype)) if settings.constant else None)
 
 
 class _Layout(NamedTuple):
@@ -88,12 +88,12 @@ class _Layout(NamedTuple):
 _layouts: Any = WeakTensorKeyDictionary()
 
 
-def _laid_out(matrices: list[Tensor], dtype: torch.dtype, constant: bool) -> list[Tensor]:
-    """1×1 convolutions as the kernels take them."""
+def _laid_out(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Constant 1×1 convolutions as the kernels take them."""
     def lay_out(matrix: Tensor) -> Tensor:
         return kernels.pack_pointwise(matrix.detach().flatten(1).contiguous(), dtype)
 
-    if not constant or any(matrix.is_inference() or not matrix.is_contiguous() for matrix in matrices):
+    if any(matrix.is_inference() or not matrix.is_contiguous() for matrix in matrices):
         return [lay_out(matrix) for matrix in matrices]  # inference tensors have no versions
     states = [(matrix._version, matrix.data_ptr(), sample, dtype)
               for matrix, sample in zip(matrices, kernels.samples(matrices), strict=True)]

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "vectors.h"
@@ -23,10 +24,18 @@ constexpr int64_t BLOCK = 6;
 
 int64_t packed_size(int64_t in_channels, int64_t out_channels) { return padded(in_channels) * padded(out_channels); }
 
+int64_t panels_of(int64_t out_channels) { return (padded(out_channels) / LANES + WIDEST - 1) / WIDEST; }
+
 // Where a panel begins; no panel is narrower than it has to be.
 int64_t panel_start(int64_t out_channels, int64_t panel) {
-  const int64_t all = padded(out_channels) / LANES, panels = (all + WIDEST - 1) / WIDEST;
-  return all * panel / panels * LANES;
+  return padded(out_channels) / LANES * panel / panels_of(out_channels) * LANES;
+}
+
+// Which panel a vector of outputs lies in.
+int64_t panel_of(int64_t out_channels, int64_t channel) {
+  int64_t panel = 0;
+  while (panel_start(out_channels, panel + 1) <= channel) panel++;
+  return panel;
 }
 
 // LANES vectors as a square: exchanges blocks off the diagonal, from large to small.
@@ -57,28 +66,52 @@ template <int SIZE> ALWAYS void transpose(Vec (&rows)[LANES]) {
 // Stores what was row i of an operand's matrix: alone, or as a pair with the next one.
 ALWAYS void store_step(float* to, Vec row, Vec) { store_all(to, row); }
 ALWAYS void store_step(bfloat16* to, Vec row, Vec next) {
-  const UIntVec low = __builtin_convertvector(narrow(row), UIntVec), high = __builtin_convertvector(narrow(next), UIntVec);
+  const UIntVec low = __builtin_convertvector(narrow(row), UIntVec);
+  const UIntVec high = __builtin_convertvector(narrow(next), UIntVec);
   store_all(reinterpret_cast<float*>(to), reinterpret_cast<Vec>(low | high << 16));
 }
 
-// A matrix [out][in] as panels, within each [in / step][outputs][step].
-template <class M, class E> void pack_matrix(const M* matrix, int64_t in_channels, int64_t out_channels, E* packed) {
+// LANES steps of n elements of an operand's row: elements, or pairs of neighbours in 32 bits each.
+template <class M> ALWAYS Vec load_steps(const M* row, int64_t n, const float*) {
+  return n < LANES ? load_some(row, n) : load_all(row);
+}
+template <class M> ALWAYS Vec load_steps(const M* row, int64_t n, const bfloat16*) {
+  const HalfVec halves[2] = {narrow(n < LANES ? load_some(row, n) : load_all(row)),
+                             n <= LANES ? HalfVec{} : narrow(load(row + LANES, std::min(LANES, n - LANES)))};
+  Vec steps;
+  std::memcpy(&steps, halves, sizeof steps);
+  return steps;
+}
+
+// Rows of a matrix [out][in], LANES of them from `block` on, to where they belong in panels [in / step][outputs][step].
+template <class M, class E>
+void pack_rows(const M* matrix, int64_t in_channels, int64_t out_channels, int64_t block, E* packed) {
   constexpr int64_t step = step_of(static_cast<E*>(nullptr));
-  const int64_t depth = padded(in_channels), panels = (padded(out_channels) / LANES + WIDEST - 1) / WIDEST;
+  const int64_t depth = padded(in_channels), panel = panel_of(out_channels, block * LANES);
+  const int64_t start = panel_start(out_channels, panel), width = panel_start(out_channels, panel + 1) - start;
+  const int64_t rows = std::min(LANES, out_channels - block * LANES);
+  const M* const from = matrix + block * LANES * in_channels;
+  E* const to = packed + start * depth + (block * LANES - start) * step;
+  // Along the rows, which are read as fast as they come from memory. What outputs are padded with is never stored.
+  auto square_at = [&](int64_t i, int64_t n) INLINED {
+    Vec square[LANES];
+#pragma GCC unroll 16
+    for (int64_t row = 0; row < LANES; row++)
+      square[row] = load_steps(from + std::min(row, rows - 1) * in_channels + i, n, packed);
+    transpose<LANES / 2>(square);
+    for (int64_t row = 0; row < std::min(LANES, (depth - i) / step); row++)
+      store_all(reinterpret_cast<float*>(to + (i / step + row) * width * step), square[row]);
+  };
+  int64_t i = 0;
+  for (; i + LANES * step <= in_channels; i += LANES * step) square_at(i, LANES * step);
+  if (i < in_channels) square_at(i, in_channels - i);
+}
+
+// The whole of it.
+template <class M, class E> void pack_matrix(const M* matrix, int64_t in_channels, int64_t out_channels, E* packed) {
 #pragma omp parallel for schedule(static)
-  for (int64_t which = 0; which < panels; which++) {
-    const int64_t start = panel_start(out_channels, which), width = panel_start(out_channels, which + 1) - start;
-    for (int64_t i = 0; i < depth; i += LANES)
-      for (int64_t o = 0; o < width; o += LANES) {
-        const int64_t n = std::min(LANES, in_channels - i);
-        Vec square[LANES];
-        for (int64_t row = 0; row < LANES; row++)
-          square[row] = start + o + row < out_channels ? load(matrix + (start + o + row) * in_channels + i, n) : zeros();
-        transpose<LANES / 2>(square);
-        for (int64_t row = 0; row < LANES; row += step)
-          store_step(packed + start * depth + ((i + row) / step * width + o) * step, square[row], square[row + step - 1]);
-      }
-  }
+  for (int64_t block = 0; block < padded(out_channels) / LANES; block++)
+    pack_rows(matrix, in_channels, out_channels, block, packed);
 }
 
 // M pixels of a times a panel of V vectors.
@@ -106,39 +139,51 @@ ALWAYS void multiply_block(const E* a, int64_t lanes, const E* panel, int64_t de
         store(to + m * to_pixel + v * LANES, sums[m][v], std::min<int64_t>(LANES, columns - v * LANES));
 }
 
-// M pixels at a time, and what is left over by halves of that.
-template <int M, int V, class E, class T>
-void multiply_panel(const E* a, int64_t pixels, int64_t lanes, const E* panel, int64_t depth, const float* bias, T* to,
-                    int64_t to_pixel, int64_t columns) {
+// M pixels at a time, and what is left over by halves of that; `meanwhile` is called for each block.
+template <int M, int V, class E, class T, class Meanwhile>
+void multiply_pixels(const E* a, int64_t pixels, int64_t lanes, const E* panel, int64_t depth, const float* bias, T* to,
+                     int64_t to_pixel, int64_t columns, Meanwhile& meanwhile) {
   int64_t x = 0;
-  for (; x + M <= pixels; x += M)
+  for (; x + M <= pixels; x += M) {
+    meanwhile();
     multiply_block<M, V>(a + x * lanes, lanes, panel, depth, bias, to + x * to_pixel, to_pixel, columns);
+  }
   if constexpr (M > 1)
     if (x < pixels)
-      multiply_panel<M / 2, V>(a + x * lanes, pixels - x, lanes, panel, depth, bias, to + x * to_pixel, to_pixel, columns);
+      multiply_pixels<M / 2, V>(a + x * lanes, pixels - x, lanes, panel, depth, bias, to + x * to_pixel, to_pixel,
+                                columns, meanwhile);
 }
 
-template <class E, class T>
-void multiply(const E* a, int64_t pixels, int64_t in_channels, const E* packed, const float* bias, T* to,
-              int64_t out_channels) {
+// How often `multiply_pixels` calls that for all panels, about.
+int64_t blocks_of(int64_t pixels, int64_t out_channels) {
+  int64_t blocks = 0;
+  for (int64_t panel = 0; panel < panels_of(out_channels); panel++) {
+    const int64_t width = panel_start(out_channels, panel + 1) - panel_start(out_channels, panel);
+    blocks += pixels / rows_of(static_cast<int>(width / LANES));
+  }
+  return std::max<int64_t>(blocks, 1);
+}
+
+// Some pixels times one panel.
+template <class E, class T, class Meanwhile>
+void multiply_panel(const E* a, int64_t pixels, int64_t in_channels, const E* packed, const float* bias, T* to,
+                    int64_t out_channels, int64_t panel, Meanwhile& meanwhile) {
   const int64_t lanes = padded(in_channels), depth = (in_channels + 1) / 2 * 2;  // whole pairs; what is added are zeros
-  int64_t next = 0;
-  for (int64_t panel = 0, start = 0; start < out_channels; panel++, start = next) {
-    next = panel_start(out_channels, panel + 1);
-    auto run = [&](auto count) {
-      constexpr int V = decltype(count)::value;
-      multiply_panel<rows_of(V), V>(a, pixels, lanes, packed + start * lanes, depth, bias + start, to + start,
-                                    out_channels, out_channels - start);
-    };
-    switch ((next - start) / LANES) {
-      case 1: run(std::integral_constant<int, 1>()); break;
+  const int64_t start = panel_start(out_channels, panel);
+  const int64_t vectors = (panel_start(out_channels, panel + 1) - start) / LANES;
+  auto run = [&](auto count) {
+    constexpr int V = decltype(count)::value;
+    multiply_pixels<rows_of(V), V>(a, pixels, lanes, packed + start * lanes, depth, bias + start, to + start,
+                                   out_channels, out_channels - start, meanwhile);
+  };
+  switch (vectors) {
+    case 1: return run(std::integral_constant<int, 1>());
 #ifdef __AVX512F__
-      case 2: run(std::integral_constant<int, 2>()); break;
-      case 3: run(std::integral_constant<int, 3>()); break;
-      case 4: run(std::integral_constant<int, 4>()); break;
-      default: run(std::integral_constant<int, 5>());
+    case 2: return run(std::integral_constant<int, 2>());
+    case 3: return run(std::integral_constant<int, 3>());
+    case 4: return run(std::integral_constant<int, 4>());
+    default: return run(std::integral_constant<int, 5>());
 #endif
-    }
   }
 }
 

@@ -16,7 +16,9 @@ struct StageArguments {
   int64_t batch, height, width, in_channels, channels, num_nodes, num_outputs, stride, input_dilation, dilation;
   const int64_t *sources, *in_degrees, *outputs;
   const float* edge_weights;
-  const void *x, *const *depthwise, *const *packed, *const *biases;
+  const void *x, *const *depthwise, *const *pointwise;  // kernels [in][9] and matrices [out][in] of each node
+  const uint8_t *wide_depthwise, *wide_pointwise;       // which of them are fp32, whatever the data are
+  const void *const *packed, *const *biases;            // the same matrices laid out beforehand, if they are
   const float *norm_weight, *norm_bias, *given_mean, *given_variance;
   const double* eps;
   const uint8_t* of_batch;

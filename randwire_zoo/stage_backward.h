@@ -62,7 +62,7 @@ template <class T> class StageBackward {
  private:
   // An output node's part of the stage's gradient; returns what that is yet to be multiplied by.
   float receive_output(Received& mine, const T* grad, const T* out, float share) {
-    const std::vector<double> sums = moments(grad, out, nullptr, pixels, s.channels);
+    const std::vector<double> sums = sums_and_products(grad, out, pixels, s.channels);
     const bool alone = mine.grad == nullptr;
     if (alone) mine.total.assign(s.channels, 0.0), mine.dot.assign(s.channels, 0.0);
     for (int64_t c = 0; c < s.channels; c++) {

@@ -75,21 +75,23 @@ template <class Pass> void over_pixels(int64_t pixels, int64_t channels, Pass pa
   for (int64_t begin = 0; begin < pixels; begin += step) pass(begin, std::min(begin + step, pixels));
 }
 
-// out = sum: the mean of a stage's outputs.
-template <class T> void sum(const Sum<T>& sum_of, T* out, int64_t pixels, int64_t channels) {
+// out = sum, for some pixels.
+template <class T> void sum_pixels(const Sum<T>& sum_of, T* out, int64_t begin, int64_t end, int64_t channels) {
   const int64_t lanes = padded(channels), count = sum_of.count;
   const T* const* inputs = sum_of.inputs;
   const float *weights = sum_of.weights.data, *bias = sum_of.bias.data;
-  over_pixels(pixels, channels, [&](int64_t begin, int64_t end) {
-    for (int64_t x = begin; x < end; x++)
-      for (int64_t c = 0; c < channels; c += LANES) {
-        const int64_t n = std::min(LANES, channels - c);
-        Vec sum = load_all(bias + c);
-        for (int64_t k = 0; k < count; k++)
-          sum += load_all(weights + k * lanes + c) * load(inputs[k] + x * channels + c, n);
-        store(out + x * channels + c, sum, n);
-      }
-  });
+  for (int64_t x = begin; x < end; x++)
+    for (int64_t c = 0; c < channels; c += LANES) {
+      const int64_t n = std::min(LANES, channels - c);
+      Vec sum = load_all(bias + c);
+      for (int64_t k = 0; k < count; k++)
+        sum += load_all(weights + k * lanes + c) * load(inputs[k] + x * channels + c, n);
+      store(out + x * channels + c, sum, n);
+    }
+}
+
+template <class T> void sum(const Sum<T>& sum_of, T* out, int64_t pixels, int64_t channels) {
+  over_pixels(pixels, channels, [&](int64_t begin, int64_t end) { sum_pixels(sum_of, out, begin, end, channels); });
 }
 
 }  // namespace

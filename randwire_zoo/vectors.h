@@ -92,7 +92,7 @@ template <class T> ALWAYS void store(T* p, Vec v, int64_t n) { n == LANES ? stor
 ALWAYS Vec relu(Vec v) { return zeros() > v ? zeros() : v; }  // NaN stays NaN
 ALWAYS int64_t padded(int64_t channels) { return (channels + LANES - 1) / LANES * LANES; }
 
-// What matrices are multiplied in: bf16 where the tensors are and the processor multiplies pairs of bf16, otherwise float.
+// What matrices are multiplied in: bf16 where tensors are and the processor multiplies pairs of bf16, otherwise float.
 #ifdef __AVX512BF16__
 template <class T> struct Operand { typedef T type; };
 template <> struct Operand<bfloat16> { typedef bfloat16 type; };
