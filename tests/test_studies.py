@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import statistics
 import subprocess
@@ -27,8 +28,8 @@ from randwire_zoo.graphs import Graph, GraphModel, graphs_sha256, parse_graph_mo
 from randwire_zoo.network import NODE_OPS, REGIMES, RandWire, stage_node_counts
 from randwire_zoo.recipes import load_recipe
 from randwire_zoo.studies import cli as studies_cli
+from randwire_zoo.studies import cost, work
 from randwire_zoo.studies import study as studies
-from randwire_zoo.studies import work
 from randwire_zoo.studies.engines import LocalEngine, create_engine
 from randwire_zoo.studies.results import read_results
 from randwire_zoo.studies.running import run_study
@@ -312,6 +313,29 @@ def test_graphs_and_training_have_seeds_of_their_own(tmp_path: Path, capsys: pyt
     assert 'ws(2,0): all graph_seeds give one wiring' in out and 'ws(2,0.5):' not in out
     one = studies.Study(title='x', graphs=['er(0.5)'], channels=3, recipe='cifar10/study', model={'num_nodes': 5})
     assert one.seeds == [1, 2, 3, 4, 5] and one.seed_pairs == [(seed, seed) for seed in one.seeds]
+
+
+def test_cost_is_that_of_all_images_of_all_epochs_by_measured_steps(
+        data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    study = load_study(write(tmp_path, seeds=[1, 2], node_ops=['sep_conv', 'conv']))
+    networks = study.networks()
+    real = cost.measure_cost(study, networks, str(data))
+    assert real.images == (24, 9) and real.epochs == 12 and real.hours is not None and 0 < real.hours < 1
+    # A step of 8 images takes 8 s, evaluation 4 s and loading a minibatch of 24 takes 2.4 s, whatever the clock says.
+    times = iter([2.4, *[8.0, 4.0] * 3])
+    monkeypatch.setattr(cost, '_seconds', lambda action, wait: next(times))
+    found = cost.measure_cost(study, networks, str(data))
+    first: dict[Any, int] = {}
+    expected = 0.0
+    for network in networks:
+        relative = network.macs / first.setdefault(network.node_op or network.model, network.macs)
+        expected += 12 * (24 * (1.0 * relative + 0.1) + 9 * (0.5 * relative + 0.1)) / 3600
+    assert found.hours == pytest.approx(expected) and len(found.steps) == 3
+    monkeypatch.undo()
+    assert cli.main(['study', 'show', str(write(tmp_path, models=None)), '--data-dir', str(data)]) == 0
+    assert re.search(r'Cost: 0\.\d hours of one process, 12 epochs of 24 images and 9 ', capsys.readouterr().out)
+    assert cli.main(['study', 'show', str(tmp_path / 'study.yaml'), '--data-dir', str(tmp_path)]) == 0
+    assert 'The data are not here' in capsys.readouterr().out
 
 
 # Runs

@@ -8,6 +8,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from ..recipes import KEYS, add_key
+from .cost import measure_cost
 from .engines import ENGINES, LocalEngine, create_engine
 from .report import report_table, write_html
 from .results import Results
@@ -22,8 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `randwire-zoo study`."""
     commands = parser.add_subparsers(dest='study_command', metavar='COMMAND', required=True)
     commands.add_parser('list', help='the studies that come with the package')
-    sub = commands.add_parser('show', help='what a study would train, with C tuned; trains nothing')
+    sub = commands.add_parser('show', help='what a study would train, with C tuned, and cost; trains nothing')
     sub.add_argument('study', metavar='STUDY', help='a yaml file, or a name of `study list`')
+    sub.add_argument('--data-dir', metavar='DIR', help='as of `study run`: the cost needs to know how many images')
     sub = commands.add_parser('run', help='train and evaluate every network of a study, or go on with it')
     sub.add_argument('study', metavar='STUDY', help='a yaml file, or a name of `study list`')
     sub.add_argument('-o', '--output', metavar='FOLDER', help='default: output/study/NAME')
@@ -56,7 +58,11 @@ def main(args: argparse.Namespace) -> int:
         return 0
     study = load_study(args.study)
     if args.study_command == 'show':
-        print(_describe(study, study.networks(progress=True)))
+        networks = study.networks(progress=True)
+        print(_describe(study, networks))
+        if not study.detection:
+            with chosen_kernels(study, None) as header:
+                print(f'\n{header}\n{measure_cost(study, networks, args.data_dir)}')
         return 0
     if args.workers is not None and args.workers < 1:
         raise ValueError(f'--workers must be at least 1, got {args.workers}')

@@ -1,0 +1,134 @@
+"""What a study will cost, from one measured step of training for each kind of network in it."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from ..description import Description
+from ..evaluation import Conditions, default_device
+from .study import Network, Study, data_folder
+
+__all__ = ['Cost', 'measure_cost']
+
+ENOUGH = 2e9  # multiply-adds of a forward pass that is timed: a second or two of one core
+REPEATS = 2
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Hours of one process that trains all networks of a study, one after another.
+
+    Args:
+        hours: Of loading, training and evaluation; None where the data are not here to be counted.
+        images: How many images there are to train on, and to measure on.
+        epochs: Of each network.
+        steps: A line for each network that was measured.
+    """
+
+    hours: float | None
+    images: tuple[int, int]
+    epochs: int
+    steps: list[str]
+
+    def __str__(self) -> str:
+        text = '\n'.join(self.steps)
+        if self.hours is None:
+            return f'{text}\nThe data are not here, so hours cannot be told.'
+        return (f'{text}\nCost: {self.hours:.1f} hours of one process, {self.epochs} epochs of {self.images[0]:,} '
+                f'images and {self.images[1]:,} to measure on for each network, without damage and further sizes.')
+
+
+def measure_cost(study: Study, networks: Sequence[Network], data_dir: str | None = None) -> Cost:
+    """Time a step of the first network of each node operation and model; others cost by their multiply-adds.
+
+    Args:
+        study: A study of classifiers.
+        networks: Its networks.
+        data_dir: See `study.data_folder`.
+
+    Raises:
+        ValueError: if it is a study of detectors, whose steps detectron2 takes.
+    """
+    if study.detection:
+        raise ValueError('the cost of a study of detectors is not measured here')
+    settings = dict(study.recipe_settings)
+    device = torch.device(default_device(settings['device']))
+    try:
+        settings['data_dir'] = str(data_folder(study, data_dir))
+    except FileNotFoundError:
+        settings['data_dir'] = None
+    images, loading = (0, 0), 0.0
+    if settings['data_dir'] is not None and not settings['dataset']:
+        images, loading = _images(study, networks[0], settings)
+    seconds, steps = 0.0, []
+    measured: dict[str, tuple[float, float]] = {}  # of training and of evaluation, for a multiply-add of an image
+    for network in networks:
+        kind = network.node_op or network.model
+        if kind not in measured:
+            batch = max(min(settings['batch_size'], int(ENOUGH / max(network.macs, 1))), 2)
+            training, evaluation = _step(study, network, settings, device, batch)
+            measured[kind] = training / network.macs, evaluation / network.macs
+            steps.append(f'{network.id}: {1000 * training:.3g} ms an image to train on, {1000 * evaluation:.3g} to '
+                         f'measure on, in steps of {batch}; {1000 * loading:.3g} to load')
+        training, evaluation = (one * network.macs for one in measured[kind])
+        seconds += settings['epochs'] * (images[0] * (training + loading) + images[1] * (evaluation + loading))
+    return Cost(seconds / 3600 if images[0] else None, images, settings['epochs'], steps)
+
+
+def _images(study: Study, network: Network, settings: dict[str, Any]) -> tuple[tuple[int, int], float]:
+    """How many there are of each split, and the seconds that one takes to be loaded."""
+    from timm.data import create_loader
+    description = Description.from_settings({**settings, 'model': network.model, 'model_kwargs': network.kwargs})
+    held_out = Conditions.from_settings(settings)
+    splits = [replace(held_out, split=split).open(description) for split in (settings['train_split'], held_out.split)]
+    batch = min(64, len(splits[0]))
+    counts = (len(splits[0]), len(splits[1]))
+    loader = create_loader(splits[0], batch_size=batch, is_training=True, num_workers=0, persistent_workers=False,
+                           device=torch.device('cpu'), color_jitter=settings['color_jitter'],
+                           auto_augment=settings['aa'], re_prob=settings['reprob'], **{
+                               **description.data_config(), 'interpolation': settings['train_interpolation']})
+    return counts, _seconds(lambda: next(iter(loader)), lambda: None) / batch
+
+
+def _step(study: Study, network: Network, settings: dict[str, Any], device: torch.device, batch: int,
+          ) -> tuple[float, float]:
+    """Seconds an image takes in training and in evaluation."""
+    description = Description.from_settings({**settings, 'model': network.model, 'model_kwargs': network.kwargs})
+    model = description.create_model(network.model).to(device)
+    layout = torch.channels_last if settings['channels_last'] else torch.contiguous_format
+    model = model.to(memory_format=layout)
+    images = torch.randn(batch, *study.input_size, device=device).to(memory_format=layout)
+    targets = torch.zeros(batch, dtype=torch.long, device=device)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model.train()(images), targets).backward()
+        optimizer.step()
+
+    def evaluate() -> None:
+        with torch.inference_mode():
+            model.eval()(images)
+
+    def wait() -> None:
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
+
+    return _seconds(train, wait) / batch, _seconds(evaluate, wait) / batch
+
+
+def _seconds(action: Callable[[], object], wait: Callable[[], None]) -> float:
+    """Seconds that an action takes once it is warm; of one thread those that it has a core, however busy others are."""
+    clock = time.perf_counter if torch.cuda.is_available() or torch.get_num_threads() > 1 else time.process_time
+    action()
+    wait()
+    start = clock()
+    for _ in range(REPEATS):
+        action()
+    wait()
+    return (clock() - start) / REPEATS
