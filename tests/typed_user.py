@@ -4,7 +4,7 @@ from __future__ import annotations
 import timm
 import torch
 
-from randwire_zoo import Architecture, Graph, RandWire, WattsStrogatz, deploy, parse_graph_model, sample_graphs
+from randwire_zoo import Architecture, Graph, RandWire, WattsStrogatz, deploy, draw, parse_graph_model, sample_graphs
 
 
 def classes(name: str, images: torch.Tensor) -> list[int]:
@@ -18,6 +18,7 @@ def classes(name: str, images: torch.Tensor) -> list[int]:
 
 
 graphs = sample_graphs(WattsStrogatz(4, 0.75), (16, 32, 32), seed=1)
+draw(graphs, title='three stages', theme='dark').savefig('wiring.svg')
 edges: list[tuple[int, int]] = [edge for graph in graphs for edge in graph.edges]
 print(parse_graph_model('ba(5)'), Architecture(channels=24).regime, len(edges))
 print(classes('randwire_ws_pico', torch.zeros(2, 3, 64, 64)))
