@@ -5,8 +5,10 @@
 //   1. the sums of the sources are computed again, and `inner`, the gradient before BN;
 //   2. `hidden`, the depthwise convolution of the sums, likewise;
 //   3. the gradient of the 1x1 convolution's matrix is inner^T hidden (`weight_gradient.h`'s only idea);
-//   4. tile by tile, the gradient of hidden goes through the depthwise convolution, the ReLU and all edges while it is
-//      in the second cache.
+//   4. tile by tile, the gradient of hidden goes through the depthwise convolution and the ReLU while it is in the
+//      second cache.
+// What comes out is the gradient of the sum: one tensor, from which each source takes what it gets by its edge, when its
+// own turn comes. That is one tensor written a node, where adding to each source's would read and write one an edge.
 // What lies between the steps is laid out in blocks of LANES channels, [block][pixels][LANES], so that each loop walks
 // over pixels with everything of its block in registers.
 
@@ -34,11 +36,15 @@ template <class T> void clear(T* data, int64_t size) { std::memset(static_cast<v
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Two vectors of E as one operand, pair by pair.
-ALWAYS void interleave(const bfloat16* a, const bfloat16* b, bfloat16* to) {
-  const UIntVec low = __builtin_convertvector(*reinterpret_cast<const UnalignedHalfVec*>(a), UIntVec);
-  const UIntVec high = __builtin_convertvector(*reinterpret_cast<const UnalignedHalfVec*>(b), UIntVec);
-  *reinterpret_cast<UnalignedVec*>(to) = reinterpret_cast<Vec>(low | high << 16);
+// The vectors of some pixels, one after the other.
+ALWAYS void store_plain(float* to, const Vec (&value)[1]) { store_all(to, value[0]); }
+ALWAYS void store_plain(bfloat16* to, const Vec (&value)[2]) {
+#ifdef __AVX512BF16__
+  _mm512_storeu_si512(to, narrow_two(value[0], value[1]));
+#else
+  store_all(to, value[0]);
+  store_all(to + LANES, value[1]);
+#endif
 }
 
 // sums[m][v] += a[m] * b[v] for M elements, or pairs, of a that lie APART elements from each other.
@@ -63,8 +69,34 @@ ALWAYS int64_t panel_block(int64_t blocks, int64_t panel) {
   return blocks * panel / panels;
 }
 
+// A weighted sum, vector by vector in the order of memory, for which this is as fast as the data come: U pixels at a
+// time, emit(first pixel, block, values).
+template <int U, class T, class Emit>
+ALWAYS void over_sum(const Sum<T>& sum_of, int64_t first, int64_t size, int64_t channels, Emit emit) {
+  const int64_t lanes = padded(channels);
+  with_constant<5>(sum_of.count, [&](auto constant) INLINED {
+    constexpr int K = decltype(constant)::value;
+    const int64_t k_end = K < 5 ? K : sum_of.count;
+    for (int64_t x = 0; x < size; x += U) {
+      auto vectors = [&](int64_t c, int64_t n) INLINED {
+        Vec value[U];
+        for (int u = 0; u < U; u++) value[u] = load_all(sum_of.bias.data + c);
+        for (int64_t k = 0; k < k_end; k++) {
+          const Vec weight = load_all(sum_of.weights.data + k * lanes + c);
+          const T* const from = sum_of.inputs[k] + (first + x) * channels + c;
+          for (int u = 0; u < U; u++) value[u] += weight * load(from + u * channels, n);
+        }
+        emit(x, c / LANES, value);
+      };
+      int64_t c = 0;
+      for (; c + LANES <= channels; c += LANES) vectors(c, LANES);
+      if (c < channels) vectors(c, channels - c);
+    }
+  });
+}
+
 // A matrix [out][in] as panels for the product from the right with gradients of out: [out / PAIRED][inputs][PAIRED].
-template <class E> void pack_transposed(const float* matrix, int64_t in_channels, int64_t out_channels, E* packed) {
+template <class E> NEVER_INLINED void pack_transposed(const float* matrix, int64_t in_channels, int64_t out_channels, E* packed) {
   constexpr int64_t step = PAIRED<E>;
   const int64_t blocks = padded(in_channels) / LANES, panels = ceil_div(blocks, TILE_VECTORS);
   const int64_t depth = ceil_div(out_channels, step) * step;
@@ -118,17 +150,16 @@ template <class T> struct NodeGradient {
   const Sum<T>& sum_of;
   const float* kernel;               // [in][9]
   const float* matrix;               // [out][in]
-  const T *grad, *out;               // behind BN, and what the 1x1 convolution put out; out is null for BN of constants
-  const float *scale, *slope, *shift;  // [out]: the gradient before BN is scale * grad + slope * out + shift
-  const float* edge_weights;
-  T* const* edge_grads;              // (+)= edge_weights[k] * grad_sum; null for one not needed
-  const uint8_t* first;              // written instead of added to
+  const Sum<T>& inner;               // the gradient before BN
+  T* sum_grad;                       // of the sum, like a source; null if nobody needs it
+  bool add;                          // to what is in sum_grad
+  bool dots;                         // somebody needs those of SumsOfGradient
   float *matrix_grad, *kernel_grad;  // matrix_grad may be null
 };
 
 // What the sources' own backward passes and the edges' weights need: sums over all pixels, per channel.
 struct SumsOfGradient {
-  std::vector<double> dots, total;  // of grad_sum * inputs[k], [k][in], and of grad_sum, [in]
+  std::vector<double> dots, total;  // of sum_grad * inputs[k], [k][in], and of sum_grad, [in]
 };
 
 template <class T> class NodeBackward {
@@ -159,8 +190,8 @@ template <class T> class NodeBackward {
         (in_blocks * ((s.height + 2 * d) * (s.width + 2 * d) + pixels) + out_blocks * pixels * step);
     group = std::max<int64_t>(GROUP_BYTES / image_bytes, 1);
     group = std::min(ceil_div(group, threads) * threads, s.batch);
-    // A tile's sources and their gradients, about.
-    const int64_t pixel_bytes = LANES * in_blocks * (2 * count * sizeof(T) + 2 * sizeof(E));
+    // A tile's sources and the gradient of their sum, about.
+    const int64_t pixel_bytes = LANES * in_blocks * ((count + 1) * sizeof(T) + 2 * sizeof(E));
     const int64_t tile = std::max<int64_t>(TILE_BYTES / pixel_bytes, FEWEST_PIXELS);
     tile_rows = std::clamp<int64_t>(tile / s.width, 1, s.height);
     tile_images = 1;
@@ -186,12 +217,11 @@ template <class T> class NodeBackward {
       for (int64_t begin = 0; begin < s.batch; begin += group) {
         const int64_t images = std::min(group, s.batch - begin);
         compute_sums(begin, images, sums.data);
-        compute_inner(begin, images, inner.data);
+        compute_inner(begin, images, inner.data, of.matrix_grad ? inner_pairs.data : nullptr);
 #pragma omp barrier
         if (of.matrix_grad) {
           if (stride == 1) compute_hidden<1>(images, sums.data, hidden.data);
           else compute_hidden<2>(images, sums.data, hidden.data);
-          if (step > 1) pair_up(images, inner.data, inner_pairs.data);
 #pragma omp barrier
           add_matrix_gradient(images, step > 1 ? inner_pairs.data : inner.data, hidden.data, begin == 0, matrix_grad.data);
         }
@@ -238,57 +268,37 @@ template <class T> class NodeBackward {
     }
   }
 
-  void compute_sums(int64_t begin, int64_t images, E* sums) {
-    const Sum<T>& sum_of = of.sum_of;
-    const int64_t lanes = padded(in_channels);
+  NEVER_INLINED void compute_sums(int64_t begin, int64_t images, E* sums) {
 #pragma omp for schedule(static) nowait
     for (int64_t task = 0; task < images * s.height; task++) {
       const int64_t image = task / s.height, y = task % s.height;
-      const int64_t offset = ((begin + image) * s.height + y) * s.width * in_channels;
       E* const start = sums + image * sum_image() + (y + d) * sum_row() + d * LANES;
-      // In the order of memory: this is as fast as the data come.
-      with_constant<5>(count, [&](auto constant) INLINED {
-        constexpr int K = decltype(constant)::value;
-        const int64_t k_end = K < 5 ? K : count;
-        for (int64_t x = 0; x < s.width; x++) {
-          E* to = start + x * LANES;
-          auto sum = [&](int64_t c, int64_t n) INLINED {
-            Vec value = load_all(sum_of.bias.data + c);
-            for (int64_t k = 0; k < k_end; k++)
-              value += load_all(sum_of.weights.data + k * lanes + c) * load(sum_of.inputs[k] + offset + x * in_channels + c, n);
-            store_all(to, relu(value));
-            to += row;
-          };
-          int64_t c = 0;
-          for (; c + LANES <= in_channels; c += LANES) sum(c, LANES);
-          if (c < in_channels) sum(c, in_channels - c);
-        }
-      });
+      over_sum<1>(of.sum_of, ((begin + image) * s.height + y) * s.width, s.width, in_channels,
+                  [&](int64_t x, int64_t block, const Vec (&value)[1]) INLINED {
+                    store_all(start + block * row + x * LANES, relu(value[0]));
+                  });
     }
   }
 
-  void compute_inner(int64_t begin, int64_t images, E* inner) {
+  // The gradient before BN, pixel by pixel and, for the gradient of the matrix, in pairs of pixels.
+  NEVER_INLINED void compute_inner(int64_t begin, int64_t images, E* inner, E* pairs) {
+    const int64_t real = out_height * out_width, next = group * pixels * LANES;
+    const int64_t some = 128, parts = ceil_div(real, some);
 #pragma omp for schedule(static) nowait
-    for (int64_t task = 0; task < images * out_height; task++) {
-      const int64_t image = task / out_height, y = task % out_height;
-      const int64_t offset = ((begin + image) * out_height + y) * out_width * out_channels, next = group * pixels * LANES;
-      E* const start = inner + (image * pixels + y * out_width) * LANES;
-      auto all_pixels = [&](auto of_constants) INLINED {
-        for (int64_t x = 0; x < out_width; x++) {
-          const T *grad = of.grad + offset + x * out_channels, *out = of.out + offset + x * out_channels;
-          E* to = start + x * LANES;
-          auto affine = [&](int64_t c, int64_t n) INLINED {
-            Vec value = load(of.scale + c, n) * load(grad + c, n);
-            if (!decltype(of_constants)::value) value += load(of.slope + c, n) * load(out + c, n) + load(of.shift + c, n);
-            store_all(to, value);
-            to += next;
-          };
-          int64_t c = 0;
-          for (; c + LANES <= out_channels; c += LANES) affine(c, LANES);
-          if (c < out_channels) affine(c, out_channels - c);
-        }
-      };
-      if (of.out == nullptr) all_pixels(std::true_type()); else all_pixels(std::false_type());
+    for (int64_t task = 0; task < images * parts; task++) {
+      const int64_t image = task / parts, first = task % parts * some, size = std::min(some, real - first);
+      const int64_t start = (image * pixels + first) * LANES, pixel = (begin + image) * real + first;
+      const int64_t whole = size / step * step;
+      over_sum<step>(of.inner, pixel, whole, out_channels, [&](int64_t x, int64_t block, const Vec (&value)[step]) INLINED {
+        const int64_t at = start + block * next + x * LANES;
+        store_plain(inner + at, value);
+        if (step > 1 && pairs) store_step(pairs + at, value[0], value[step - 1]);
+      });
+      over_sum<1>(of.inner, pixel + whole, size - whole, out_channels, [&](int64_t, int64_t block, const Vec (&value)[1]) INLINED {
+        const int64_t at = start + block * next + whole * LANES;  // the last one of an odd number
+        store_all(inner + at, value[0]);
+        if (step > 1 && pairs) store_step(pairs + at, value[0], zeros());
+      });
     }
   }
 
@@ -296,7 +306,7 @@ template <class T> class NodeBackward {
   template <int S> void compute_hidden(int64_t images, const E* sums, E* hidden) {
     // Some rows at a time, which end with whole pairs and stay in the first cache.
     const int64_t rows = std::max<int64_t>(128 / out_width, 1) * step, parts = ceil_div(out_height, rows);
-    Scratch<E> plain(step > 1 ? (rows * out_width + step) * LANES : 0);
+    Scratch<float> plain(step > 1 ? (rows * out_width + step) * LANES : 0);
 #pragma omp for schedule(static) nowait
     for (int64_t task = 0; task < images * parts; task++) {
       const int64_t image = task / parts, begin = task % parts * rows, end = std::min(begin + rows, out_height);
@@ -308,27 +318,18 @@ template <class T> class NodeBackward {
         for (int64_t y = begin; y < end; y++) {
           const E* from[3];
           for (int ky = 0; ky < 3; ky++) from[ky] = image_sums + (y * S + ky * d) * sum_row();
-          E* row_to = (step > 1 ? plain.data : to) + (y - begin) * out_width * LANES;
-          convolve_row<S>(from, d, w, out_width,
-                          [&](int64_t x, Vec value) INLINED { store_all(row_to + x * LANES, value); });
+          const int64_t start = (y - begin) * out_width * LANES;
+          convolve_row<S>(from, d, w, out_width, [&](int64_t x, Vec value) INLINED {
+            if constexpr (step > 1) store_all(plain.data + start + x * LANES, value);
+            else store_all(to + start + x * LANES, value);
+          });
         }
         if constexpr (step > 1) {
           const int64_t size = (end - begin) * out_width;
           if (size % step) clear(plain.data + size * LANES, LANES);
           for (int64_t x = 0; x < size; x += step)
-            interleave(plain.data + x * LANES, plain.data + (x + 1) * LANES, to + x * LANES);
+            store_step(to + x * LANES, load_all(plain.data + x * LANES), load_all(plain.data + (x + 1) * LANES));
         }
-      }
-    }
-  }
-
-  void pair_up(int64_t images, const E* plain, E* pairs) {
-    if constexpr (step > 1) {
-#pragma omp for schedule(static) nowait
-      for (int64_t task = 0; task < out_blocks * images; task++) {
-        const int64_t start = (task / images * group + task % images) * pixels * LANES;
-        for (int64_t at = start; at < start + pixels * LANES; at += step * LANES)
-          interleave(plain + at, plain + at + LANES, pairs + at);
       }
     }
   }
@@ -401,20 +402,18 @@ template <class T> class NodeBackward {
     }
   };
 
-  // Brings a tile's sources and their gradients into the second cache, some lines at a time.
+  // Brings a tile's sources into the second cache, some lines at a time.
   struct Fetch {
     const NodeGradient<T>& of;
     const int64_t start, bytes;  // in elements and bytes, from the beginning of each tensor
     int64_t done = 0, at_once = 0;
-    Fetch(const NodeGradient<T>& of, int64_t start, int64_t bytes) : of(of), start(start), bytes(bytes) {}
+    Fetch(const NodeGradient<T>& of, int64_t start, int64_t bytes) : of(of), start(start), bytes(of.dots ? bytes : 0) {}
     void spread_over(int64_t times) { at_once = ceil_div(ceil_div(bytes, 64), times) * 64; }
     ALWAYS void some() {
       const int64_t end = std::min(done + at_once, bytes);
       for (int64_t k = 0; k < of.sum_of.count; k++)
-        for (int64_t at = done; at < end; at += 64) {
+        for (int64_t at = done; at < end; at += 64)
           __builtin_prefetch(reinterpret_cast<const char*>(of.sum_of.inputs[k] + start) + at, 0, 2);
-          if (of.edge_grads[k]) __builtin_prefetch(reinterpret_cast<const char*>(of.edge_grads[k] + start) + at, 1, 2);
-        }
       done = end;
     }
   };
@@ -432,7 +431,7 @@ template <class T> class NodeBackward {
       int64_t r0 = std::max<int64_t>(ceil_div(std::max<int64_t>(y0 - d, 0), stride), 0);
       const int64_t r1 = std::min((y1 - 1 + d) / stride + 1, out_height);
       const int64_t new_r0 = image_before == i0 ? std::max(rows_before, r0) : r0;
-      // What the edges of this tile read comes from afar while the product keeps the processor busy.
+      // What the dots of this tile read comes from afar while the product keeps the processor busy.
       Fetch fetch(of, ((begin + i0) * s.height + y0) * s.width * in_channels,
                   (whole ? (i1 - i0) * s.height : y1 - y0) * s.width * in_channels * int64_t(sizeof(T)));
       multiply_tile(i0, i1, new_r0, r1, packed, inner, tile, fetch);
@@ -451,7 +450,7 @@ template <class T> class NodeBackward {
             }
           }
           const int64_t first_pixel = ((begin + image) * s.height + y) * s.width, size = (end - y) * s.width;
-          for (int64_t k = 0; k < count; k++) source_gradient(k, first_pixel, size, tile);
+          leave_gradient(first_pixel, size, tile);
         }
       tile.flush();
     }
@@ -468,7 +467,7 @@ template <class T> class NodeBackward {
   }
 
   // Rows r0 to r1 of the gradient of hidden, of images i0 to i1: inner times the matrix.
-  void multiply_tile(int64_t i0, int64_t i1, int64_t r0, int64_t r1, const E* packed, const E* inner, Tile& tile,
+  NEVER_INLINED void multiply_tile(int64_t i0, int64_t i1, int64_t r0, int64_t r1, const E* packed, const E* inner, Tile& tile,
                      Fetch& fetch) {
     if (r0 >= r1) return;
     const int64_t first = i0 * pixels + r0 * out_width;
@@ -602,29 +601,37 @@ template <class T> class NodeBackward {
     store_all(tile.total_now.data + c, total);
   }
 
-  // What source k gets of it, and its dots: in the order of memory.
-  NEVER_INLINED void source_gradient(int64_t k, int64_t first_pixel, int64_t size, Tile& tile) {
-    const T* const input = of.sum_of.inputs[k] + first_pixel * in_channels;
-    T* const to = of.edge_grads[k] == nullptr ? nullptr : of.edge_grads[k] + first_pixel * in_channels;
-    float* const dots = tile.dot_now.data + k * padded(in_channels);
-    const Vec weight = zeros() + of.edge_weights[k];
-    const int64_t next = some_rows * s.width * LANES;  // from block to block
-    auto pass = [&](auto write, auto add) INLINED {
+  // Writes it, and takes its dots with the sources: in the order of memory.
+  NEVER_INLINED void leave_gradient(int64_t first_pixel, int64_t size, Tile& tile) {
+    const int64_t first = first_pixel * in_channels, lanes = padded(in_channels), next = some_rows * s.width * LANES;
+    T* const to = of.sum_grad + (of.sum_grad ? first : 0);
+    const int64_t dots = of.dots ? count : 0;
+    with_constant<6>(dots + 1, [&](auto constant) INLINED {
+      constexpr int K = decltype(constant)::value - 1;
+      const int64_t k_end = K < 5 ? K : dots;
       auto pixels_at_once = [&](auto constant, int64_t x) INLINED {
         constexpr int U = decltype(constant)::value;
         for (; x + U <= size; x += U) {
           const float* g = tile.grad_of_sum.data + x * LANES;
           auto block = [&](int64_t c, int64_t n) INLINED {
-            Vec dot = load_all(dots + c);
+            const int64_t at = x * in_channels + c;
+            Vec value[U];
 #pragma GCC unroll 4
-            for (int u = 0; u < U; u++) {
-              const Vec value = load_all(g + u * LANES);
-              const int64_t at = (x + u) * in_channels + c;
-              dot += value * load(input + at, n);
-              if (decltype(write)::value)
-                store(to + at, decltype(add)::value ? load(to + at, n) + weight * value : weight * value, n);
+            for (int u = 0; u < U; u++) value[u] = load_all(g + u * LANES);
+            for (int64_t k = 0; k < k_end; k++) {
+              float* const dot_at = tile.dot_now.data + k * lanes + c;
+              const T* const input = of.sum_of.inputs[k] + first + at;
+              Vec dot = load_all(dot_at);
+#pragma GCC unroll 4
+              for (int u = 0; u < U; u++) dot += value[u] * load(input + u * in_channels, n);
+              store_all(dot_at, dot);
             }
-            store_all(dots + c, dot);
+            if (of.sum_grad)
+#pragma GCC unroll 4
+              for (int u = 0; u < U; u++) {
+                T* const pixel = to + at + u * in_channels;
+                store(pixel, of.add ? value[u] + load(pixel, n) : value[u], n);
+              }
             g += next;
           };
           int64_t c = 0;
@@ -635,10 +642,7 @@ template <class T> class NodeBackward {
       };
       const int64_t x = pixels_at_once(std::integral_constant<int, 4>(), 0);
       pixels_at_once(std::integral_constant<int, 1>(), x);
-    };
-    if (to == nullptr) pass(std::false_type(), std::false_type());
-    else if (of.first[k]) pass(std::true_type(), std::false_type());
-    else pass(std::true_type(), std::true_type());
+    });
   }
 
   // Row y of the gradient of a convolution with stride, to row_grad from pixel d on.

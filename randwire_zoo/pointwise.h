@@ -66,9 +66,16 @@ template <int SIZE> ALWAYS void transpose(Vec (&rows)[LANES]) {
 // Stores what was row i of an operand's matrix: alone, or as a pair with the next one.
 ALWAYS void store_step(float* to, Vec row, Vec) { store_all(to, row); }
 ALWAYS void store_step(bfloat16* to, Vec row, Vec next) {
+#ifdef __AVX512BF16__
+  const __m512i both = narrow_two(row, next);
+  _mm512_storeu_si512(to, _mm512_permutexvar_epi16(_mm512_set_epi16(
+      31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16,
+      0), both));
+#else
   const UIntVec low = __builtin_convertvector(narrow(row), UIntVec);
   const UIntVec high = __builtin_convertvector(narrow(next), UIntVec);
   store_all(reinterpret_cast<float*>(to), reinterpret_cast<Vec>(low | high << 16));
+#endif
 }
 
 // LANES steps of n elements of an operand's row: elements, or pairs of neighbours in 32 bits each.

@@ -35,6 +35,9 @@ ALWAYS Vec load_all(const bfloat16* p) { return widen(*reinterpret_cast<const Un
 ALWAYS void store_all(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
 #ifdef __AVX512BF16__
 ALWAYS HalfVec narrow(Vec v) { return reinterpret_cast<HalfVec>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(v))); }
+ALWAYS __m512i narrow_two(Vec low, Vec high) {
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(high), reinterpret_cast<__m512>(low)));
+}
 #else
 ALWAYS HalfVec narrow(Vec v) {  // to nearest, ties to even; NaN stays NaN
   UIntVec u = reinterpret_cast<UIntVec>(v);
