@@ -114,6 +114,11 @@ def staged(staged_once: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(staged_once, tmp_path / 'staged'))
 
 
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Copies: older safetensors give views of the file, which must not be written over while they live."""
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
+
+
 def stage(checkpoint: Path, *options: object) -> int:
     return main(['hub', 'stage', str(checkpoint), *STAGE, '--workers', '0', '--device', 'cpu', *map(str, options)])
 
@@ -322,7 +327,7 @@ def test_a_run_that_went_on_past_its_epochs_and_endless_digits_are_told_as_they_
     assert '| 2 of 2 |' in (tmp_path / 'out' / 'README.md').read_text()
     path = tmp_path / 'out' / 'model.safetensors'
     metadata = {**read_metadata(path), 'metrics': json.dumps({'top1': 295 / 3, 'loss': 1 / 3})}
-    save_file(load_file(path), path, metadata)
+    save_file(read_tensors(path), path, metadata)
     card = render_card(tmp_path / 'out')
     assert '| 98.33 | 0.3333 |' in card and '333333' not in card
 
@@ -410,7 +415,7 @@ def test_the_probe_is_the_same_whoever_writes_it_and_shows_every_channel(tmp_pat
         torch.nn.init.normal_(model.fc.weight)
         write_probe(model, network, path)
         check_probe(model, network, path)
-        stored = load_file(path)
+        stored = read_tensors(path)
         assert stored['pictures'].shape == (2, 72, 96, channels) and stored['logits'].shape == (2, 3)
         with pytest.raises(ValueError, match='computes other logits'):
             check_probe(model, replace(network, mean=(0.25,) * (channels - 1) + (0.3,)), path)
@@ -434,7 +439,7 @@ def test_the_probe_is_the_same_whoever_writes_it_and_shows_every_channel(tmp_pat
     # By hand, the images of two channels: no picture file has so many.
     model = few.create_model()
     write_probe(model, few, path)
-    stored = load_file(path)
+    stored = read_tensors(path)
     std = torch.tensor([0.5, 0.6])
     images = torch.nn.functional.interpolate(
         ((stored['pictures'] / 255 - 0.25) / std).permute(0, 3, 1, 2), (32, 40), mode='bilinear')
@@ -521,7 +526,7 @@ def _edit(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path],
         from randwire_zoo.weights_io import _tensors_sha256
 
         path = folder / 'model.safetensors'
-        metadata, state = read_metadata(path), load_file(path)
+        metadata, state = read_metadata(path), read_tensors(path)
         change(state)
         save_file(state, path, {**metadata, 'tensors_sha256': _tensors_sha256(state)})
     return edit

@@ -63,7 +63,8 @@ class Snippet:
     @property
     def commands(self) -> list[str]:
         """The command lines, without what they print."""
-        lines = self.text.replace('\\\n', ' ').splitlines()
+        text = re.sub(r"\$\((?:'[^']*'|[^)'])*\)", '', self.text)  # what another command prints, over lines too
+        lines = text.replace('\\\n', ' ').splitlines()
         if self.language == 'console':
             return [line[2:] for line in lines if line.startswith('$ ')]
         return [line for line in lines if line.strip() and not line.startswith('#')]
@@ -173,7 +174,7 @@ def test_what_is_not_run_is_parsed(page: str) -> None:
 
 def parse(command: str, place: str) -> None:
     """Flags are known to the program's own parser or train.py; recipes, studies, configs, make's targets are there."""
-    words = shlex.split(re.sub(r'\$\(.*\)', '', command), comments=True)
+    words = shlex.split(command, comments=True)
     while words and re.match(r'\w+=', words[0]):
         words.pop(0)
     if not words:  # an assignment alone
