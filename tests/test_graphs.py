@@ -236,7 +236,13 @@ def test_ws_flex_takes_any_degree_and_joins_ws_where_that_is_even() -> None:
     assert WattsStrogatzFlex(4, 0).sample(12, random.Random(1)) == WattsStrogatz(4, 0).sample(12, random.Random(1))
     model = parse_graph_model('ws_flex(3.5, 0.4)')
     assert model == WattsStrogatzFlex(3.5, 0.4) and parse_graph_model(str(model)) == model
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=r'ws_flex\(2,1\) gave no connected'):
+    for k, p, message in (('3', 0.5, "number K of at least 2, got K='3'"), (True, 0.5, 'got K=True'),
+                          (1.9, 0.5, 'got K=1.9'), (float('nan'), 0.5, 'got K=nan'),
+                          (3.5, 1.5, '^WS-flex.K, P. .*1.5')):
+        with pytest.raises(ValueError, match=message):
+            WattsStrogatzFlex(k, p)  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(
+            ValueError, match=r'ws_flex\(2,1\) gave no connected graph on 8 nodes in 100 tries'):
         patch.setattr(networkx, 'is_connected', lambda graph: False)
         WattsStrogatzFlex(2, 1).sample(8, random.Random(1))
 
@@ -300,7 +306,8 @@ def test_a_network_of_other_graphs_than_recorded_is_refused_with_both_hashes() -
         check_graphs(graphs[::-1], recorded, 'pico.json')
 
 
-@pytest.mark.parametrize('value', [ErdosRenyi(0.2), BarabasiAlbert(5), WattsStrogatz(4, 0.75), Graph(1, ())], ids=str)
+@pytest.mark.parametrize('value', [
+    ErdosRenyi(0.2), BarabasiAlbert(5), WattsStrogatz(4, 0.75), WattsStrogatzFlex(3.5, 0.75), Graph(1, ())], ids=str)
 def test_a_graph_and_a_model_are_values_that_nothing_changes(value: object) -> None:
     for name in vars(value):
         with pytest.raises(dataclasses.FrozenInstanceError):
@@ -415,6 +422,10 @@ def test_arguments_out_of_range_are_refused_by_name(make: object, named: str) ->
 def test_a_graph_is_one_line_that_makes_it_or_tells_it_from_others() -> None:
     small = Graph(4, ((0, 1), (1, 2), (0, 3)))
     assert eval(repr(small)) == small
+    ten, eleven = (Graph(count + 1, tuple((i, i + 1) for i in range(count))) for count in (10, 11))
+    assert eval(repr(ten)) == ten
+    assert repr(eleven) == f'<Graph: N = 12, 11 edges, 1 inputs, 1 outputs, sha256 {eleven.sha256[:8]}>'
+    assert '<svg' in small._repr_svg_() != ten._repr_svg_()
     first, second = sample_graphs(WattsStrogatz(4, 0.75), (32, 32), seed=1)
     assert repr(first) != repr(second)
     for graph in (first, second):
