@@ -17,12 +17,15 @@ from typing import Protocol
 
 import numpy as np
 import pytest
+import timm
 import upstream
 import yaml
 from PIL import Image
+from timm.models import save_for_hf
 
 import randwire_zoo.configs
 from randwire_zoo.evaluation import evaluate_checkpoint
+from randwire_zoo.recipes import load_recipe
 from randwire_zoo.training import train
 
 RECIPE = Path(randwire_zoo.configs.__file__).parent / 'digits' / 'randwire_ws_pico.yaml'
@@ -156,6 +159,24 @@ def test_a_run_of_train_py_is_evaluated_and_resumed_by_this_package(trained: Pat
     assert resumed.folder == folder and [row['epoch'] for row in resumed.history] == list(range(18))
     assert [float(row['eval_loss']) for row in summary(trained)] == [row['eval_loss'] for row in resumed.history[:16]]
     assert resumed.last['train_loss'] < 2 * row['train_loss'], 'the optimiser goes on where it was'
+
+
+def test_train_py_distils_by_the_same_recipe_with_growing_images_and_this_package_goes_on_with_both(
+        run_script: RunScript, images: Path, tmp_path: Path) -> None:
+    save_for_hf(timm.create_model('test_efficientnet', num_classes=4), str(tmp_path / 'teacher'),
+                safe_serialization=True)
+    recipe = Path(__file__).parents[1] / 'configs' / 'tin200' / 'randwire_ws_small_s1.yaml'
+    output = run_script(
+        'train.py', '-c', recipe, '--data-dir', images, '--model', 'randwire_ws_pico', '--num-classes', '4',
+        '--epochs', '3', '--warmup-epochs', '0', '-b', '8', '--device', 'cpu', '--workers', '0', '--kd-model-name',
+        f'local-dir:{tmp_path / "teacher"}', '--output', tmp_path, '--experiment', 'run', cwd=tmp_path)
+    assert 'resolutions [64, 96, 128]' in output and "KD teacher model: 'local-dir:" in output
+    settings = load_recipe(tmp_path / 'run' / 'args.yaml')
+    assert settings['kd_temperature'] == 2.0 and settings['train_size_schedule'] == 'progressive'
+    resumed = train(resume=str(tmp_path / 'run' / 'last.pth.tar'), epochs=4, progress=False)
+    assert [row['epoch'] for row in resumed.history] == list(range(4))
+    with pytest.raises(ValueError, match='cannot create the teacher'):
+        train(resume=str(tmp_path / 'run' / 'last.pth.tar'), epochs=5, kd_model_name='local-dir:none', progress=False)
 
 
 def test_inference_py_predicts_what_validate_py_counted(
