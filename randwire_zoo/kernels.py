@@ -209,16 +209,18 @@ def stage(operands: Operands, settings: Settings,
     pictures = [picture() for _ in range(max(slots) + 1)]
     nodes = [pictures[slot] for slot in slots]
     out = nodes[settings.outputs[0]] if alone else picture()
-    depthwise, pointwise = ([t.contiguous() for t in tensors] for tensors in (operands.depthwise, operands.pointwise))
+    depthwise = [kernel.contiguous() for kernel in operands.depthwise]
+    pointwise = [] if packed else [matrix.contiguous() for matrix in operands.pointwise]
     biases = [bias.contiguous() for bias in operands.biases]
     of_nodes = [None if tensor is None else tensor.contiguous() for tensor in (
         operands.norm_weight, operands.norm_bias, operands.mean, operands.variance)]
     edge_weights = operands.edge_weights.contiguous()
     arguments = _arguments(operands, settings, x, edge_weights, nodes, of_nodes[:2], [mean, variance])
     arguments.depthwise, arguments.wide_depthwise = _addresses(depthwise), _wide(depthwise)
-    arguments.pointwise, arguments.wide_pointwise = _addresses(pointwise), _wide(pointwise)
     if packed:
         arguments.packed = _addresses(packed)
+    else:
+        arguments.pointwise, arguments.wide_pointwise = _addresses(pointwise), _wide(pointwise)
     if biases:
         arguments.biases = _addresses(biases)
     arguments.given_mean, arguments.given_variance = map(_address, of_nodes[2:])
@@ -228,7 +230,7 @@ def stage(operands: Operands, settings: Settings,
 
 
 def _addresses(tensors: Sequence[Optional[Tensor]]) -> Any:
-    return _array(ctypes.c_void_p, len(tensors))(*map(_address, tensors))
+    return _array(ctypes.c_void_p, len(tensors))(*[None if t is None else t.data_ptr() for t in tensors])
 
 
 def _address(tensor: Optional[Tensor]) -> Optional[int]:

@@ -125,10 +125,12 @@ def _read(node: Optional[SeparableNode], x: Tensor) -> Optional[_Node]:
             norm is not None and _is_watched(vars(norm))):
         return None
     size, stride, padding, dilation, groups, in_channels, channels, padding_mode = _CONV(of_depthwise)
+    # What an attribute of a convolution without hooks is, found several times as fast: this is done in every step.
+    kernel, matrix = of_depthwise['_parameters'], of_pointwise['_parameters']
     if (size != (3, 3) or padding != dilation or padding_mode != 'zeros' or not groups == in_channels == channels
-            or _POINTWISE(of_pointwise) != ((1, 1), (1, 1), (0, 0), 1) or depthwise.bias is not None):
+            or _POINTWISE(of_pointwise) != ((1, 1), (1, 1), (0, 0), 1) or kernel.get('bias') is not None):
         return None
-    read = _Node(depthwise.weight, pointwise.weight, pointwise.bias, norm, edge_weight, stride, dilation)
+    read = _Node(kernel.get('weight'), matrix.get('weight'), matrix.get('bias'), norm, edge_weight, stride, dilation)
     if (read.bias is None) == (norm is None):
         return None
     tensors = [read.depthwise, read.pointwise]
@@ -188,7 +190,8 @@ def _deployed_operands(nodes: list[_Node], x: Tensor) -> Operands:
         [weight for node in nodes for weight in node.edge_weight], dtype=torch.float32, device='cpu')
     return Operands(
         x, weights, None, None, None, None, [node.depthwise for node in nodes], [node.pointwise for node in nodes],
-        [node.bias.to(x.dtype) for node in nodes if node.bias is not None])
+        [node.bias if node.bias.dtype == x.dtype else node.bias.to(x.dtype)
+         for node in nodes if node.bias is not None])
 
 
 def _operands(nodes: list[_Node], x: Tensor, of_batch: list[bool], kept_edges: Optional[Tensor]) -> Operands:
