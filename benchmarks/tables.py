@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from tabulate import tabulate
 
 __all__ = [
-    'Table', 'best_run', 'compile_table', 'convolutions_table', 'copy_rate', 'evaluation_memory_table', 'floors_table',
-    'format_table', 'import_table', 'latency_table', 'library_seconds', 'machine_line', 'peak_rate', 'quickstart_table',
-    'run_name', 'scaling_table', 'speed_ratio', 'speed_table', 'trained_table', 'training_memory_table',
-    'versions_table',
+    'Table', 'accuracy_differences', 'accuracy_table', 'best_run', 'compile_table', 'convolutions_table', 'copy_rate',
+    'evaluation_memory_table', 'floors_table', 'format_table', 'import_table', 'latency_table', 'library_seconds',
+    'machine_line', 'peak_rate', 'quickstart_table', 'run_name', 'scaling_table', 'speed_ratio', 'speed_table',
+    'trained_table', 'training_memory_table', 'versions_table',
 ]
 
 Record = dict[str, Any]
@@ -236,6 +236,21 @@ def trained_table(rows: Sequence[Record]) -> Table:
                           for size in sizes)])
     return Table(['weights', 'epochs', 'trained for, px', 'top-1 before rounding (%)',
                   *(f'at {size} px' for size in sizes)], lines)
+
+
+def accuracy_differences(record: Record) -> list[float]:
+    """Of every seed, the points by which the native kernels' accuracy is above that of torch's."""
+    found = {(run['seed'], run['kernels']): run['top1'] for run in record['results']['runs']}
+    return [top1 - found[seed, 'torch'] for (seed, kernels), top1 in found.items() if kernels == 'native']
+
+
+def accuracy_table(record: Record) -> Table:
+    """Last accuracies by seed on both kernels."""
+    runs = record['results']['runs']
+    found = {(run['seed'], run['kernels']): f'{run["top1"]:.2f}' for run in runs}
+    seeds = sorted({run['seed'] for run in runs})
+    return Table([f'top-1 (%) after {record["results"]["epochs"]} epochs', *(f'seed {seed}' for seed in seeds)], [
+        [kernels, *(found.get((seed, kernels), '–') for seed in seeds)] for kernels in ('native', 'torch')])
 
 
 def versions_table(record: Record) -> Table:
