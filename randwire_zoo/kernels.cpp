@@ -43,7 +43,7 @@ namespace {
   }
 
 // How many threads the passes take; without OpenMP it stays one.
-extern "C" void use_threads(int64_t count) {
+extern "C" void use_threads([[maybe_unused]] int64_t count) {
 #ifdef _OPENMP
   omp_set_num_threads(static_cast<int>(count));
 #endif

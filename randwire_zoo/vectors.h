@@ -4,6 +4,10 @@
 // vectors and products of pairs of bf16 name those of AVX-512.
 #pragma once
 
+#ifdef __GNUC__
+#pragma GCC diagnostic ignored "-Wpsabi"  // how vectors are passed: no function that takes one is called from elsewhere
+#endif
+
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif

@@ -5,7 +5,6 @@ import copy
 import dataclasses
 import os
 import pickle
-import platform
 import shutil
 import subprocess
 import sys
@@ -210,21 +209,37 @@ def test_values_that_are_no_numbers_stay_so(dtype: torch.dtype) -> None:
         assert ours is None or torch.equal(ours.isnan(), theirs.isnan())
 
 
-@pytest.mark.parametrize('openmp', [True, False], ids=['OpenMP', 'one thread'])
-def test_the_same_built_otherwise(openmp: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without AVX-512; and without OpenMP, by LLVM's compiler where there is one."""
-    x86 = platform.machine() in ('x86_64', 'AMD64')
-    monkeypatch.setenv('CXX', 'clang++' if not openmp and shutil.which('clang++') else
-                       f'{COMPILER} -mno-avx512f' if openmp and x86 else COMPILER)
-    monkeypatch.setenv('RANDWIRE_ZOO_CACHE', str(tmp_path))
-    if not openmp:
+# What a processor must have for the levels of x86-64 (its flags in /proc/cpuinfo), and what the kernels then are.
+LEVELS = {'x86-64-v2': ({'sse4_2', 'ssse3'}, 'sse'), 'x86-64-v3': ({'avx2', 'fma', 'bmi2', 'f16c'}, 'avx2'),
+          'x86-64-v4': ({'avx512f', 'avx512bw', 'avx512vl', 'avx512dq', 'avx512cd'}, 'avx512')}
+FEW = [LEARNING[i] for i in (1, 3, 6, 11, 13)]  # strides, dilations, odd channels, several images in a tile, bands
+
+
+@pytest.mark.parametrize('variant', [*LEVELS, "LLVM's, one thread"])
+def test_every_variant_that_the_processor_has_computes_the_same(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Built for less than this processor, without a warning; and by LLVM's compiler, where there is one, with no OpenMP.
+    What is built for the processor itself is what all other tests run."""
+    flags, expected = LEVELS.get(variant, (set(), ''))
+    if flags:
+        cpuinfo = Path('/proc/cpuinfo')
+        found = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
+        if not flags <= found:
+            pytest.skip(f'this processor does not have {", ".join(sorted(flags - found))}')
+        monkeypatch.setattr(build, '_PROCESSOR', (f'-march={variant}',))
+    else:
+        monkeypatch.setenv('CXX', 'clang++' if shutil.which('clang++') else COMPILER)
         monkeypatch.setattr(build, '_OPENMP', ((),))
+        expected = kernels.instruction_set()
+    # Half the time of -O3 to build. They are kept with the others: their key has their flags.
+    monkeypatch.setattr(build, '_FLAGS', ('-O1', '-Wall', '-Wextra', '-Werror', *(
+        ('-Wno-unknown-pragmas',) if not flags else ()), *build._FLAGS[1:]))
     library = build.load_library()
     monkeypatch.setattr(kernels, '_library', lambda: library)
     for cached in (kernels._function, kernels._packed_bytes):
         cached.cache_clear()
     try:
-        for shape in LEARNING:
+        assert kernels.instruction_set() == expected
+        for shape in FEW:
             for dtype, tolerance in DTYPES:
                 test_a_stage_of_one_node_that_reads_the_input_and_one_that_reads_it_many_times(shape, dtype, tolerance)
             test_the_backward_pass_of_nodes_of_any_shape(shape, 1)
