@@ -1,10 +1,10 @@
 // The backward pass of a node: from the gradient behind its BN to those of its matrix, its kernel and its sources.
 //
-// Included by kernels.cpp, whose vectors and sums it uses. The batch is taken in groups of images that stay in the last
-// cache. For each group, in this order:
+// Included by kernels.cpp, whose vectors and sums it uses. The batch is taken in groups of images that stay in the
+// caches. For each group, in this order:
 //   1. the sums of the sources are computed again, and `inner`, the gradient before BN;
 //   2. `hidden`, the depthwise convolution of the sums, likewise;
-//   3. the gradient of the 1x1 convolution's matrix is inner^T hidden (`weight_gradient.h`'s only idea);
+//   3. the gradient of the 1x1 convolution's matrix is inner^T hidden;
 //   4. tile by tile, the gradient of hidden goes through the depthwise convolution and the ReLU while it is in the
 //      second cache.
 // What comes out is the gradient of the sum: one tensor, from which each source takes what it gets by its edge, when its
@@ -21,7 +21,8 @@ constexpr int TILE_VECTORS = 3, TILE_ROWS = 8;  // sums in registers: 24 of 32
 constexpr int TILE_VECTORS = 1, TILE_ROWS = 4;  // a vector is two registers: 8 of 16
 #endif
 
-constexpr int64_t GROUP_BYTES = 6 << 20;  // of images between the steps: part of the last cache
+constexpr int64_t GROUP_BYTES = 1 << 20;  // of images between the steps, for each thread: about its second cache
+constexpr int64_t AHEAD = 4096;           // bytes: a sum's inputs are fetched a page before the processor would on its own
 constexpr int64_t FEWEST_PIXELS = 96;     // of a tile: the matrix comes from the last cache once for all of them
 
 // Memory that is not set to anything.
@@ -84,7 +85,10 @@ ALWAYS void over_sum(const Sum<T>& sum_of, int64_t first, int64_t size, int64_t 
         for (int64_t k = 0; k < k_end; k++) {
           const Vec weight = load_all(sum_of.weights.data + k * lanes + c);
           const T* const from = sum_of.inputs[k] + (first + x) * channels + c;
-          for (int u = 0; u < U; u++) value[u] += weight * load(from + u * channels, n);
+          for (int u = 0; u < U; u++) {
+            __builtin_prefetch(reinterpret_cast<const char*>(from + u * channels) + AHEAD, 0, 2);
+            value[u] += weight * load(from + u * channels, n);
+          }
         }
         emit(x, c / LANES, value);
       };
@@ -173,6 +177,7 @@ template <class T> class NodeBackward {
   const int64_t row;     // elements of a row of sums of one block, padding included
   const int64_t count;
   int64_t group;         // images at a time
+  int64_t next;          // elements from block to block of them
   const int threads;
   // Tiles of the last step: some images, or some rows of one.
   int64_t tile_images, tile_rows, tile_slots;
@@ -185,11 +190,14 @@ template <class T> class NodeBackward {
         out_blocks(padded(out_channels) / LANES), d(s.dilation), out_height(s.out_height()), out_width(s.out_width()),
         pixels(ceil_div(out_height * out_width, step) * step), row((s.width + 2 * d) * LANES), count(of.sum_of.count),
         threads(max_threads()), kernel(pack_kernel(of.kernel, s.channels)) {
-    // A group's data, about: not too much for the last cache, and enough pixels for the gradient of the matrix.
+    // A group's data, about: not much more than the second caches hold.
     const int64_t image_bytes = sizeof(E) * LANES *
         (in_blocks * ((s.height + 2 * d) * (s.width + 2 * d) + pixels) + out_blocks * pixels * step);
-    group = std::max<int64_t>(GROUP_BYTES / image_bytes, 1);
+    group = std::max<int64_t>(threads * GROUP_BYTES / image_bytes, 1);
     group = std::min(ceil_div(group, threads) * threads, s.batch);
+    // A cache line more than the data: maps have powers of two of pixels, and blocks that lie a multiple of 4 KiB apart
+    // would all have the same few places in the first cache.
+    next = group * pixels * LANES + 64 / int64_t(sizeof(E));
     // A tile's sources and the gradient of their sum, about.
     const int64_t pixel_bytes = LANES * in_blocks * ((count + 1) * sizeof(T) + 2 * sizeof(E));
     const int64_t tile = std::max<int64_t>(TILE_BYTES / pixel_bytes, FEWEST_PIXELS);
@@ -203,8 +211,7 @@ template <class T> class NodeBackward {
 
   SumsOfGradient run() {
     Scratch<E> packed(padded(in_channels) * (out_channels + 1)), sums(group * sum_image());
-    Scratch<E> inner(out_blocks * group * pixels * LANES), hidden(in_blocks * group * pixels * LANES);
-    Scratch<E> inner_pairs(step > 1 ? inner_size() : 0);
+    Scratch<E> inner(out_blocks * next), hidden(in_blocks * next), inner_pairs(step > 1 ? out_blocks * next : 0);
     const int64_t grad_rows = padded(out_channels), lanes = padded(in_channels);
     Scratch<float> matrix_grad(of.matrix_grad ? grad_rows * lanes : 0);
     std::vector<std::vector<double>> kernels(threads), dots(threads), totals(threads);
@@ -244,7 +251,6 @@ template <class T> class NodeBackward {
  private:
   int64_t sum_row() const { return in_blocks * row; }  // of all blocks, one after the other
   int64_t sum_image() const { return (s.height + 2 * d) * sum_row(); }
-  int64_t inner_size() const { return out_blocks * group * pixels * LANES; }
 
   // The padding of sums, and what is added to an image for the sake of whole pairs: zeros for good.
   void clear_padding(E* sums, E* inner, E* hidden) {
@@ -263,8 +269,9 @@ template <class T> class NodeBackward {
     if (pixels == real) return;
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < (in_blocks + out_blocks) * group; i++) {
-      E* block = i < in_blocks * group ? hidden + i * pixels * LANES : inner + (i - in_blocks * group) * pixels * LANES;
-      clear(block + (pixels - step) * LANES, step * LANES);
+      const int64_t block = i / group, image = i % group;
+      E* at = (block < in_blocks ? hidden + block * next : inner + (block - in_blocks) * next) + image * pixels * LANES;
+      clear(at + (pixels - step) * LANES, step * LANES);
     }
   }
 
@@ -282,7 +289,7 @@ template <class T> class NodeBackward {
 
   // The gradient before BN, pixel by pixel and, for the gradient of the matrix, in pairs of pixels.
   NEVER_INLINED void compute_inner(int64_t begin, int64_t images, E* inner, E* pairs) {
-    const int64_t real = out_height * out_width, next = group * pixels * LANES;
+    const int64_t real = out_height * out_width;
     const int64_t some = 128, parts = ceil_div(real, some);
 #pragma omp for schedule(static) nowait
     for (int64_t task = 0; task < images * parts; task++) {
@@ -312,7 +319,7 @@ template <class T> class NodeBackward {
       const int64_t image = task / parts, begin = task % parts * rows, end = std::min(begin + rows, out_height);
       for (int64_t block = 0; block < in_blocks; block++) {
         const E* image_sums = sums + image * sum_image() + block * row;
-        E* to = hidden + ((block * group + image) * pixels + begin * out_width) * LANES;
+        E* to = hidden + block * next + (image * pixels + begin * out_width) * LANES;
         Vec w[9];
         for (int tap = 0; tap < 9; tap++) w[tap] = load_all(kernel.data + tap * padded(in_channels) + block * LANES);
         for (int64_t y = begin; y < end; y++) {
@@ -336,7 +343,7 @@ template <class T> class NodeBackward {
 
   // matrix_grad[padded out][padded in] (+)= inner^T hidden over the pixels of a group.
   void add_matrix_gradient(int64_t images, const E* inner, const E* hidden, bool first, float* matrix_grad) {
-    const int64_t lanes = padded(in_channels), next = group * pixels * LANES, depth = images * pixels / step;
+    const int64_t lanes = padded(in_channels), depth = images * pixels / step;
     const int64_t panels = ceil_div(in_blocks, TILE_VECTORS);
     const int64_t parts = std::clamp<int64_t>(ceil_div(4 * threads, panels), 1, out_blocks);
     constexpr int64_t near = 192;  // steps at a time: a panel's elements stay in the first caches
@@ -477,7 +484,7 @@ template <class T> class NodeBackward {
       const int64_t image = p / pixels, at = i1 - i0 > 1 ? p % pixels : p, r = r0 + at / out_width, x = at % out_width;
       tile.places[p] = static_cast<int32_t>((r < r1 ? slot(image, r) : tile_slots) * in_blocks * tile.in_slot + (d + x) * LANES);
     }
-    const int64_t panels = ceil_div(in_blocks, TILE_VECTORS), next = group * pixels * LANES;
+    const int64_t panels = ceil_div(in_blocks, TILE_VECTORS);
     fetch.spread_over(panels * ceil_div(size, TILE_ROWS));
     const int64_t depth = ceil_div(out_channels, step) * step, whole_blocks = depth / LANES, rest = depth % LANES;
     for (int64_t panel = 0; panel < panels; panel++) {
