@@ -409,18 +409,22 @@ template <class T> class NodeBackward {
     }
   };
 
-  // Brings a tile's sources into the second cache, some lines at a time.
+  // Brings a tile's sources, and where the gradient goes, into the second cache, some lines at a time.
   struct Fetch {
     const NodeGradient<T>& of;
     const int64_t start, bytes;  // in elements and bytes, from the beginning of each tensor
     int64_t done = 0, at_once = 0;
-    Fetch(const NodeGradient<T>& of, int64_t start, int64_t bytes) : of(of), start(start), bytes(of.dots ? bytes : 0) {}
+    Fetch(const NodeGradient<T>& of, int64_t start, int64_t bytes) : of(of), start(start), bytes(bytes) {}
     void spread_over(int64_t times) { at_once = ceil_div(ceil_div(bytes, 64), times) * 64; }
     ALWAYS void some() {
       const int64_t end = std::min(done + at_once, bytes);
-      for (int64_t k = 0; k < of.sum_of.count; k++)
+      if (of.dots)
+        for (int64_t k = 0; k < of.sum_of.count; k++)
+          for (int64_t at = done; at < end; at += 64)
+            __builtin_prefetch(reinterpret_cast<const char*>(of.sum_of.inputs[k] + start) + at, 0, 2);
+      if (of.sum_grad)
         for (int64_t at = done; at < end; at += 64)
-          __builtin_prefetch(reinterpret_cast<const char*>(of.sum_of.inputs[k] + start) + at, 0, 2);
+          __builtin_prefetch(reinterpret_cast<const char*>(of.sum_grad + start) + at, 1, 2);
       done = end;
     }
   };
@@ -611,11 +615,15 @@ template <class T> class NodeBackward {
   // Writes it, and takes its dots with the sources: in the order of memory.
   NEVER_INLINED void leave_gradient(int64_t first_pixel, int64_t size, Tile& tile) {
     const int64_t first = first_pixel * in_channels, lanes = padded(in_channels), next = some_rows * s.width * LANES;
-    T* const to = of.sum_grad + (of.sum_grad ? first : 0);
+    T* const to = of.sum_grad ? of.sum_grad + first : nullptr;
     const int64_t dots = of.dots ? count : 0;
     with_constant<6>(dots + 1, [&](auto constant) INLINED {
-      constexpr int K = decltype(constant)::value - 1;
-      const int64_t k_end = K < 5 ? K : dots;
+      constexpr int K = decltype(constant)::value - 1, MOST = 5;  // sources; those above are a loop
+      const T* inputs[K + 1];  // which nothing that is written to can change
+#pragma GCC unroll 5
+      for (int k = 0; k < K; k++) inputs[k] = of.sum_of.inputs[k] + first;
+      float* const dots_at = tile.dot_now.data;
+      const bool add = of.add;
       auto pixels_at_once = [&](auto constant, int64_t x) INLINED {
         constexpr int U = decltype(constant)::value;
         for (; x + U <= size; x += U) {
@@ -625,19 +633,22 @@ template <class T> class NodeBackward {
             Vec value[U];
 #pragma GCC unroll 4
             for (int u = 0; u < U; u++) value[u] = load_all(g + u * LANES);
-            for (int64_t k = 0; k < k_end; k++) {
-              float* const dot_at = tile.dot_now.data + k * lanes + c;
-              const T* const input = of.sum_of.inputs[k] + first + at;
+            auto take_dot = [&](int64_t k, const T* input) INLINED {
+              float* const dot_at = dots_at + k * lanes + c;
               Vec dot = load_all(dot_at);
 #pragma GCC unroll 4
-              for (int u = 0; u < U; u++) dot += value[u] * load(input + u * in_channels, n);
+              for (int u = 0; u < U; u++) dot += value[u] * load(input + at + u * in_channels, n);
               store_all(dot_at, dot);
-            }
-            if (of.sum_grad)
+            };
+#pragma GCC unroll 5
+            for (int k = 0; k < K; k++) take_dot(k, inputs[k]);
+            if constexpr (K == MOST)
+              for (int64_t k = K; k < dots; k++) take_dot(k, of.sum_of.inputs[k] + first);
+            if (to)
 #pragma GCC unroll 4
               for (int u = 0; u < U; u++) {
                 T* const pixel = to + at + u * in_channels;
-                store(pixel, of.add ? value[u] + load(pixel, n) : value[u], n);
+                store(pixel, add ? value[u] + load(pixel, n) : value[u], n);
               }
             g += next;
           };
