@@ -64,6 +64,8 @@ void sum_row(const Sum<T>& sum_of, int64_t offset, int64_t width, int64_t channe
     case 2: return run(std::integral_constant<int, 2>());
     case 3: return run(std::integral_constant<int, 3>());
     case 4: return run(std::integral_constant<int, 4>());
+    case 5: return run(std::integral_constant<int, 5>());
+    case 6: return run(std::integral_constant<int, 6>());
     default: return run(std::integral_constant<int, 0>());
   }
 }

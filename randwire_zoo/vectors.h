@@ -100,7 +100,14 @@ ALWAYS void convert(bfloat16 x, float* to) {
 template <class T> ALWAYS Vec load(const T* p, int64_t n) { return n == LANES ? load_all(p) : load_some(p, n); }
 template <class T> ALWAYS void store(T* p, Vec v, int64_t n) { n == LANES ? store_all(p, v) : store_some(p, v, n); }
 
-ALWAYS Vec relu(Vec v) { return zeros() > v ? zeros() : v; }  // NaN stays NaN
+// NaN stays NaN.
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+ALWAYS Vec relu(Vec v) {
+  return reinterpret_cast<Vec>(_mm512_max_ps(_mm512_setzero_ps(), reinterpret_cast<__m512>(v)));  // the second, if either
+}
+#else
+ALWAYS Vec relu(Vec v) { return zeros() > v ? zeros() : v; }
+#endif
 ALWAYS int64_t padded(int64_t channels) { return (channels + LANES - 1) / LANES * LANES; }
 
 // What matrices are multiplied in: bf16 where tensors are and the processor multiplies pairs of bf16, otherwise float.
