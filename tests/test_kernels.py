@@ -81,9 +81,10 @@ def test_a_stage_of_one_node_that_reads_the_input_and_one_that_reads_it_many_tim
 
 
 # Beside the shapes above: several groups of images and tiles of rows, whole images that share tiles, bands of one
-# image, with strides, dilations and odd numbers of pixels
+# image, fewer pixels than channels (threads share out matrices), with strides, dilations and odd numbers of pixels
 LEARNING = [*SHAPES, (2, 20, 41, 60, 1, 3, 2, 9), (1, 16, 60, 60, 2, 2, 2, 33), (40, 33, 3, 3, 1, 1, 3, 17),
-            (70, 24, 2, 2, 1, 1, 2, 50), (23, 66, 14, 15, 1, 1, 2, 131), (1, 3, 12, 12, 1, 1, 20, 5)]
+            (70, 24, 2, 2, 1, 1, 2, 50), (23, 66, 14, 15, 1, 1, 2, 131), (1, 3, 12, 12, 1, 1, 20, 5),
+            (3, 24, 2, 3, 1, 1, 3, 200)]
 
 
 def a_learning_stage(
