@@ -59,6 +59,7 @@ MODULES: dict[str, list[str]] = {
     'randwire_zoo/frozen/__init__.py': ['test_frozen'],
     'randwire_zoo/network.py': ['test_network', 'test_models', 'test_operators'],
     'randwire_zoo/wiring.py': ['test_network', 'test_weights'],
+    'randwire_zoo/errors.py': ['test_weights'],
     'randwire_zoo/weights_io.py': ['test_weights'],
     'randwire_zoo/manifest.py': ['test_manifest', 'test_hub'],
     'randwire_zoo/description.py': ['test_description'],

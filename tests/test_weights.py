@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from safetensors import safe_open
 
 import randwire_zoo  # noqa: F401  (registers the names)
+from randwire_zoo.errors import nearest, one_line
 from randwire_zoo.frozen import load_graphs
 from randwire_zoo.graphs import graphs_sha256
 from randwire_zoo.weights_io import check_weights, loading, read_graphs, read_metadata, save_weights
@@ -61,9 +64,10 @@ def test_a_file_carries_its_graphs_and_what_it_was_told(model: Any, path: Path) 
 def test_a_file_says_the_name_and_the_classes_of_its_network(tmp_path: Path, path: Path) -> None:
     assert json.loads(read_metadata(path)['num_classes']) == 3
     named = timm.create_model('randwire_ws_pico', num_classes=4)
-    save_weights(named, tmp_path / 'pico.safetensors', words='Dürer')
+    save_weights(named, tmp_path / 'pico.safetensors', words='Альбрехт Дюрер')
     metadata = read_metadata(tmp_path / 'pico.safetensors')
-    assert (metadata['architecture'], metadata['num_classes'], metadata['words']) == ('randwire_ws_pico', '4', 'Dürer')
+    assert (metadata['architecture'], metadata['num_classes'], metadata['words']) == (
+        'randwire_ws_pico', '4', 'Альбрехт Дюрер')
     data = (tmp_path / 'pico.safetensors').read_bytes()
     header = json.loads(data[8:8 + int.from_bytes(data[:8], 'little')])
     assert [*header['__metadata__']] == sorted(metadata)  # in one order, so that equal weights are equal bytes
@@ -172,3 +176,27 @@ def test_the_shipped_weights_are_whole_and_of_the_frozen_wiring() -> None:
     metadata = read_metadata(path)
     assert metadata['architecture'] == 'randwire_ws_pico' and metadata['recipe'] == 'digits/randwire_ws_pico'
     assert path.stat().st_size < 1.3e6
+
+
+def test_an_error_is_one_line_of_bounded_length_with_the_nearest_words(tmp_path: Path) -> None:
+    assert one_line(ValueError('a\n  b\tc')) == 'a b c' and one_line(KeyError()) == 'KeyError'
+    for length, shown in ((400, 'x' * 400), (401, f'{"x" * 400} …')):
+        assert one_line(ValueError('x' * length)) == shown
+    assert one_line(ValueError('abcd'), 3) == 'abc …'
+    words = ['chanels_x', 'channels', 'channel', 'chanel', 'nodes']
+    assert nearest('channels', words) == '; did you mean channels, channel, chanel?'
+    assert nearest('edges', words) == '' and nearest('edges', words, '; see list') == '; see list'
+    path = tmp_path / 'x.pth'
+    path.write_bytes(b'x')
+    junk = 'it is no checkpoint, or one with more in it than tensors and settings'
+    for error, reason in (
+            (KeyError(71), junk), (EOFError(''), 'EOFError'), (pickle.UnpicklingError('7'), junk),
+            (RuntimeError('use weights_only=False'), junk), (ValueError('mmap can only be used'), junk),
+            (pickle.UnpicklingError('invalid load key, x'), junk), (RuntimeError('7'), '7'),
+            (KeyError('fc.weight'), "'fc.weight'"), (OSError('gone'), 'gone')):
+        said = re.escape(f'{path} cannot be loaded: {reason}')
+        with pytest.raises(ValueError, match=f'^{said}$'), loading(path):
+            raise error
+    for error in (IndexError('x'), KeyboardInterrupt()):
+        with pytest.raises(type(error)), loading(path):
+            raise error
