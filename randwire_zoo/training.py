@@ -501,6 +501,9 @@ class _Run:
             folder, saver = made
             if (folder / SUMMARY).is_file():
                 history = read_summary(folder / SUMMARY)
+        held_out = f', {len(self.loader_eval.dataset):,} held out' if self.loader_eval is not None else ''
+        self.say(f'model {args.model}, data {args.data_dir or args.dataset} ({len(self.loader_train.dataset):,} images'
+                 f'{held_out}), output {self.folder}')
         if self.start_epoch == self.num_epochs:
             self.say(f'nothing left to train: all {self.num_epochs} epochs are done')
         elif self.args.resume:

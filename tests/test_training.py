@@ -358,6 +358,7 @@ def test_the_command_line_trains_in_mixed_precision_and_prints_its_folder(
     output = capsys.readouterr()
     assert output.out.splitlines()[-1] == str(tmp_path / 'run')
     # Into a file go the lines and no bar; --no-progress takes away no line either.
+    assert f'model randwire, data {images} (45 images, 9 held out), output {tmp_path / "run"}\n' in output.out
     assert 'epoch 1/1: train_loss' in output.out and '\r' not in output.out + output.err
     args = parser.parse_args(['--resume', str(tmp_path / 'run' / 'last.pth.tar'), '--epochs', '2', '--no-progress'])
     assert main(args) == 0
