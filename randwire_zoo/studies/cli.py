@@ -1,4 +1,4 @@
-"""`randwire-zoo study`: list, show, run, report."""
+"""`randwire-zoo study`: list, show, run, search, report."""
 from __future__ import annotations
 
 import argparse
@@ -13,6 +13,7 @@ from .engines import ENGINES, LocalEngine, create_engine
 from .report import report_table, write_html
 from .results import Results
 from .running import networks_of, run_study
+from .search import load_search, run_search, search_names, search_table
 from .study import Network, Study, load_study, study_names
 from .work import chosen_kernels
 
@@ -28,7 +29,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument('--data-dir', metavar='DIR', help='as of `study run`: the cost needs to know how many images')
     sub = commands.add_parser('run', help='train and evaluate every network of a study, or go on with it')
     sub.add_argument('study', metavar='STUDY', help='a yaml file, or a name of `study list`')
-    sub.add_argument('-o', '--output', metavar='FOLDER', help='default: output/study/NAME')
+    _add_run_arguments(sub, 'study')
+    sub.add_argument('--retry-failed', action='store_true', help='train networks again whose rows say that they failed')
+    sub = commands.add_parser('search', help="search over a generator's own parameters, or go on with it; needs Optuna")
+    sub.add_argument('search', metavar='SEARCH', help=f'a yaml file, or one of: {", ".join(search_names())}')
+    _add_run_arguments(sub, 'search')
+    sub = commands.add_parser('report', help='the table, and with --html a page with every picture')
+    sub.add_argument('folder', metavar='FOLDER', help='output of `study run`')
+    sub.add_argument('--html', metavar='FILE', help='page to write')
+    sub.add_argument('--markdown', action='store_true', help='the table in Markdown')
+
+
+def _add_run_arguments(sub: argparse.ArgumentParser, kind: str) -> None:
+    sub.add_argument('-o', '--output', metavar='FOLDER', help=f'default: output/{kind}/NAME')
     sub.add_argument('--data-dir', metavar='DIR',
                      help='folder of the data set or of all data sets (default: $RANDWIRE_ZOO_DATA)')
     sub.add_argument('--workers', type=int, metavar='N',
@@ -36,13 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument('--engine', choices=ENGINES, default='local', help='default: %(default)s')
     sub.add_argument('--engine-options', nargs='+', metavar='KEY=VALUE', default=[],
                      help="submitit's, such as slurm_partition=gpu gpus_per_node=1 cpus_per_task=8")
-    sub.add_argument('--retry-failed', action='store_true', help='train networks again whose rows say that they failed')
     add_key(sub, KEYS['kernels'])
     sub.add_argument('--no-progress', action='store_true', help='no progress bar')
-    sub = commands.add_parser('report', help='the table, and with --html a page with every picture')
-    sub.add_argument('folder', metavar='FOLDER', help='output of `study run`')
-    sub.add_argument('--html', metavar='FILE', help='page to write')
-    sub.add_argument('--markdown', action='store_true', help='the table in Markdown')
 
 
 def main(args: argparse.Namespace) -> int:
@@ -56,21 +64,24 @@ def main(args: argparse.Namespace) -> int:
             write_html(args.folder, args.html)
             print(args.html)
         return 0
-    study = load_study(args.study)
     if args.study_command == 'show':
+        study = load_study(args.study)
         networks = study.networks(progress=True)
         print(_describe(study, networks))
         if not study.detection:
             with chosen_kernels(study, None) as header:
                 print(f'\n{header}\n{measure_cost(study, networks, args.data_dir)}')
         return 0
+    search = load_search(args.search) if args.study_command == 'search' else None
+    study = search.example if search else load_study(args.study)
     if args.workers is not None and args.workers < 1:
         raise ValueError(f'--workers must be at least 1, got {args.workers}')
     odd = [option for option in args.engine_options if '=' not in option]
     if odd:
         raise ValueError(f'--engine-options must be KEY=VALUE, got {odd[0]!r}')
-    folder = Path(args.output or Path('output') / 'study' / Path(args.study).stem)
-    Results(folder, study)  # whose results they are is asked before C is tuned
+    name = args.search if search else args.study
+    folder = Path(args.output or Path('output') / ('search' if search else 'study') / Path(name).stem)
+    Results(folder, search or study)  # whose results they are is asked before C is tuned
     # A scheduler's way to end a process; the jobs of the study are to end with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = dict(option.split('=', 1) for option in args.engine_options)
@@ -80,9 +91,13 @@ def main(args: argparse.Namespace) -> int:
     if isinstance(engine, LocalEngine):  # on a cluster every machine says it, in the log of its job
         with chosen_kernels(study, kernels, engine.threads) as header:  # which builds them once for all
             print(f'{header}; {engine.places} network{"s" if engine.places > 1 else ""} at a time', flush=True)
-    networks = networks_of(study, folder, progress)
-    results = run_study(study, networks, folder, engine, args.data_dir, args.retry_failed, progress, kernels)
-    print(report_table(folder))
+    if search:
+        results = run_search(search, folder, engine, args.data_dir, progress, kernels)
+        print(search_table(folder))
+    else:
+        networks = networks_of(study, folder, progress)
+        results = run_study(study, networks, folder, engine, args.data_dir, args.retry_failed, progress, kernels)
+        print(report_table(folder))
     print(results.path)
     return 1 if any(row['status'] != 'done' for row in results.rows.values()) else 0
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from .. import __version__
 from ..files import atomic_path
@@ -47,6 +47,20 @@ class ResultsFile:
     broken: list[bytes]
 
 
+class Subject(Protocol):
+    """A study, or whatever else rows are of: a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def title(self) -> str:
+        """One line."""
+
+    @property
+    def sha256(self) -> str:
+        """Of all that decides on the rows."""
+
+
 class Results:
     """Rows by network, on disk as soon as they are added. One process writes.
 
@@ -58,7 +72,7 @@ class Results:
         ValueError: if there is a file that is of another study, or none of ours.
     """
 
-    def __init__(self, folder: Path, study: Study) -> None:
+    def __init__(self, folder: Path, study: Subject) -> None:
         self.path = folder / RESULTS
         self.rows: dict[str, Row] = {}
         self._header = {'study': study.title, 'sha256': study.sha256, 'randwire_zoo': __version__, 'format': FORMAT,

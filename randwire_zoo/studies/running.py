@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from .results import Results
 from .study import Network, Study, data_folder
 from .work import CANNOT_WRITE, row_of, row_path, train_net, write_task
 
-__all__ = ['networks_of', 'run_study']
+__all__ = ['networks_of', 'run_networks', 'run_study']
 
 NETWORKS = 'networks.json'
 ATTEMPTS = 2  # a process that is killed is started once more
@@ -89,17 +90,38 @@ def _run(
     if retry_failed:
         for name in results.forget_failed():
             row_path(folder / 'tasks' / f'{name}.json').unlink(missing_ok=True)
-    waiting = []
-    for network in networks:
+    with _Progress(study, networks, folder, results, progress) as bar:
+        _work_through(_waiting([(study, network) for network in networks], results, data_dir, kernels), results, engine,
+                      bar.show)
+    return results
+
+
+def run_networks(
+        pairs: Sequence[tuple[Study, Network]], results: Results, engine: Engine, data_dir: str | None,
+        kernels: str | None, show: Callable[[str], object]) -> None:
+    """Train what has no row yet, of studies that share one file of results; see `run_study`.
+
+    Args:
+        pairs: Networks, each with the study that it is one of.
+        results: Of all of them; its folder is locked by the caller.
+        engine: What runs them.
+        data_dir, kernels: See `run_study`.
+        show: Called with the id of a network that has ended, and with '' in between.
+    """
+    _work_through(_waiting(pairs, results, data_dir, kernels), results, engine, show)
+
+
+def _waiting(pairs: Sequence[tuple[Study, Network]], results: Results, data_dir: str | None, kernels: str | None,
+             ) -> list[_Task]:
+    folder, waiting = results.path.parent, []
+    for study, network in pairs:
         if network.id in results.rows:  # it may have been added just before a kill
             row_path(folder / 'tasks' / f'{network.id}.json').unlink(missing_ok=True)
             continue
         task = write_task(folder, study, network, data_dir, kernels)
         if not _collect(results, task):  # a row that an earlier call did not live to add
             waiting.append(_Task(network, task))
-    with _Progress(study, networks, folder, results, progress) as bar:
-        _work_through(waiting, results, engine, bar)
-    return results
+    return waiting
 
 
 @dataclass
@@ -109,7 +131,8 @@ class _Task:
     attempts: int = 0
 
 
-def _work_through(waiting: list[_Task], results: Results, engine: Engine, bar: _Progress) -> None:
+def _work_through(
+        waiting: list[_Task], results: Results, engine: Engine, show: Callable[[str], object]) -> None:
     active: dict[int, tuple[_Task, Job]] = {}
     try:
         while waiting or active:
@@ -127,8 +150,8 @@ def _work_through(waiting: list[_Task], results: Results, engine: Engine, bar: _
                     continue
                 del active[place]
                 _end(task, ended, waiting, results)
-                bar.show(ended=task.network.id)
-            bar.show()
+                show(task.network.id)
+            show('')
     finally:
         for _, job in active.values():
             job.stop()

@@ -1,0 +1,370 @@
+"""A search over a generator's own parameters: successive halving beside random search at equal cost.
+
+    title: …
+    study: {macs: 2.5e+6, recipe: cifar10/study, data: cifar10, model: {stem_stride: 2}}   # keys of a study
+    graph: "ws({k},{p})"                        # a random graph model with parameters of the space
+    space:                                      # those that the graph does not name are arguments of `randwire`
+      k: [2, 4, 6, 8]                           # one of these, or
+      p: {low: 0.0, high: 1.0}                  # a number from an interval
+      num_nodes: [16, 24, 32]                   # depth against width, as C is tuned to the multiply-adds
+    first_epochs: 1                             # candidates train for 1, then 3, then 9 epochs, as long as they are
+    reduction: 3                                # among the best third of those that got so far
+    rungs: 3
+    trials: 18
+    seeds: [1, 2]                               # a search of its own with each
+
+Candidates come from Optuna's tree-structured Parzen estimator and are stopped by its asynchronous successive halving
+(Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020). Each rung trains from the first
+weights, as the learning rate falls over its own number of epochs. What is asked and told follows from the seed and the
+rows alone: a search that is run again goes through the same candidates and trains what has no row yet.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib import import_module
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+from tabulate import tabulate
+from tqdm import tqdm
+
+from ..recipes import read_packaged
+from ..weights_io import one_line
+from .analysis import spread
+from .engines import Engine
+from .processes import lock
+from .results import Results, read_results
+from .running import run_networks
+from .study import Network, Study, data_folder, load_generators
+
+__all__ = ['Search', 'load_search', 'run_search', 'search_names', 'search_table']
+
+HALVING, RANDOM = 'halving', 'random'
+RESERVED = ('title', 'graphs', 'graph_seeds', 'training_seeds', 'seeds', 'node_ops', 'models', 'detection', 'paper',
+            'notes')
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search as its file says.
+
+    Args:
+        title: One line.
+        study: Keys of a study: what every candidate has.
+        graph: A random graph model whose parameters are names of the space in braces.
+        space: By name a list of choices, or `low` and `high` of a number.
+        first_epochs: Epochs of the first rung.
+        reduction: By how much the next rung has more, and one of how many gets there.
+        rungs: How many rungs there are.
+        trials: Candidates of each search.
+        wave: How many are asked for at a time: the next ones know how these did.
+        seeds: Of the searches; also of their candidates' graphs and trainings.
+        confirm: Seeds of graphs and trainings with which both searches' winners are trained again, for as long as the
+            last rung: what a winner had luck with is not in it.
+        notes: What a reader has to know.
+    """
+
+    title: str
+    study: dict[str, Any]
+    graph: str
+    space: dict[str, Any]
+    first_epochs: int = 1
+    reduction: int = 3
+    rungs: int = 3
+    trials: int = 18
+    wave: int = 6
+    seeds: list[int] = field(default_factory=lambda: [1])
+    confirm: list[int] = field(default_factory=list)
+    notes: str = ''
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.title, str) or not self.title.strip():
+            raise ValueError(f'title must be a line of text, got {self.title!r}')
+        for name in ('study', 'space'):
+            if not isinstance(getattr(self, name), dict) or not getattr(self, name):
+                raise ValueError(f'{name} must hold `key: value`, got {getattr(self, name)!r}')
+        own = sorted({*RESERVED} & set(self.study))
+        if own:
+            raise ValueError(f'study must not have {", ".join(own)}: that is what a search does itself')
+        if 'epochs' in self.study.get('settings', {}):
+            raise ValueError('settings must not have epochs: those are of the rungs')
+        for name, least in (('first_epochs', 1), ('reduction', 2), ('rungs', 1), ('trials', 1), ('wave', 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f'{name} must be an integer of at least {least}, got {value!r}')
+        for name in ('seeds', 'confirm'):
+            values = getattr(self, name)
+            if not isinstance(values, list) or any(
+                    not isinstance(value, int) or isinstance(value, bool) or value < 0 for value in values):
+                raise ValueError(f'{name} must be a list of integers of at least 0, got {values!r}')
+            if len(set(values)) < len(values):
+                raise ValueError(f'{name} names something twice: {values!r}')
+        if not self.seeds:
+            raise ValueError('seeds must be one or more')
+        for name, choices in self.space.items():
+            interval = isinstance(choices, dict) and set(choices) == {'low', 'high'} and all(
+                isinstance(end, (int, float)) and not isinstance(end, bool) for end in choices.values())
+            if not (interval and choices['low'] < choices['high']) and not (isinstance(choices, list) and choices):
+                raise ValueError(f'space: {name} must be a list, or have low and high, got {choices!r}')
+        missing = sorted(self._in_graph - set(self.space))
+        if missing:
+            raise ValueError(f'graph {self.graph!r} asks for {", ".join(missing)}, which space has not')
+        # Every candidate is a study; what one of them can say of its keys is said at once.
+        _ = self.example
+
+    @property
+    def example(self) -> Study:
+        """The study of a candidate with the first choices."""
+        return self.study_of({name: choices[0] if isinstance(choices, list) else choices['low']
+                              for name, choices in self.space.items()}, 1, self.first_epochs)
+
+    @property
+    def _in_graph(self) -> set[str]:
+        return {name for _, name, _, _ in Formatter().parse(self.graph) if name}
+
+    @property
+    def epochs(self) -> list[int]:
+        """Of the rungs."""
+        return [self.first_epochs * self.reduction ** rung for rung in range(self.rungs)]
+
+    @property
+    def sha256(self) -> str:
+        """Of all that decides on the results."""
+        decisive = {name: value for name, value in asdict(self).items() if name not in ('title', 'notes', 'study')}
+        return hashlib.sha256(json.dumps([decisive, self.example.sha256], sort_keys=True).encode()).hexdigest()
+
+    def study_of(self, parameters: Mapping[str, Any], seed: int, epochs: int) -> Study:
+        """The study of one candidate."""
+        graph = self.graph.format(**{name: parameters[name] for name in self._in_graph})
+        model = {name: value for name, value in parameters.items() if name not in self._in_graph}
+        return Study(**{
+            **self.study, 'title': self.title, 'graphs': [graph], 'seeds': [seed],
+            'model': {**self.study.get('model', {}), **model},
+            'settings': {**self.study.get('settings', {}), 'epochs': epochs}})
+
+    def network(self, name: str, parameters: Mapping[str, Any], seed: int, epochs: int) -> tuple[Study, Network]:
+        """One candidate at one rung, under an id of its own.
+
+        Raises:
+            ValueError: if there is no such network: a graph that N does not allow, multiply-adds that cannot be met.
+        """
+        study = self.study_of(parameters, seed, epochs)
+        network, = study.networks()
+        more = ''.join(f', {key} {value}' for key, value in parameters.items() if key not in self._in_graph)
+        return study, replace(network, id=f'{name}-e{epochs}', series=f'{network.series}{more}')
+
+
+def search_names() -> list[str]:
+    """The searches that come with the package, sorted."""
+    return sorted(path.stem for path in _folder().glob('*.yaml'))
+
+
+def _folder() -> Path:
+    return Path(import_module('randwire_zoo.configs').__path__[0]) / 'searches'
+
+
+def load_search(path_or_name: str | Path) -> Search:
+    """Read a search from a file, or one that comes with the package by its name.
+
+    Raises:
+        FileNotFoundError: if there is neither.
+        ValueError: naming the file and what is wrong in it.
+    """
+    path, data = read_packaged('search', path_or_name, _folder(), search_names())
+    study = data.get('study')
+    if isinstance(study, dict) and study.get('generators'):
+        study['generators'] = str((path.parent / str(study['generators'])).resolve())
+        load_generators(study['generators'])
+    known = [entry.name for entry in fields(Search)]
+    unknown = [str(key) for key in data if key not in known]
+    if unknown:
+        raise ValueError(f'{path}: unknown key {", ".join(map(repr, unknown))}; a search has {", ".join(known)}')
+    try:
+        search = Search(**data)
+        _ = search.sha256  # reads the recipe
+    except TypeError as error:
+        raise ValueError(f'{path}: {one_line(error)}') from None
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f'{path}: {error}') from None
+    return search
+
+
+def run_search(search: Search, folder: Path, engine: Engine, data_dir: str | None = None, progress: bool = True,
+               kernels: str | None = None) -> Results:
+    """Search with each seed, by halving and at random, and train the winners again; go on where there are rows.
+
+    Args:
+        search: The search.
+        folder: Its output.
+        engine: What runs the networks.
+        data_dir: See `study.data_folder`.
+        progress: Show a bar.
+        kernels: See `kernels.chosen`.
+
+    Raises:
+        ModuleNotFoundError: if Optuna is missing.
+        ValueError, FileNotFoundError, OSError: see `running.run_study`; also if a search has no candidate that trains.
+    """
+    import optuna  # noqa: F401 - asked for before anything is written
+    data_folder(search.example, data_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder / '.lock', held=f'another run is at work in {folder}'):
+        results = Results(folder, search)
+        results.create()
+        with tqdm(unit='network', disable=not progress) as bar:
+            run = _Run(search, results, engine, data_dir, kernels, bar)
+            for seed in search.seeds:
+                cost = run.halve(seed)
+                run.draw(seed, cost)
+                for method in (HALVING, RANDOM):
+                    run.confirm(seed, method)
+    return results
+
+
+class _Run:
+    def __init__(self, search: Search, results: Results, engine: Engine, data_dir: str | None, kernels: str | None,
+                 bar: Any) -> None:
+        self.search, self.results, self.engine = search, results, engine
+        self.data_dir, self.kernels, self.bar = data_dir, kernels, bar
+
+    def halve(self, seed: int) -> float:
+        """Successive halving; returns what it cost, in multiply-adds of an image times epochs."""
+        import optuna
+        search = self.search
+        found = _quiet_study(optuna.samplers.TPESampler(seed=seed), optuna.pruners.SuccessiveHalvingPruner(
+            min_resource=search.first_epochs, reduction_factor=search.reduction))
+        cost = 0.0
+        while len(found.trials) < search.trials:
+            wave = [found.ask() for _ in range(min(search.wave, search.trials - len(found.trials)))]
+            running = [(trial, self._suggest(trial)) for trial in wave]
+            for rung, epochs in enumerate(search.epochs):
+                asked = {trial.number: self._network(f'{HALVING}-{seed}-{trial.number}', parameters, seed, epochs)
+                         for trial, parameters in running}
+                self._train([pair for pair in asked.values() if pair is not None])
+                survivors = []
+                for trial, parameters in running:
+                    row = self._row(asked[trial.number])
+                    if row is None or row['status'] != 'done':
+                        found.tell(trial, state=optuna.trial.TrialState.FAIL)
+                        continue
+                    cost += epochs * row['macs']
+                    trial.report(row['top1'], epochs)
+                    if rung == search.rungs - 1:
+                        found.tell(trial, row['top1'])
+                    elif trial.should_prune():
+                        found.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                    else:
+                        survivors.append((trial, parameters))
+                running = survivors
+        return cost
+
+    def draw(self, seed: int, cost: float) -> None:
+        """Random candidates, all trained as long as the last rung, as many as the cost allows; at least one."""
+        import optuna
+        found = _quiet_study(optuna.samplers.RandomSampler(seed=seed), optuna.pruners.NopPruner())
+        epochs, spent = self.search.epochs[-1], 0.0
+        pairs: list[tuple[Study, Network]] = []
+        while spent < cost and len(found.trials) < self.search.trials:
+            trial = found.ask()
+            pair = self._network(f'{RANDOM}-{seed}-{trial.number}', self._suggest(trial), seed, epochs)
+            if pair is None:
+                continue
+            spent += epochs * pair[1].macs
+            if spent <= cost * 1.05 or not pairs:  # C is a whole number, and multiply-adds are equal within that
+                pairs.append(pair)
+        self._train(pairs)
+
+    def confirm(self, seed: int, method: str) -> None:
+        """The winner once more, with other graphs and trainings."""
+        best = _best(self.results.rows.values(), method, seed)
+        if best is None or not self.search.confirm:
+            return
+        model = {name: value for name, value in best['kwargs'].items()
+                 if name not in ('graph', 'seed', 'channels', 'node_op')}
+        settings = {**self.search.example.settings, 'epochs': self.search.epochs[-1]}
+        pairs = []
+        for other in self.search.confirm:
+            study = replace(self.search.example, graphs=[best['graph']], seeds=[other], model=model, settings=settings)
+            network, = study.networks()
+            pairs.append((study, replace(network, id=f'{method}-{seed}-winner-{other}', series=best['series'])))
+        self._train(pairs)
+
+    def _suggest(self, trial: Any) -> dict[str, Any]:
+        return {name: trial.suggest_categorical(name, choices) if isinstance(choices, list) else
+                round(trial.suggest_float(name, choices['low'], choices['high']), 4)
+                for name, choices in self.search.space.items()}
+
+    def _network(self, name: str, parameters: dict[str, Any], seed: int, epochs: int) -> tuple[Study, Network] | None:
+        try:
+            return self.search.network(name, parameters, seed, epochs)
+        except ValueError as error:
+            self.bar.write(f'{name}: {error}')
+            return None
+
+    def _row(self, pair: tuple[Study, Network] | None) -> dict[str, Any] | None:
+        return None if pair is None else self.results.rows.get(pair[1].id)
+
+    def _train(self, pairs: Sequence[tuple[Study, Network]]) -> None:
+        run_networks(pairs, self.results, self.engine, self.data_dir, self.kernels, self._ended)
+
+    def _ended(self, name: str) -> None:
+        row = self.results.rows.get(name)
+        if row is not None:
+            said = f'top-1 {row["top1"]:.2f} %' if row['status'] == 'done' else row['reason']
+            self.bar.write(f'{name}: {row["series"]}: {said}')
+            self.bar.update()
+
+
+def _quiet_study(sampler: Any, pruner: Any) -> Any:
+    import optuna
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        return optuna.create_study(direction='maximize', sampler=sampler, pruner=pruner)
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def _best(rows: Any, method: str, seed: int) -> dict[str, Any] | None:
+    """The candidate that did best, of those that trained longest."""
+    found = [row for row in rows if row['status'] == 'done' and row['id'].startswith(f'{method}-{seed}-')
+             and '-winner-' not in row['id']]
+    return max(found, key=lambda row: (row['epochs'], row['top1']), default=None)
+
+
+def search_table(path: str | Path, tablefmt: str = 'simple') -> str:
+    """What both searches found with each seed, at what cost, and how their winners did again.
+
+    Args:
+        path: The folder of a search, or its file of results.
+        tablefmt: As `tabulate` names it.
+    """
+    header, rows = read_results(path)
+    lines, gaps = [], []
+    for seed in header['spec'].get('seeds') or []:
+        again = {}
+        for method in (HALVING, RANDOM):
+            mine = [row for row in rows if row['id'].startswith(f'{method}-{seed}-')]
+            tried = [row for row in mine if '-winner-' not in row['id']]
+            done = [row for row in tried if row['status'] == 'done']
+            best = _best(rows, method, seed)
+            if best is None:
+                continue
+            again[method] = [row['top1'] for row in mine if '-winner-' in row['id'] and row['status'] == 'done']
+            lines.append([str(seed), method, str(len({row['id'].rsplit('-e', 1)[0] for row in tried})),
+                          str(sum(row['epochs'] for row in done)),
+                          f'{sum(row["epochs"] * row["macs"] for row in done) / 1e9:.2f}', best['series'],
+                          str(best['epochs']), f'{best["top1"]:.2f}', spread(again[method])])
+        if all(again.get(method) for method in (HALVING, RANDOM)):
+            gaps.append(statistics.mean(again[HALVING]) - statistics.mean(again[RANDOM]))
+    heads = ['seed', 'search', 'candidates', 'epochs', 'G multiply-adds × epochs', 'winner', 'its epochs', 'top-1 (%)',
+             'again, other seeds']
+    table = tabulate(lines, heads, tablefmt=tablefmt, disable_numparse=True,
+                     colalign=('left', 'left', 'right', 'right', 'right', 'left', 'right', 'right', 'right'))
+    said = f'\n\nHalving less random, of the winners trained again: {spread(gaps)} points.' if gaps else ''
+    return f'{header["study"]}\n\n{table}{said}'

@@ -1,0 +1,210 @@
+"""A generator's search: who goes on, what it costs, what is the same again. Most networks here are made up."""
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny_study
+import yaml
+from tiny_study import Here, rows_of
+
+from randwire_zoo import cli
+from randwire_zoo.studies import cli as studies_cli
+from randwire_zoo.studies import running, study
+from randwire_zoo.studies.search import Search, load_search, run_search, search_names, search_table
+from randwire_zoo.studies.study import Study
+from randwire_zoo.studies.work import row_path
+
+pytest.importorskip('optuna')
+data = tiny_study.data  # a fixture
+
+SPEC: dict[str, Any] = {
+    'title': 'A tiny search', 'graph': 'ws({k},{p})', 'trials': 18, 'wave': 6, 'seeds': [1, 2], 'confirm': [7, 8],
+    'space': {'k': [2, 4, 6], 'p': {'low': 0.0, 'high': 1.0}, 'num_nodes': [7, 9]},
+    'study': {'channels': 3, 'model': {'stem_stride': 2}, 'recipe': 'cifar10/study', 'data': 'colours',
+              'settings': {'batch_size': 8, 'num_classes': 3, 'img_size': 32, 'val_split': 'validation'}}}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waiting for made-up networks, and no counting of their multiply-adds by a forward pass, which others test."""
+    def count(self: Study, name: str, kwargs: dict[str, Any]) -> tuple[int, int]:
+        arguments = {key: value for key, value in kwargs.items() if key != 'channels'}
+        graphs = study._sample(json.dumps(arguments, sort_keys=True))
+        return self._figures(arguments)(graphs, kwargs['channels'])
+
+    monkeypatch.setattr(Study, '_count', count)
+    monkeypatch.setattr(running, 'SECONDS', 0)
+
+
+def search(**changes: Any) -> Search:
+    return Search(**{**SPEC, **changes})
+
+
+def quality(task: dict[str, Any]) -> float:
+    """A made-up accuracy: best at K = 4 and P = 0.75 on nine nodes, better with every epoch."""
+    kwargs, epochs = task['network']['kwargs'], task['study']['settings']['epochs']
+    k, p = map(float, kwargs['graph'][3:-1].split(','))
+    return 80 - 3 * abs(k - 4) - 20 * (p - 0.75) ** 2 - 5 * (kwargs['num_nodes'] == 7) - 10 / epochs
+
+
+class MadeUp:
+    """An engine whose networks have the accuracy that they are said to have."""
+
+    places = 4
+
+    def __init__(self, top1: Callable[[dict[str, Any]], float | None] = quality, most: float = math.inf) -> None:
+        self.top1, self.most, self.done = top1, most, list[str]()
+
+    def start(self, tasks: list[Path], places: list[int]) -> list[Any]:
+        for path in tasks:
+            if len(self.done) >= self.most:
+                raise KeyboardInterrupt
+            task = json.loads(path.read_text())
+            self.done.append(task['network']['id'])
+            row = {**task['network'], 'channels': 3, 'epochs': task['study']['settings']['epochs'], 'top5': 99.0}
+            value = self.top1(task)
+            row_path(path).write_text(json.dumps(
+                {**row, 'status': 'failed', 'reason': 'MemoryError: no more'} if value is None else
+                {**row, 'status': 'done', 'top1': value}))
+        return [SimpleNamespace(poll=lambda: 'done', stop=lambda: None) for _ in tasks]
+
+
+def run(folder: Path, data: Path, engine: Any, of: Search | None = None) -> dict[str, dict[str, Any]]:
+    return run_search(of or search(), folder, engine, str(data), progress=False).rows
+
+
+def epochs_of(rows: dict[str, dict[str, Any]], method: str, seed: int) -> dict[int, set[str]]:
+    """Candidates by the epochs that they were trained for."""
+    found: dict[int, set[str]] = {}
+    for name, row in rows.items():
+        if name.startswith(f'{method}-{seed}-') and 'winner' not in name:
+            found.setdefault(row['epochs'], set()).add(name.rsplit('-e', 1)[0])
+    return found
+
+
+@pytest.mark.usefixtures('quick')
+def test_the_better_go_on_and_random_search_has_what_that_cost(data: Path, tmp_path: Path) -> None:
+    rows = run(tmp_path, data, MadeUp())
+    for seed in (1, 2):
+        halving, random = (epochs_of(rows, method, seed) for method in ('halving', 'random'))
+        assert len(halving[1]) == 18 and set(halving) == {1, 3, 9} and set(random) == {9}
+        assert 18 > len(halving[3]) > len(halving[9]) >= 1 and halving[9] <= halving[3] <= halving[1]
+        for one, following in ((1, 3), (3, 9)):
+            def at(name: str, epochs: int = one) -> float:
+                return float(rows[f'{name}-e{epochs}']['top1'])
+            # Who went on was in the best third of all that had got so far by then, and the best of all always is.
+            order = sorted(halving[one], key=lambda name: int(name.rsplit('-', 1)[1]))
+            for name in halving[following]:
+                so_far = order[:order.index(name) + 1]
+                better = sum(at(other) > at(name) for other in so_far)
+                assert better < max(len(so_far) // 3, 1)
+            assert max(halving[one], key=at) in halving[following]
+
+        def cost(method: str, of: int = seed) -> float:
+            return sum(row['epochs'] * row['macs'] for name, row in rows.items()
+                       if name.startswith(f'{method}-{of}-') and 'winner' not in name)
+
+        dearest = 9 * max(row['macs'] for row in rows.values())
+        assert cost('halving') - dearest < cost('random') <= 1.05 * cost('halving')
+        for method in ('halving', 'random'):
+            best = max((row for name, row in rows.items() if name.startswith(f'{method}-{seed}-')
+                        and name.endswith('-e9')), key=lambda row: row['top1'])
+            again = [rows[f'{method}-{seed}-winner-{other}'] for other in (7, 8)]
+            assert [row['kwargs']['seed'] for row in again] == [row['training_seed'] for row in again] == [7, 8]
+            assert all({**row['kwargs'], 'seed': seed} == best['kwargs'] and row['epochs'] == 9 for row in again)
+    assert {row['kwargs']['seed'] for name, row in rows.items() if name.startswith('random-2-1')} == {2}
+    table = search_table(tmp_path, 'github')
+    lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines() if line[:4] == '| 1 ']
+    assert [line[1:3] for line in lines] == [['halving', '18'], ['random', str(len(epochs_of(rows, 'random', 1)[9]))]]
+    assert lines[0][3] == str(sum(epochs * len(names) for epochs, names in epochs_of(rows, 'halving', 1).items()))
+    tried = [row['top1'] for name, row in rows.items() if name.startswith('halving-1-') and 'winner' not in name]
+    assert float(lines[0][7]) == pytest.approx(max(tried), abs=0.005)
+    assert 'Halving less random, of the winners trained again:' in table
+    assert cli.main(['study', 'report', str(tmp_path)]) == 0  # its rows are rows like others
+
+
+@pytest.mark.usefixtures('quick')
+def test_an_interrupted_search_goes_on_to_the_same_end(data: Path, tmp_path: Path) -> None:
+    whole, short = MadeUp(), search(trials=9, wave=3, seeds=[1], confirm=[7])
+    expected = run(tmp_path / 'whole', data, whole, short)
+    assert len(whole.done) == len(set(whole.done)) == len(expected)
+    done: list[str] = []
+    for most in (0, 2, 5, 4, math.inf):
+        engine = MadeUp(most=most)
+        try:
+            rows = run(tmp_path / 'parts', data, engine, short)
+        except KeyboardInterrupt:
+            pass
+        done += engine.done
+    assert rows == expected and sorted(done) == sorted(whole.done), 'something was trained twice, or not at all'
+    idle = MadeUp(most=0)
+    assert run(tmp_path / 'parts', data, idle, short) == expected and idle.done == []
+    with pytest.raises(ValueError, match="belongs to another study, 'A tiny search'"):
+        run(tmp_path / 'parts', data, idle, search(trials=19))
+
+
+@pytest.mark.usefixtures('quick')
+def test_candidates_that_fail_or_cannot_be_are_passed_over(data: Path, tmp_path: Path) -> None:
+    engine = MadeUp(lambda task: None if task['network']['kwargs']['graph'].startswith('ws(4') else quality(task))
+    # Six neighbours are too many of five nodes.
+    rows = run(tmp_path, data, engine, search(
+        space={'k': [2, 4, 6], 'p': [0.25, 0.75], 'num_nodes': [5, 9]}, seeds=[1], trials=12))
+    assert {row['status'] for row in rows.values()} == {'done', 'failed'}
+    assert not [row for row in rows.values() if row['kwargs']['graph'][3] == '6' and row['kwargs']['num_nodes'] == 5]
+    assert all(row['epochs'] == 1 for row in rows.values() if row['status'] == 'failed' and row['id'][:4] == 'halv')
+    assert 'ws(4' not in search_table(tmp_path)
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'graph': 'ws({k},{q})'}, r"graph 'ws\(\{k\},\{q\}\)' asks for q, which space has not"),
+    ({'space': {}}, 'space must hold'),
+    ({'space': {'k': []}}, r'space: k must be a list, or have low and high, got \[\]'),
+    ({'space': {**SPEC['space'], 'p': {'low': 1, 'high': 0}}}, 'space: p must be'),
+    ({'study': {**SPEC['study'], 'graphs': ['er(0.2)']}}, 'study must not have graphs'),
+    ({'study': {**SPEC['study'], 'settings': {'epochs': 3}}}, 'settings must not have epochs'),
+    ({'study': {**SPEC['study'], 'channels': 1}}, 'channels must be'), ({'study': {**SPEC['study'], 'x': 1}}, "'x'"),
+    ({'reduction': 1}, 'reduction must be an integer of at least 2, got 1'), ({'trials': 0}, 'trials'),
+    ({'seeds': []}, 'seeds must be one or more'), ({'seeds': [1, 1]}, 'twice'), ({'confirm': ['7']}, 'confirm must be'),
+    ({'title': ' '}, 'title'), ({'budget': 3}, "unknown key 'budget'")], ids=str)
+def test_a_mistake_in_the_file_is_named_in_one_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / 'search.yaml'
+    path.write_text(yaml.safe_dump({**SPEC, **changes}))
+    with pytest.raises(ValueError, match=message) as raised:
+        load_search(path)
+    assert '\n' not in str(raised.value) and str(path) in str(raised.value)
+
+
+def test_a_search_from_the_command_line_with_networks_that_are_trained(
+        data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(studies_cli, 'create_engine', lambda *options: Here())
+    (tmp_path / 'own.py').write_text(tiny_study.GENERATORS.replace('\n    ', '\n'))
+    path = tmp_path / 'search.yaml'
+    path.write_text(yaml.safe_dump({
+        **SPEC, 'graph': 'regular({d})', 'space': {'d': [2, 4]}, 'trials': 2, 'rungs': 1, 'seeds': [1], 'confirm': [],
+        'study': {**SPEC['study'], 'model': {'num_nodes': 5, 'stem_stride': 2}, 'generators': 'own.py'}}))
+    arguments = ['study', 'search', str(path), '--data-dir', str(data), '--output', str(tmp_path / 'output'),
+                 '--no-progress']
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert 'A tiny search' in out and 'regular(' in out and str(tmp_path / 'output' / 'results.jsonl') in out
+    rows = rows_of(tmp_path / 'output')
+    assert len(rows) == 4 and all(row['status'] == 'done' and row['measures'] for row in rows)
+    assert cli.main(arguments) == 0 and rows_of(tmp_path / 'output') == rows
+    assert cli.main([*arguments[:4], str(tmp_path / 'nowhere'), '--output', str(tmp_path / 'new')]) == 2
+    assert "needs the data set 'colours'" in capsys.readouterr().err and not (tmp_path / 'new').exists()
+
+
+def test_every_packaged_search_has_candidates() -> None:
+    assert search_names() == ['ws_small']
+    for name in search_names():
+        found = load_search(name)
+        least = {key: choices[0] if isinstance(choices, list) else choices['low']
+                 for key, choices in found.space.items()}
+        _, network = found.network('x', least, 1, 1)
+        assert found.example.macs and abs(network.macs / found.example.macs - 1) < 0.15
