@@ -448,7 +448,7 @@ def test_the_probe_is_the_same_whoever_writes_it_and_shows_every_channel(tmp_pat
 
 
 def test_config_json_says_everything_once_in_timms_form() -> None:
-    network = Description('randwire', {**TINY, 'stem_stride': 2}, (3, 32, 40), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6),
+    network = Description('randwire', {**TINY, 'stem_stride': 2}, (3, 32, 65), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6),
                           'bicubic', 0.9, 'squash', ('cat', 'dog', 'n3'))
     config = to_config(network, network.create_model(), 'x', 'mit', 'one line', {'n3': 'a bird', 'n4': 'a fish'})
     assert config == {
@@ -456,9 +456,9 @@ def test_config_json_says_everything_once_in_timms_form() -> None:
         'label_descriptions': {'n3': 'a bird'},
         'model_args': {'graph': 'ws(2,0)', 'channels': 4, 'num_nodes': 4, 'stem_stride': 2},
         'pretrained_cfg': {
-            'tag': 'x', 'license': 'mit', 'description': 'one line', 'custom_load': False, 'input_size': [3, 32, 40],
+            'tag': 'x', 'license': 'mit', 'description': 'one line', 'custom_load': False, 'input_size': [3, 32, 65],
             'interpolation': 'bicubic', 'mean': [0.1, 0.2, 0.3], 'std': [0.4, 0.5, 0.6], 'crop_pct': 0.9,
-            'crop_mode': 'squash', 'fixed_input_size': False, 'pool_size': [1, 2], 'first_conv': 'conv1.conv',
+            'crop_mode': 'squash', 'fixed_input_size': False, 'pool_size': [1, 3], 'first_conv': 'conv1.conv',
             'classifier': 'fc', 'origin_url': config['pretrained_cfg']['origin_url'], 'paper_name':
             'Exploring Randomly Wired Neural Networks for Image Recognition', 'paper_ids': 'arXiv:1904.01569'}}
     assert from_config(json.loads(json.dumps(config))) == network
