@@ -340,7 +340,7 @@ class Baseline:
     imported: list[str]
 
     def tests_for(self, mutant: Mutant) -> list[str]:
-        """The tests that may notice, file by file and the fastest first: those that reach the changed lines, and those
+        """The tests that may notice, file by file and the cheapest first: those that reach the changed lines, and those
         that start processes."""
         reached = {''}
         if not mutant.at_import(self):
@@ -351,7 +351,9 @@ class Baseline:
         files: dict[str, float] = {}
         for test in chosen:
             files[file_of(test)] = files.get(file_of(test), 0.0) + self.seconds[test]
-        return sorted(chosen, key=lambda test: (files[file_of(test)], self.seconds[test]))
+        wider = self.shared | self.unshared  # which take longer than most tests that need them
+        return sorted(chosen, key=lambda test: (
+            files[file_of(test)], len(self.fixtures[test] & wider), self.seconds[test]))
 
 
 def pytest_main(files: list[str], *plugins: object) -> int:
