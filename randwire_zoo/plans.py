@@ -18,8 +18,8 @@ and bf16 data beside fp32 parameters, as under autocast), with shapes for fake t
 
 Nothing else is written to memory: the nodes that read an output apply its BN as they sum, since both are linear, and a
 tile of the sum goes through ReLU, depthwise and 1×1 convolution while it is in the processor's cache. The backward pass
-computes sums and depthwise convolutions again, adds each edge's gradient to its source's in the pass that computes it,
-and gets the sums that BN's backward pass needs out of that same pass.
+computes sums and depthwise convolutions again, leaves each node's gradient of its sum for the sources to take their
+share of, and gets the sums that BN's backward pass needs out of that same pass.
 
 `stages.compute` is the same function in torch's own operators. It stands in where the C++ does not reach: under vmap,
 for forward-mode tangents, and for gradients that are to be differentiated again. `run` is how to call the operators: as
