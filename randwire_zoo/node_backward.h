@@ -7,8 +7,8 @@
 //   3. the gradient of the 1x1 convolution's matrix is inner^T hidden;
 //   4. tile by tile, the gradient of hidden goes through the depthwise convolution and the ReLU while it is in the
 //      second cache.
-// What comes out is the gradient of the sum: one tensor, from which each source takes what it gets by its edge, when its
-// own turn comes. That is one tensor written a node, where adding to each source's would read and write one an edge.
+// What comes out is the gradient of the sum: one tensor, from which each source takes what it gets by its edge, when
+// its own turn comes. That is one tensor written a node, where adding to each source's would read and write one an edge.
 // What lies between the steps is laid out in blocks of LANES channels, [block][pixels][LANES], so that each loop walks
 // over pixels with everything of its block in registers.
 
@@ -22,7 +22,7 @@ constexpr int TILE_VECTORS = 1, TILE_ROWS = 4;  // a vector is two registers: 8 
 #endif
 
 constexpr int64_t GROUP_BYTES = 1 << 20;  // of images between the steps, for each thread: about its second cache
-constexpr int64_t AHEAD = 4096;           // bytes: a sum's inputs are fetched a page before the processor would on its own
+constexpr int64_t AHEAD = 4096;           // bytes: a sum's inputs are fetched a page before their time
 constexpr int64_t FEWEST_PIXELS = 96;     // of a tile: the matrix comes from the last cache once for all of them
 
 // Memory that is not set to anything.
@@ -100,7 +100,8 @@ ALWAYS void over_sum(const Sum<T>& sum_of, int64_t first, int64_t size, int64_t 
 }
 
 // A matrix [out][in] as panels for the product from the right with gradients of out: [out / PAIRED][inputs][PAIRED].
-template <class E> NEVER_INLINED void pack_transposed(const float* matrix, int64_t in_channels, int64_t out_channels, E* packed) {
+template <class E>
+NEVER_INLINED void pack_transposed(const float* matrix, int64_t in_channels, int64_t out_channels, E* packed) {
   constexpr int64_t step = PAIRED<E>;
   const int64_t blocks = padded(in_channels) / LANES, panels = ceil_div(blocks, TILE_VECTORS);
   const int64_t depth = ceil_div(out_channels, step) * step;
@@ -119,7 +120,8 @@ template <class E> NEVER_INLINED void pack_transposed(const float* matrix, int64
 
 // One row of a depthwise 3x3 convolution for one block: emit(x, value) for each output. `rows` point at the padding.
 template <int S, int U, class E, class Emit>
-ALWAYS int64_t convolve_pixels(const E* const* rows, int64_t dilation, const Vec* w, int64_t x, int64_t width, Emit emit) {
+ALWAYS int64_t convolve_pixels(const E* const* rows, int64_t dilation, const Vec* w, int64_t x, int64_t width,
+                               Emit emit) {
   for (; x + U <= width; x += U) {
     Vec sums[U];
     for (int u = 0; u < U; u++) sums[u] = zeros();
@@ -186,7 +188,8 @@ template <class T> class NodeBackward {
 
  public:
   NodeBackward(const NodeGradient<T>& of, Shape s, int64_t out_channels)
-      : of(of), s(s), stride(s.stride), in_channels(s.channels), out_channels(out_channels), in_blocks(padded(s.channels) / LANES),
+      : of(of), s(s), stride(s.stride), in_channels(s.channels), out_channels(out_channels),
+        in_blocks(padded(s.channels) / LANES),
         out_blocks(padded(out_channels) / LANES), d(s.dilation), out_height(s.out_height()), out_width(s.out_width()),
         pixels(ceil_div(out_height * out_width, step) * step), row((s.width + 2 * d) * LANES), count(of.sum_of.count),
         threads(max_threads()), kernel(pack_kernel(of.kernel, s.channels)) {
@@ -203,8 +206,10 @@ template <class T> class NodeBackward {
     const int64_t tile = std::max<int64_t>(TILE_BYTES / pixel_bytes, FEWEST_PIXELS);
     tile_rows = std::clamp<int64_t>(tile / s.width, 1, s.height);
     tile_images = 1;
-    if (tile_rows == s.height) tile_images = std::clamp<int64_t>(tile / (s.height * s.width), 1, ceil_div(group, threads));
-    else tile_rows = ceil_div(s.height, ceil_div(s.height, tile_rows));
+    if (tile_rows == s.height)
+      tile_images = std::clamp<int64_t>(tile / (s.height * s.width), 1, ceil_div(group, threads));
+    else
+      tile_rows = ceil_div(s.height, ceil_div(s.height, tile_rows));
     some_rows = std::clamp<int64_t>(56 / s.width, 1, tile_rows);
     tile_slots = tile_rows == s.height ? tile_images * out_height : (tile_rows - 1 + 2 * d) / stride + 2;
   }
@@ -230,12 +235,14 @@ template <class T> class NodeBackward {
           if (stride == 1) compute_hidden<1>(images, sums.data, hidden.data);
           else compute_hidden<2>(images, sums.data, hidden.data);
 #pragma omp barrier
-          add_matrix_gradient(images, step > 1 ? inner_pairs.data : inner.data, hidden.data, begin == 0, matrix_grad.data);
+          add_matrix_gradient(images, step > 1 ? inner_pairs.data : inner.data, hidden.data, begin == 0,
+                              matrix_grad.data);
         }
         through_tiles(begin, images, packed.data, sums.data, inner.data, tile);
 #pragma omp barrier
       }
-      kernels[me] = std::move(tile.kernel_sums), dots[me] = std::move(tile.dot_sums), totals[me] = std::move(tile.total_sums);
+      kernels[me] = std::move(tile.kernel_sums), dots[me] = std::move(tile.dot_sums);
+      totals[me] = std::move(tile.total_sums);
       if (of.matrix_grad) {
 #pragma omp for schedule(static)
         for (int64_t o = 0; o < out_channels; o++)
@@ -296,16 +303,18 @@ template <class T> class NodeBackward {
       const int64_t image = task / parts, first = task % parts * some, size = std::min(some, real - first);
       const int64_t start = (image * pixels + first) * LANES, pixel = (begin + image) * real + first;
       const int64_t whole = size / step * step;
-      over_sum<step>(of.inner, pixel, whole, out_channels, [&](int64_t x, int64_t block, const Vec (&value)[step]) INLINED {
+      auto some_pixels = [&](int64_t x, int64_t block, const Vec (&value)[step]) INLINED {
         const int64_t at = start + block * next + x * LANES;
         store_plain(inner + at, value);
         if (step > 1 && pairs) store_step(pairs + at, value[0], value[step - 1]);
-      });
-      over_sum<1>(of.inner, pixel + whole, size - whole, out_channels, [&](int64_t, int64_t block, const Vec (&value)[1]) INLINED {
-        const int64_t at = start + block * next + whole * LANES;  // the last one of an odd number
+      };
+      auto last_pixel = [&](int64_t, int64_t block, const Vec (&value)[1]) INLINED {  // of an odd number
+        const int64_t at = start + block * next + whole * LANES;
         store_all(inner + at, value[0]);
         if (step > 1 && pairs) store_step(pairs + at, value[0], zeros());
-      });
+      };
+      over_sum<step>(of.inner, pixel, whole, out_channels, some_pixels);
+      over_sum<1>(of.inner, pixel + whole, size - whole, out_channels, last_pixel);
     }
   }
 
@@ -383,7 +392,7 @@ template <class T> class NodeBackward {
   // What a thread keeps while it goes through its tiles.
   struct Tile {
     int64_t in_slot;             // of one block, padding included
-    Scratch<float> grads;        // [slots + 1][block][padded width][LANES]: rows of hidden's gradient; the last for waste
+    Scratch<float> grads;        // [slots + 1][block][padded width][LANES]: rows of hidden's gradient, one for waste
     Buffer<float> outside;           // a row of zeros
     Buffer<float> row_grad;      // [padded width][LANES]: of one row of one block, where there is a stride
     Scratch<float> grad_of_sum;  // [block][pixels][LANES]: of some rows
@@ -478,15 +487,16 @@ template <class T> class NodeBackward {
   }
 
   // Rows r0 to r1 of the gradient of hidden, of images i0 to i1: inner times the matrix.
-  NEVER_INLINED void multiply_tile(int64_t i0, int64_t i1, int64_t r0, int64_t r1, const E* packed, const E* inner, Tile& tile,
-                     Fetch& fetch) {
+  NEVER_INLINED void multiply_tile(int64_t i0, int64_t i1, int64_t r0, int64_t r1, const E* packed, const E* inner,
+                                   Tile& tile, Fetch& fetch) {
     if (r0 >= r1) return;
     const int64_t first = i0 * pixels + r0 * out_width;
     const int64_t size = i1 - i0 > 1 ? (i1 - i0) * pixels : (r1 - r0) * out_width;
     tile.places.resize(size);
     for (int64_t p = 0; p < size; p++) {
       const int64_t image = p / pixels, at = i1 - i0 > 1 ? p % pixels : p, r = r0 + at / out_width, x = at % out_width;
-      tile.places[p] = static_cast<int32_t>((r < r1 ? slot(image, r) : tile_slots) * in_blocks * tile.in_slot + (d + x) * LANES);
+      const int64_t to = r < r1 ? slot(image, r) : tile_slots;
+      tile.places[p] = static_cast<int32_t>(to * in_blocks * tile.in_slot + (d + x) * LANES);
     }
     const int64_t panels = ceil_div(in_blocks, TILE_VECTORS);
     fetch.spread_over(panels * ceil_div(size, TILE_ROWS));

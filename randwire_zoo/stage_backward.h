@@ -1,12 +1,13 @@
 // The backward pass of a stage: its nodes from the last to the first. Included by kernels.cpp.
 //
 // What a node's output receives is a weighted sum: of the gradients that its readers leave, each of the reader's sum of
-// sources and hence the same for all of these, and of the stage's own. So is the gradient before its BN. BN needs two sums
-// per channel of it, over all pixels and before anybody can read it: of the gradient, and of its product with the output.
-// They are sums of such sums, which come out of the readers' own passes. A tensor is taken again when the last of the
-// reader's sources is done.
+// sources and hence the same for all of these, and of the stage's own. So is the gradient before its BN. BN needs two
+// sums per channel of it, over all pixels and before anybody can read it: of the gradient, and of its product with the
+// output. They are sums of such sums, which come out of the readers' own passes. A tensor is taken again when the last
+// of the reader's sources is done.
 
-// What a stage's backward pass is given, beside what the forward pass was, and what it writes; null for what nobody needs.
+// What a stage's backward pass is given, beside what the forward pass was, and what it writes; null for what nobody
+// needs.
 struct StageGradients {
   const void* grad;             // like a node's output
   const float *const *kernels;  // of the depthwise convolutions, [in][9]
@@ -97,7 +98,8 @@ template <class T> class StageBackward {
       mine.weights.push_back(1);
       scales.push_back(slope.data()), shifts.push_back(constant.data());
     }
-    const Sum<T> before_norm(mine.grads.data(), mine.grads.size(), mine.weights.data(), scales.data(), shifts.data(), s.channels);
+    const Sum<T> before_norm(mine.grads.data(), mine.grads.size(), mine.weights.data(), scales.data(), shifts.data(),
+                             s.channels);
     Terms<T> terms;
     const int64_t* const sources = s.sources + first_source;
     for (int64_t k = 0; k < count; k++)
