@@ -2,18 +2,23 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import random
+import statistics
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 
 import networkx
 import pytest
 import torch
+from scipy.stats import spearmanr
 from timm.data import create_loader
 from torch.utils.data import Dataset
 
 from randwire_zoo.graphs import Graph, parse_graph_model, sample_graphs
+from randwire_zoo.studies.analysis import correlate
 from randwire_zoo.studies.measures import depths, edge_betweenness, graph_measures, node_betweenness
 from randwire_zoo.studies.work import _spread
 
@@ -156,3 +161,19 @@ def test_images_for_damage_lie_evenly_over_the_whole_split(total: int, count: in
     steps = {b - a for a, b in itertools.pairwise(seen)}
     assert max(steps) - min(steps) <= 1 and seen[0] == 0 and total - seen[-1] <= max(steps)
     assert base.batch_size == 16
+
+
+def test_measures_are_those_of_a_published_table_of_random_dags() -> None:
+    """Sixteen of the 1,030 networks of Nowak and Janik, whose features are square roots of values scaled to 0 … 1."""
+    rows = json.loads((Path(__file__).parent / 'golden' / 'random_dags.json').read_text(encoding='utf-8'))['rows']
+    measures = [graph_measures([Graph(30, tuple(map(tuple, row['edges'])))]) for row in rows]
+    assert len(rows) == 16
+    for theirs, ours in (('log_paths', 'paths'), ('max_path', 'depth'), ('average_clustering', 'clustering')):
+        squares = [row[theirs] ** 2 for row in rows]
+        r = statistics.correlation(squares, [found[ours] for found in measures])
+        assert r == pytest.approx(1, abs=1e-9), theirs
+        # The order of the accuracies by theirs is that by ours.
+        by_both = [correlate({'all': [(x, row['test_acc']) for x, row in zip(side, rows, strict=True)]}, rank=True)
+                   for side in (squares, [round(found[ours], 9) for found in measures])]
+        expected = spearmanr(squares, [row['test_acc'] for row in rows])[0]
+        assert [one.over_all for one in by_both] == pytest.approx([expected] * 2)
