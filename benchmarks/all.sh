@@ -1,6 +1,6 @@
 #!/bin/sh
 # Every figure of docs/performance.md on the processor, in about a quarter of an hour on two idle cores:
-#     sh benchmarks/all.sh docs/data [SEUNGWONPARK_CLONE] [JIAMINREN_CLONE] && make docs
+#     sh benchmarks/all.sh docs/data [SEUNGWONPARK_CLONE] [JIAMINREN_CLONE] [INTER_OPERATOR_SCHEDULER_CLONE] && make docs
 # PYTHON=…, BATCH=…, ROUNDS=… and COMPILE='' (nothing is compiled) are read. Without both clones the four benchmarks
 # beside these networks are left out, and their records in the folder stay as they are.
 set -eu
@@ -9,6 +9,7 @@ mkdir -p "$out"
 out=$(cd "$out" && pwd)
 [ -z "${2:-}" ] || seungwonpark=$(cd "$2" && pwd)
 [ -z "${3:-}" ] || jiaminren=$(cd "$3" && pwd)
+[ -z "${4:-}" ] || scheduler=$(cd "$4" && pwd)
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 rounds=${ROUNDS:-9}
@@ -47,6 +48,8 @@ run train_small_64 speed $small $both --train --compile --batch "$((8 * batch))"
 run train_c109_64 speed $c109 $both --train --compile --batch "$((8 * batch))" --size 64 --rounds "$few"
 run memory_evaluation memory --batch "$batch"
 beside_peers memory_training memory --train --batch "$batch" $peers --beside mobilenetv2_140 resnet50
+run ordering ordering --measure randwire_ba_small_s1 randwire_er_small_s1 randwire_ws_c109_s3
+[ -z "${scheduler-}" ] || run interoperator interoperator --scheduler "$scheduler"
 run scaling scaling --batch "$batch" --rounds "$few"
 run compile_time compile_time
 run import_time import_time --pairs "$few"

@@ -13,9 +13,9 @@ from tabulate import tabulate
 
 __all__ = [
     'Table', 'accuracy_differences', 'accuracy_table', 'best_run', 'compile_table', 'convolutions_table', 'copy_rate',
-    'evaluation_memory_table', 'floors_table', 'format_table', 'import_table', 'latency_table', 'library_seconds',
-    'machine_line', 'peak_rate', 'quickstart_table', 'run_name', 'scaling_table', 'speed_ratio', 'speed_table',
-    'trained_table', 'training_memory_table', 'versions_table',
+    'evaluation_memory_table', 'floors_table', 'format_table', 'import_table', 'interoperator_table', 'latency_table',
+    'library_seconds', 'machine_line', 'ordering_table', 'peak_rate', 'quickstart_table', 'run_name', 'scaling_table',
+    'speed_ratio', 'speed_table', 'trained_table', 'training_memory_table', 'versions_table',
 ]
 
 Record = dict[str, Any]
@@ -184,6 +184,31 @@ def evaluation_memory_table(record: Record) -> Table:
                   'all node outputs, MiB', 'widest cut, MiB'],
                  [[f'`{row["network"]}`', f'{row["peak_mib"]:.1f}', f'{row["nodes_mib"]:.1f}', f'{row["cut_mib"]:.1f}']
                   for row in results['evaluation']])
+
+
+def interoperator_table(record: Record) -> Table:
+    """All ways to run the network, beside the fastest of torch's and beside eager."""
+    seconds = record['results']['seconds']
+    torchs = [name for name in seconds if name != 'native']
+    best = min(torchs, key=lambda name: statistics.median(seconds[name]))
+    rows = [[name, _ms(statistics.median(times)), *(
+        f'{statistics.median(a / b for a, b in zip(seconds[other], times, strict=True)):.2f}×'
+        for other in ('eager', best))] for name, times in seconds.items()]
+    results = record['results']
+    return Table([f'C = {results["channels"]}, fp32, batch {results["batch"]}, {results["size"]} px', 'ms',
+                  'against eager', f'against {best}'], rows)
+
+
+def ordering_table(record: Record) -> Table:
+    """Peaks before and after ordering, in elements and in MB of fp32 at batch 1."""
+    rows = []
+    for network in record['results']['networks']:
+        before, after = network['before'], network['after']
+        measured = [f'{peak / 1e6:.2f}' for peak in network.get('measured', ())] or ['', '']
+        rows.append([f'`{network["network"]}`', f'{before:,}', f'{after:,}', f'{4e-6 * before:.2f}',
+                     f'{4e-6 * after:.2f}', f'{1 - after / before:.0%}', *measured])
+    return Table([f'batch 1, {record["results"]["size"]} px', 'elements, by index', 'ordered', 'MB in fp32, by index',
+                  'ordered', 'less by', 'measured MB, by index', 'ordered'], rows)
 
 
 def scaling_table(record: Record, axis: str) -> Table:

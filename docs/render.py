@@ -208,6 +208,19 @@ def _is_peer(case: Record, network: str, beside: str) -> bool:
 
 
 @figure
+def ordering() -> str:
+    return _markdown(tables.ordering_table(_record('ordering')))
+
+
+@figure
+def ordered_less(family: str) -> str:
+    """Per cent by which the lowest peaks are below those of the indices' order, for names with this part."""
+    found = [1 - network['after'] / network['before'] for network in _record('ordering')['results']['networks']
+             if family in network['network']]
+    return _between([100 * share for share in found], 0)
+
+
+@figure
 def scaling(axis: str) -> str:
     return _markdown(tables.scaling_table(_record('scaling'), axis))
 

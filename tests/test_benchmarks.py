@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ import timm
 import torch
 from PIL import Image
 
-from randwire_zoo import use_kernels
+from randwire_zoo import deploy, use_kernels
 from randwire_zoo.complexity import count_complexity
 from randwire_zoo.evaluation import evaluate_folder
+from randwire_zoo.graphs import Graph
+from randwire_zoo.network import Stage
+from randwire_zoo.ordering import lowest_peak_order, peak_memory
 from randwire_zoo.training import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +27,8 @@ sys.path.insert(0, str(ROOT / 'benchmarks'))
 
 import common  # noqa: E402
 import floors  # noqa: E402
+import interoperator  # noqa: E402
+import ordering  # noqa: E402
 import speed  # noqa: E402
 import tables  # noqa: E402
 import trained  # noqa: E402
@@ -93,6 +99,63 @@ def test_the_convolutions_of_a_network_are_all_its_multiply_adds(name: str) -> N
         macs += count * 2 * channels * side[0] * side[1] * width * height * length
     classifier = model.get_classifier()
     assert macs + 2 * classifier.weight.numel() == 2 * count_complexity(model, (3, 64, 64)).macs
+
+
+@pytest.mark.parametrize('name', ['randwire_ws_pico', 'randwire_ws_c109_s3'])
+def test_peaks_are_in_units_of_what_the_nodes_of_a_stage_put_out(name: str) -> None:
+    """Sizes from a forward pass; the peaks themselves are tested in test_ordering."""
+    model = timm.create_model(name, device='meta').eval()
+    sizes: dict[torch.nn.Module, int] = {}
+    for stage in model.modules():
+        if isinstance(stage, Stage):
+            stage.nodes[-1].register_forward_hook(lambda node, args, out: sizes.update({node: out.numel()}))
+    model(torch.empty(1, 3, 224, 224, device='meta'))
+    expected = [[int(peak_memory(stage.graph, order, stage.input_size) * sizes[stage.nodes[-1]])
+                 for order in (range(stage.graph.num_nodes), lowest_peak_order(stage.graph, stage.input_size))]
+                for stage in model.modules() if isinstance(stage, Stage)]
+    found = ordering.compute(name, 224)
+    assert found['stages'] == expected
+    assert (found['before'], found['after']) == tuple(max(peaks) for peaks in zip(*expected, strict=True))
+
+
+def test_nodes_on_streams_wait_for_their_sources_and_compute_the_same() -> None:
+    """With streams that only note what they are told; on a GPU the same function is given real ones."""
+    class Noting(interoperator.Here):
+        def __init__(self) -> None:
+            self.waits: list[Any] = []
+            self.events = 0
+
+        def wait_event(self, event: Any) -> None:
+            self.waits.append(event)
+
+        def record_event(self) -> Any:
+            self.events += 1
+            return id(self), self.events
+
+    model = deploy(timm.create_model('randwire_ws_pico'))
+    images, streams = torch.randn(1, 3, 64, 64), [Noting() for _ in range(3)]
+    with torch.inference_mode():
+        expected = model(images)
+        assert torch.allclose(interoperator.put_on_streams(model, streams)(images), expected, atol=1e-5)
+    stages = [stage for stage in model.modules() if isinstance(stage, Stage)]
+    assert sum(stream.events for stream in streams) == sum(len(stage.nodes) for stage in stages)
+    waits = 0
+    for stage in stages:
+        places = interoperator.streams_of(stage.sources, 3)
+        waits += sum(source < 0 or places[source] != places[node]
+                     for node, sources in enumerate(stage.sources) for source in sources)
+        assert len(set(places)) > 1
+    assert sum(len(stream.waits) for stream in streams) == waits
+    # A chain stays where it is; what does not wait for it goes elsewhere.
+    assert interoperator.streams_of([[-1], [0], [-1], [1], [2], [3, 4]], 2) == [0, 0, 1, 0, 1, 0]
+
+
+def test_a_graph_of_the_scheduler_is_read(tmp_path: Path) -> None:
+    (tmp_path / 'graph.txt').write_text('3\n2\n1 2\n0 1\n')
+    assert interoperator.read_graph(tmp_path / 'graph.txt') == Graph(3, ((0, 1), (1, 2)))
+    (tmp_path / 'graph.txt').write_text('3\n2\n1 2\n')
+    with pytest.raises(SystemExit, match='names 2 edges and has 1'):
+        interoperator.read_graph(tmp_path / 'graph.txt')
 
 
 def test_a_benchmark_leaves_every_round_and_where_it_comes_from(
