@@ -118,6 +118,7 @@ def _compiler_version() -> str | None:
 
 def paired_seconds(
         runs: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2,
+        clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Time the runs in turn, A B C A B C …, so that a drift of the machine's speed meets all of them alike."""
     for _ in range(warmup):
@@ -126,11 +127,11 @@ def paired_seconds(
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
 
 

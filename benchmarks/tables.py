@@ -195,8 +195,8 @@ def interoperator_table(record: Record) -> Table:
         f'{statistics.median(a / b for a, b in zip(seconds[other], times, strict=True)):.2f}×'
         for other in ('eager', best))] for name, times in seconds.items()]
     results = record['results']
-    return Table([f'C = {results["channels"]}, fp32, batch {results["batch"]}, {results["size"]} px', 'ms',
-                  'against eager', f'against {best}'], rows)
+    return Table([f'C = {results["channels"]}, fp32, batch {results["batch"]}, {results["size"]} px',
+                  'ms' if results['clock'] == 'wall' else 'ms of CPU', 'against eager', f'against {best}'], rows)
 
 
 def ordering_table(record: Record) -> Table:
