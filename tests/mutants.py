@@ -247,7 +247,7 @@ def in_a_child(job: Callable[[], int], seconds: float | None, log: str | None) -
         finally:
             sys.stdout.flush()
             os._exit(status)
-    end = time.monotonic() + (60 + 15 * seconds if seconds is not None else float('inf'))
+    end = time.monotonic() + (60 + min(15 * seconds, 240) if seconds is not None else float('inf'))
     ended = code = 0
     while not ended and time.monotonic() < end:
         time.sleep(0.005)
