@@ -84,6 +84,8 @@ def test_every_argument_that_decides_the_network_is_described_and_none_of_where_
     assert Description.from_settings({'model': 'resnet18.a1_in1k'}, for_training=False).input_size == (3, 288, 288)
     assert Description.from_settings({'model': 'resnet18.a1_in1k'}).input_size == (3, 224, 224)
     assert Description.from_settings({'model': 'resnet18', 'model_kwargs': {'in_chans': 2}}).input_size[0] == 2
+    overlay = {'pretrained_cfg_overlay': {'crop_pct': 0.5}}
+    assert Description.from_settings({'model': 'resnet18', 'model_kwargs': overlay}).crop_pct == 0.5
     assert Description.from_settings({'model': 'resnet18', 'model_kwargs': None}).arguments == {
         'num_classes': 1000, 'in_chans': 3}
 
@@ -146,16 +148,23 @@ def test_a_folder_of_timms_hub_format_is_described_by_what_lies_in_it(tmp_path: 
     torch.testing.assert_close(again.state_dict()['fc.weight'], model.state_dict()['fc.weight'], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(('settings', 'stride'), [
-    ({'model': 'randwire_ws_pico.mine'}, 2), ({'model': 'randwire_ws_pico', 'pretrained': True}, 2),
-    ({'model': 'randwire_ws_pico'}, None),
-    ({'model': 'randwire_ws_pico.mine', 'model_kwargs': {'stem_stride': 1}}, 1),
+@pytest.mark.parametrize(('settings', 'stride', 'tag'), [
+    ({'model': 'randwire_ws_pico.mine'}, 2, 'mine'), ({'model': 'randwire_ws_pico', 'pretrained': True}, 2, 'digits'),
+    ({'model': 'randwire_ws_pico'}, None, None),
+    ({'model': 'randwire_ws_pico.mine', 'model_kwargs': {'stem_stride': 1}}, 1, 'mine'),
 ], ids=str)
 def test_published_weights_bring_the_arguments_of_their_network(
-        settings: dict[str, Any], stride: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+        settings: dict[str, Any], stride: int | None, tag: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = PublishedCfg(architecture='randwire_ws_pico', num_classes=7, model_args={'stem_stride': 2})
-    monkeypatch.setattr('timm.models.resolve_pretrained_cfg', lambda *args, **kwargs: cfg)
+    asked: list[Any] = []
+
+    def resolve(name: str, pretrained_cfg: str | None = None, **kwargs: Any) -> PublishedCfg:
+        asked.append(pretrained_cfg)
+        return cfg
+
+    monkeypatch.setattr('timm.models.resolve_pretrained_cfg', resolve)
     arguments = Description.from_settings(settings).arguments
+    assert asked == [tag]
     assert arguments.get('stem_stride') == stride and arguments['num_classes'] == 7
 
 
