@@ -5,6 +5,7 @@ costs seconds). This package reads its manifest when it is imported, too: for an
 """
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from typing import Any
 
 import pytest
 from hub_server import HubServer
-from huggingface_hub import constants
+from huggingface_hub import RepoCard, __version__, constants
+from packaging.version import Version
 
 TOKEN = 'hf_test_token'
 
@@ -73,6 +75,8 @@ class HubClient:
     @contextmanager
     def asking(self, home: Path, token: str | None = TOKEN) -> Iterator[None]:
         """This process asks that Hub, with home as its cache."""
+        if Version(__version__) < Version('1'):
+            pytest.skip('the sessions of huggingface_hub before 1.0 do not follow a change of its settings')
         with pytest.MonkeyPatch.context() as patch:
             for name in ('HF_HUB_OFFLINE', 'HF_TOKEN'):
                 patch.delenv(name, raising=False)
@@ -83,7 +87,9 @@ class HubClient:
                     'HUGGINGFACE_CO_URL_TEMPLATE': self.server.url + '/{repo_id}/resolve/{revision}/{filename}',
                     'HF_TOKEN_PATH': str(home / 'token'), 'HF_HUB_DISABLE_XET': True,
                     'HF_HUB_DISABLE_TELEMETRY': True, 'HF_HUB_DISABLE_PROGRESS_BARS': True}.items():
-                patch.setattr(constants, name, value, raising=name != 'HF_HUB_DISABLE_XET')  # not in the oldest
+                patch.setattr(constants, name, value)
+            if 'https://huggingface.co' in inspect.getsource(RepoCard.validate):  # as older ones
+                patch.setattr(RepoCard, 'validate', lambda *_, **__: None)
             yield
 
     def run(self, home: Path, code: str, token: str | None = TOKEN) -> list[Any]:
