@@ -125,12 +125,11 @@ def _read(node: Optional[SeparableNode], x: Tensor) -> Optional[_Node]:
             norm is not None and _is_watched(vars(norm))):
         return None
     size, stride, padding, dilation, groups, in_channels, channels, padding_mode = _CONV(of_depthwise)
-    # What an attribute of a convolution without hooks is, found several times as fast: this is done in every step.
-    kernel, matrix = of_depthwise['_parameters'], of_pointwise['_parameters']
     if (size != (3, 3) or padding != dilation or padding_mode != 'zeros' or not groups == in_channels == channels
-            or _POINTWISE(of_pointwise) != ((1, 1), (1, 1), (0, 0), 1) or kernel.get('bias') is not None):
+            or _POINTWISE(of_pointwise) != ((1, 1), (1, 1), (0, 0), 1) or _parameter(depthwise, 'bias') is not None):
         return None
-    read = _Node(kernel.get('weight'), matrix.get('weight'), matrix.get('bias'), norm, edge_weight, stride, dilation)
+    read = _Node(_parameter(depthwise, 'weight'), _parameter(pointwise, 'weight'), _parameter(pointwise, 'bias'), norm,
+                 edge_weight, stride, dilation)
     if (read.bias is None) == (norm is None):
         return None
     tensors = [read.depthwise, read.pointwise]
@@ -147,6 +146,12 @@ def _read(node: Optional[SeparableNode], x: Tensor) -> Optional[_Node]:
         if edge_weight is not None:
             tensors.append(edge_weight)
     return read if all(_fits(t, x, torch.float32) for t in tensors) else None
+
+
+def _parameter(module: Any, name: str) -> Any:
+    """An attribute, found several times as fast where it is a parameter: this is done in every step."""
+    parameters = vars(module)['_parameters']
+    return parameters[name] if name in parameters else getattr(module, name)
 
 
 def _fits(t: Any, x: Tensor, or_dtype: torch.dtype) -> bool:
