@@ -51,5 +51,6 @@ beside_peers memory_training memory --train --batch "$batch" $peers --beside mob
 run ordering ordering --measure randwire_ba_small_s1 randwire_er_small_s1 randwire_ws_c109_s3
 [ -z "${scheduler-}" ] || run interoperator interoperator --scheduler "$scheduler"
 run scaling scaling --batch "$batch" --rounds "$few"
+run accuracy accuracy --epochs 10
 run compile_time compile_time
 run import_time import_time --pairs "$few"

@@ -266,7 +266,8 @@ def trained_table(rows: Sequence[Record]) -> Table:
 def accuracy_differences(record: Record) -> list[float]:
     """Of every seed, the points by which the native kernels' accuracy is above that of torch's."""
     found = {(run['seed'], run['kernels']): run['top1'] for run in record['results']['runs']}
-    return [top1 - found[seed, 'torch'] for (seed, kernels), top1 in found.items() if kernels == 'native']
+    return [top1 - found[seed, 'torch'] for (seed, kernels), top1 in found.items()
+            if kernels == 'native' and (seed, 'torch') in found]
 
 
 def accuracy_table(record: Record) -> Table:

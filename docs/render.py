@@ -24,6 +24,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'benchmarks'))
 
@@ -218,6 +220,20 @@ def ordered_less(family: str) -> str:
     found = [1 - network['after'] / network['before'] for network in _record('ordering')['results']['networks']
              if family in network['network']]
     return _between([100 * share for share in found], 0)
+
+
+@figure
+def accuracy() -> str:
+    return _markdown(tables.accuracy_table(_record('accuracy')))
+
+
+@figure
+def accuracy_gap() -> str:
+    """Mean of the differences seed by seed, with its 95 % interval (Student's t)."""
+    found = tables.accuracy_differences(_record('accuracy'))
+    interval = stats.ttest_1samp(found, 0).confidence_interval(0.95)
+    return (f'{statistics.mean(found):+.2f} points (95 % interval {interval.low:+.2f} to {interval.high:+.2f}, '
+            f'{len(found)} seeds)').replace('-', '−')
 
 
 @figure
