@@ -237,6 +237,11 @@ def accuracy_gap() -> str:
 
 
 @figure
+def interoperator() -> str:
+    return _markdown(tables.interoperator_table(_record('interoperator')))
+
+
+@figure
 def scaling(axis: str) -> str:
     return _markdown(tables.scaling_table(_record('scaling'), axis))
 
