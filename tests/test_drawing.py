@@ -196,7 +196,7 @@ def test_a_browser_shows_the_dark_colours_of_lines_text_and_markers(tmp_path: Pa
     browser = shutil.which('chromium') or shutil.which('google-chrome')
     if browser is None:
         pytest.skip('needs chromium or google-chrome on the PATH')
-    from playwright.sync_api import sync_playwright
+    sync_playwright = pytest.importorskip('playwright.sync_api', reason='playwright is not installed').sync_playwright
 
     draw_graphs([Graph(3, ((0, 1), (1, 2)))], tmp_path / 'g.svg', names=['conv3'])
     colours = {}
