@@ -133,7 +133,7 @@ def test_a_file_that_is_no_study_is_refused(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(ValueError, match=r'study\.yaml'):
             load_study(path)
-    with pytest.raises(FileNotFoundError, match=r"no study 'figure33'.*figure3_small"):
+    with pytest.raises(FileNotFoundError, match=r"no study 'figure33': .*did you mean figure3"):
         load_study('figure33')
     with pytest.raises(FileNotFoundError, match=r"study\.yaml.*no recipe 'cifar10/nothing'"):
         load_study(write(tmp_path, recipe='cifar10/nothing'))
