@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import math
 import random
 import warnings
@@ -15,7 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from randwire_zoo.graphs import BarabasiAlbert, ErdosRenyi, Graph, GraphModel, WattsStrogatz, sample_graphs
+from randwire_zoo.graphs import (
+    BarabasiAlbert,
+    ErdosRenyi,
+    Graph,
+    GraphModel,
+    WattsStrogatz,
+    graphs_sha256,
+    sample_graphs,
+)
 from randwire_zoo.network import (
     NODE_OPS,
     Node,
@@ -818,3 +827,14 @@ def test_layers_are_grouped_by_stages_and_the_heads_convolution_goes_with_the_la
     assert [sorted({name.partition('.')[0] for name, _ in network.named_parameters() if groups[name] == layer})
             for layer in range(6)] == [
                 ['conv1'], ['conv2'], ['conv3'], ['conv4'], ['bn_head', 'conv5', 'conv_head'], ['fc']]
+
+
+def test_a_network_says_which_it_is_in_one_line_and_folds_its_modules_up() -> None:
+    named = timm.create_model('randwire', graph='ba(5)', seed=3, channels=24, num_nodes=8)
+    nameless = RandWire(named.graphs, channels=24, regime='small')
+    assert named.extra_repr() == 'BA(5), seed 3, small regime, N = 8, C = 24'
+    assert nameless.extra_repr() == f'graphs {graphs_sha256(named.graphs)[:8]}, small regime, N = 8, C = 24'
+    shown = named._repr_html_()
+    assert '<summary>BA(5), seed 3, small regime, N = 8, C = 24</summary>' in shown
+    assert f'<pre>{html.escape(repr(named))}</pre></details>' in shown
+    assert RandWire(named.graphs).channels == 78
