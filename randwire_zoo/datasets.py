@@ -2,8 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ from pathlib import Path
 
 from .digits import write_digits
 from .errors import one_line
+from .files import atomic_folder
 
 __all__ = ['TinyImageNet', 'add_arguments', 'main', 'read_label_texts', 'write_tiny_imagenet']
 
@@ -77,9 +76,7 @@ def write_tiny_imagenet(source: str | Path, folder: str | Path) -> TinyImageNet:
         if len(set(wanted.values())) != len(wanted):
             raise ValueError(f'{source}: val_annotations.txt names an image twice')
 
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
-        try:
+        with atomic_folder(folder) as temporary:
             for wnid in wnids:
                 for split in ('train', 'val'):
                     (temporary / split / wnid).mkdir(parents=True)
@@ -93,12 +90,6 @@ def write_tiny_imagenet(source: str | Path, folder: str | Path) -> TinyImageNet:
                 (temporary / here).write_bytes(data)
             (temporary / LABEL_TEXTS).write_text(
                 ''.join(f'{wnid}\t{texts.get(wnid, wnid)}\n' for wnid in sorted(wnids)), encoding='utf-8')
-            temporary.chmod(0o755)
-            if folder.exists():
-                folder.rmdir()
-            temporary.replace(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     return TinyImageNet(folder, len(wnids), training, len(wanted) - training)
 
 

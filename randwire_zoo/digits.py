@@ -1,12 +1,12 @@
 """scikit-learn's handwritten digits as an image folder: 1,797 grey images of 8×8 pixels in ten classes."""
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from .files import atomic_folder
 
 __all__ = ['HELD_OUT', 'write_digits']
 
@@ -46,20 +46,12 @@ def write_digits(folder: str | Path) -> Path:
     indices = np.arange(len(pixels))
     train, held_out = train_test_split(
         indices, test_size=HELD_OUT, random_state=SPLIT_SEED, stratify=digits.target)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
-    try:
+    with atomic_folder(folder) as temporary:
         for split, members in (('train', train), ('validation', held_out)):
             for index in members:
                 path = temporary / split / str(digits.target[index]) / f'{index:04}.png'
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels[index]).save(path)
-        temporary.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
