@@ -37,6 +37,7 @@ LATE_COMMANDS = {
 examples:
   randwire-zoo data digits output/digits
   randwire-zoo data tiny-imagenet tiny-imagenet-200.zip output/tiny-imagenet
+  randwire-zoo data caltech-101 caltech-101.zip output/caltech-101
 """),
     'teacher': ('distillation', 'an ImageNet network as the teacher of a data set with classes of ImageNet', """\
 example:

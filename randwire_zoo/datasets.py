@@ -2,24 +2,35 @@
 from __future__ import annotations
 
 import argparse
+import io
+import random
+import re
+import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 from .digits import write_digits
 from .errors import one_line
 from .files import atomic_folder
 
-__all__ = ['TinyImageNet', 'add_arguments', 'main', 'read_label_texts', 'write_tiny_imagenet']
+__all__ = ['ImageFolder', 'add_arguments', 'main', 'read_label_texts', 'write_caltech101', 'write_tiny_imagenet']
 
 LABEL_TEXTS = 'words.txt'
+CALTECH = '101_ObjectCategories'
+#: Photographs of nothing in particular, which are no category (torchvision leaves them out, too).
+BACKGROUND = 'BACKGROUND_Google'
+
+Files = Mapping[str, Callable[[], bytes]]
 
 
 @dataclass(frozen=True)
-class TinyImageNet:
+class ImageFolder:
     """What was written.
 
     Args:
@@ -35,7 +46,7 @@ class TinyImageNet:
     validation: int
 
 
-def write_tiny_imagenet(source: str | Path, folder: str | Path) -> TinyImageNet:
+def write_tiny_imagenet(source: str | Path, folder: str | Path) -> ImageFolder:
     """Write the image folder of Tiny ImageNet: train/WNID/ and val/WNID/, and the classes' names in `words.txt`.
 
     The archive has its validation images in one folder and their labels in a table, and no labels of its test images,
@@ -51,10 +62,8 @@ def write_tiny_imagenet(source: str | Path, folder: str | Path) -> TinyImageNet:
         FileExistsError: if the folder exists and is not empty.
         ValueError: if the source is something else, or is not whole.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f'{folder} exists and is not empty; name another folder')
-    with _files(Path(source)) as files:
+    folder = _free(folder)
+    with _files(Path(source), 'wnids.txt') as files:
         wnids = _lines(source, files, 'wnids.txt')
         if not wnids or len(set(wnids)) != len(wnids) or any('/' in wnid or '.' in wnid for wnid in wnids):
             raise ValueError(f'{source}: wnids.txt names no classes, or one twice')
@@ -77,20 +86,66 @@ def write_tiny_imagenet(source: str | Path, folder: str | Path) -> TinyImageNet:
             raise ValueError(f'{source}: val_annotations.txt names an image twice')
 
         with atomic_folder(folder) as temporary:
-            for wnid in wnids:
-                for split in ('train', 'val'):
-                    (temporary / split / wnid).mkdir(parents=True)
-            for here, there in wanted.items():
-                try:
-                    data = files[there]()
-                except zipfile.BadZipFile as error:
-                    raise ValueError(f'{source} is damaged: {one_line(error)}') from None
-                if not data:
-                    raise ValueError(f'{source}: {there} is empty')
-                (temporary / here).write_bytes(data)
+            _copy(source, files, wanted, temporary)
             (temporary / LABEL_TEXTS).write_text(
                 ''.join(f'{wnid}\t{texts.get(wnid, wnid)}\n' for wnid in sorted(wnids)), encoding='utf-8')
-    return TinyImageNet(folder, len(wnids), training, len(wanted) - training)
+    return ImageFolder(folder, len(wnids), training, len(wanted) - training)
+
+
+def write_caltech101(
+        source: str | Path, folder: str | Path, per_class: int | None = None, seed: int = 1) -> ImageFolder:
+    """Write the image folder of Caltech-101: train/CATEGORY/ and val/CATEGORY/, of 101 categories.
+
+    Which images are trained on, lists `train.txt` and `test.txt` beside the folder of the images say, a line such as
+    `accordion/image_0002.jpg` each; without them, or where `per_class` is given, so many of each category are drawn,
+    and all others are measured on, as publications about this data set have it. `BACKGROUND_Google` is left out.
+
+    Args:
+        source: The archive `caltech-101.zip`, the `101_ObjectCategories.tar.gz` in it, or a folder with
+            `101_ObjectCategories/` in it.
+        folder: Where to; it appears only when it is complete.
+        per_class: Images of each category to train on; 30 where there are no lists.
+        seed: Of the draw.
+
+    Raises:
+        FileNotFoundError: if there is no such source.
+        FileExistsError: if the folder exists and is not empty.
+        ValueError: if the source is something else or is not whole, or a category is too small.
+    """
+    folder = _free(folder)
+    if per_class is not None and per_class < 1:
+        raise ValueError(f'per_class must be at least 1, got {per_class}')
+    with _files(Path(source), CALTECH) as files:
+        images = sorted(name.removeprefix(f'{CALTECH}/') for name in files
+                        if re.fullmatch(rf'{CALTECH}/(?!{BACKGROUND}/)[^/]+/\w[^/]*\.jpg', name))
+        if not images:
+            raise ValueError(f'{source} is no Caltech-101: it has no images in {CALTECH}')
+        categories = sorted({name.partition('/')[0] for name in images})
+        if per_class is None and 'train.txt' in files and 'test.txt' in files:
+            splits = {split: [line.strip() for line in _lines(source, files, name)]
+                      for split, name in (('train', 'train.txt'), ('val', 'test.txt'))}
+            splits = {split: [name for name in names if not name.startswith(f'{BACKGROUND}/')]
+                      for split, names in splits.items()}
+            listed = splits['train'] + splits['val']
+            if odd := sorted(set(images) ^ set(listed)):
+                raise ValueError(f'{source}: the lists and the images differ in {len(odd):,}, such as {odd[0]}')
+            if len(set(listed)) != len(listed):
+                raise ValueError(f'{source}: train.txt and test.txt name an image twice')
+        else:
+            generator, count = random.Random(seed), 30 if per_class is None else per_class
+            splits = {'train': [], 'val': []}
+            for category in categories:
+                members = [name for name in images if name.startswith(f'{category}/')]
+                if len(members) <= count:
+                    raise ValueError(f'{source}: {category} has {len(members)} images, too few to train on {count} '
+                                     'and measure on others')
+                drawn = set(generator.sample(members, count))
+                splits['train'] += sorted(drawn)
+                splits['val'] += [name for name in members if name not in drawn]
+        with atomic_folder(folder) as temporary:
+            _copy(source, files, {f'{split}/{name}': f'{CALTECH}/{name}' for split, names in splits.items()
+                                  for name in names}, temporary)
+    return ImageFolder(folder, len(categories), len(splits['train']), len(splits['val']))
 
 
 def read_label_texts(folder: str | Path) -> dict[str, str]:
@@ -113,45 +168,116 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                     'fetch the archive yourself.')
     sub.add_argument('source', metavar='SOURCE', help='tiny-imagenet-200.zip, or a folder with what is in it')
     sub.add_argument('folder', metavar='FOLDER', help='image folder to write')
+    sub = kinds.add_parser(
+        'caltech-101', help='photographs of 101 categories, from their archive',
+        description='Caltech-101 as an image folder, by the lists train.txt and test.txt where the source has them, '
+                    'and otherwise with 30 images of each category to train on.')
+    sub.add_argument('source', metavar='SOURCE',
+                     help=f'caltech-101.zip, {CALTECH}.tar.gz, or a folder with {CALTECH}/ in it')
+    sub.add_argument('folder', metavar='FOLDER', help='image folder to write')
+    sub.add_argument('--per-class', type=int, metavar='N',
+                     help='train on so many images of each category, whatever the lists say')
+    sub.add_argument('--seed', type=int, default=1, metavar='S', help='of that draw (default: %(default)s)')
 
 
 def main(args: argparse.Namespace) -> int:
     """Write the data set that the parsed arguments name.
 
     Raises:
-        ValueError, OSError: see `write_tiny_imagenet` and `write_digits`.
+        ValueError, OSError: see `write_tiny_imagenet`, `write_caltech101` and `write_digits`.
     """
     if args.kind == 'digits':
         print(write_digits(args.folder))
         return 0
-    written = write_tiny_imagenet(args.source, args.folder)
+    if args.kind == 'caltech-101':
+        written = write_caltech101(args.source, args.folder, args.per_class, args.seed)
+    else:
+        written = write_tiny_imagenet(args.source, args.folder)
     print(f'{written.folder}: {written.classes:,} classes, {written.training:,} training and '
           f'{written.validation:,} validation images')
     return 0
 
 
+def _free(folder: str | Path) -> Path:
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f'{folder} exists and is not empty; name another folder')
+    return folder
+
+
+def _copy(source: str | Path, files: Files, wanted: Mapping[str, str], folder: Path) -> None:
+    """Write files of a source, by their names here and there."""
+    for parent in {(folder / here).parent for here in wanted}:
+        parent.mkdir(parents=True, exist_ok=True)
+    for here, there in wanted.items():
+        data = _read(source, files, there)
+        if not data:
+            raise ValueError(f'{source}: {there} is empty')
+        (folder / here).write_bytes(data)
+
+
+def _read(source: str | Path, files: Files, name: str) -> bytes:
+    try:
+        return files[name]()
+    except zipfile.BadZipFile as error:
+        raise ValueError(f'{source} is damaged: {one_line(error)}') from None
+
+
 @contextmanager
-def _files(source: Path) -> Iterator[Mapping[str, Callable[[], bytes]]]:
-    """How to read each file of the source, by its name below the folder that wnids.txt lies in."""
+def _files(source: Path, mark: str) -> Iterator[Files]:
+    """How to read each file of the source, by its name below the folder that the mark, a file or folder, lies in."""
     if source.is_dir():
-        found = [path.parent for path in (source / 'wnids.txt', source / 'tiny-imagenet-200' / 'wnids.txt')
-                 if path.is_file()]
+        found = [path.parent for path in (source / mark, *sorted(source.glob(f'*/{mark}'))) if path.exists()]
         root = found[0] if found else source
         yield {path.relative_to(root).as_posix(): path.read_bytes for path in root.rglob('*') if path.is_file()}
         return
     if not source.exists():
         raise FileNotFoundError(f'no archive or folder at {source}')
+    with source.open('rb') as file, _archive(source, file) as files:
+        nested = [name for name in files if name.rpartition('/')[2] == f'{mark}.tar.gz']
+        if not nested:
+            yield _below(files, mark)
+            return
+        with _archive(source, io.BytesIO(_read(source, files, nested[0]))) as files:
+            yield _below(files, mark)
+
+
+@contextmanager
+def _archive(source: Path, file: IO[bytes]) -> Iterator[Files]:
+    """How to read each file of a zip archive, or of a tar archive that is compressed."""
     try:
-        archive = zipfile.ZipFile(source)
-    except (zipfile.BadZipFile, OSError):
-        raise ValueError(f'{source} is no whole zip archive') from None
+        is_zip = file.read(2) == b'PK'
+        file.seek(0)
+        archive = zipfile.ZipFile(file) if is_zip else None
+        members = {} if is_zip else _unpacked(file)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, zlib.error):
+        raise ValueError(f'{source} is no whole archive') from None
+    if archive is None:
+        yield {name: partial(bytes, data) for name, data in members.items()}
+        return
     with archive:
-        names = [name for name in archive.namelist() if not name.endswith('/')]
-        root_name = next((name[:-len('wnids.txt')] for name in names if name.rpartition('/')[2] == 'wnids.txt'), '')
-        yield {name[len(root_name):]: partial(archive.read, name) for name in names if name.startswith(root_name)}
+        yield {name: partial(archive.read, name) for name in archive.namelist() if not name.endswith('/')}
 
 
-def _lines(source: str | Path, files: Mapping[str, Callable[[], bytes]], name: str) -> list[str]:
+def _unpacked(file: IO[bytes]) -> dict[str, bytes]:
+    """All files of a tar archive, read in one pass: to seek in a compressed one is to decompress it again."""
+    found = {}
+    with tarfile.open(fileobj=file) as members:
+        for member in members:
+            content = members.extractfile(member)
+            if content is not None:
+                found[member.name] = content.read()
+    return found
+
+
+def _below(files: Files, mark: str) -> Files:
+    """The same by their names below the folder that the mark lies in."""
+    places = [name.split('/') for name in files]
+    root = next((''.join(f'{part}/' for part in parts[:parts.index(mark)]) for parts in places if mark in parts), '')
+    return {name[len(root):]: read for name, read in files.items() if name.startswith(root)}
+
+
+def _lines(source: str | Path, files: Files, name: str) -> list[str]:
     if name not in files:
         raise ValueError(f'{source} is no Tiny ImageNet, or not a whole one: it has no {name}')
     try:

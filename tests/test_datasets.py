@@ -1,13 +1,15 @@
-"""Tiny ImageNet's archive becomes an image folder, or one line says why not and nothing is written."""
+"""The archives of data sets become image folders, or one line says why not and nothing is written."""
 from __future__ import annotations
 
+import io
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from randwire_zoo import cli
-from randwire_zoo.datasets import read_label_texts, write_tiny_imagenet
+from randwire_zoo.datasets import read_label_texts, write_caltech101, write_tiny_imagenet
 from randwire_zoo.evaluation import class_indices, open_images
 
 ROOT = 'tiny-imagenet-200'
@@ -90,10 +92,102 @@ def test_a_damaged_or_missing_source_and_a_folder_in_use_are_one_line(tmp_path: 
     with pytest.raises(ValueError, match=r'bad.zip is damaged: .*CRC'):
         write_tiny_imagenet(tmp_path / 'bad.zip', tmp_path / 'here')
     (tmp_path / 'cut.zip').write_bytes(source.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r'cut.zip is no whole zip archive'):
+    with pytest.raises(ValueError, match=r'cut.zip is no whole archive'):
         write_tiny_imagenet(tmp_path / 'cut.zip', tmp_path / 'here')
     with pytest.raises(FileNotFoundError, match='no archive or folder at'):
         write_tiny_imagenet(tmp_path / 'nothing', tmp_path / 'here')
     with pytest.raises(FileExistsError, match='is not empty; name another folder'):
         write_tiny_imagenet(source, tmp_path)
     assert not (tmp_path / 'here').exists()
+
+
+CALTECH = '101_ObjectCategories'
+LISTS = {
+    'train.txt': b'ant/image_0001.jpg\nBACKGROUND_Google/image_0001.jpg\nbass/image_0002.jpg\nbass/image_0003.jpg\n',
+    'test.txt': b'ant/image_0002.jpg\nbass/image_0001.jpg\nBACKGROUND_Google/tmp\n'}
+LISTED = ['train/ant/image_0001.jpg', 'train/bass/image_0002.jpg', 'train/bass/image_0003.jpg',
+          'val/ant/image_0002.jpg', 'val/bass/image_0001.jpg']
+
+
+def caltech(**more: bytes | None) -> dict[str, bytes]:
+    """Two categories, the background and what else lies in the archive; each image holds its name."""
+    names = ['ant/image_0001.jpg', 'ant/image_0002.jpg', 'bass/image_0001.jpg', 'bass/image_0002.jpg',
+             'bass/image_0003.jpg', 'BACKGROUND_Google/image_0001.jpg', 'BACKGROUND_Google/tmp', 'ant/._image_0001.jpg']
+    files: dict[str, bytes | None] = {f'{CALTECH}/{name}': name.encode() for name in names}
+    return {name: data for name, data in {**files, **more}.items() if data is not None}
+
+
+def pack_caltech(path: Path) -> Path:
+    """As it is published: a zip archive, with a tar archive of the images and what a Mac left in it."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode='w:gz') as archive:
+        for name, data in caltech().items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr(f'__MACOSX/caltech-101/._{CALTECH}.tar.gz', b'junk')
+        archive.writestr(f'caltech-101/{CALTECH}.tar.gz', packed.getvalue())
+        archive.writestr('caltech-101/Annotations.tar', b'boxes')
+    path.with_name(f'{CALTECH}.tar.gz').write_bytes(packed.getvalue())
+    return path
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
+
+
+def test_caltech101_is_split_by_its_lists_without_the_background(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, folder = unpack(tmp_path / 'there', caltech(**LISTS)), tmp_path / 'here'
+    assert cli.main(['data', 'caltech-101', str(source), str(folder)]) == 0
+    assert capsys.readouterr().out == f'{folder}: 2 classes, 3 training and 2 validation images\n'
+    assert written(folder) == LISTED
+    assert (folder / 'val/bass/image_0001.jpg').read_bytes() == b'bass/image_0001.jpg'
+    assert class_indices(open_images(folder, 'validation')) == {'ant': 0, 'bass': 1}
+
+
+def test_caltech101_is_split_by_a_draw_from_either_archive_and_from_what_is_in_it(tmp_path: Path) -> None:
+    pack_caltech(tmp_path / 'caltech-101.zip')
+    unpack(tmp_path / 'unpacked' / 'caltech-101', caltech(**LISTS))
+    splits = []
+    for number, source in enumerate(['caltech-101.zip', f'{CALTECH}.tar.gz', 'unpacked']):
+        found = write_caltech101(tmp_path / source, tmp_path / str(number), per_class=1)
+        assert (found.classes, found.training, found.validation) == (2, 2, 3)
+        splits.append(written(found.folder))
+    assert splits[0] == splits[1] == splits[2]
+    for kind, count in (('ant', 2), ('bass', 3)):
+        mine = [name for name in splits[0] if f'/{kind}/' in name]
+        assert sum(name.startswith('train/') for name in mine) == 1
+        assert len({name.rpartition('/')[2] for name in mine}) == len(mine) == count
+    drawn = {tuple(written(write_caltech101(tmp_path / 'unpacked', tmp_path / f's{seed}', 1, seed).folder))
+             for seed in range(8)}
+    assert len(drawn) > 1
+
+
+@pytest.mark.parametrize('change, arguments, message', [
+    ({f'{CALTECH}/{name}': None for name in ('ant/image_0002.jpg', 'bass/image_0001.jpg')}, {},
+     'the lists and the images differ in 2, such as ant/image_0002.jpg'),
+    ({'test.txt': LISTS['test.txt'] + b'ant/image_0001.jpg\n'}, {}, 'train.txt and test.txt name an image twice'),
+    ({'train.txt': None}, {}, 'ant has 2 images, too few to train on 30 and measure on others'),
+    ({}, {'per_class': 2}, 'ant has 2 images, too few to train on 2'),
+    ({}, {'per_class': 0}, 'per_class must be at least 1, got 0'),
+    ({f'{CALTECH}/bass/image_0001.jpg': b''}, {}, 'bass/image_0001.jpg is empty'),
+    ({name: None for name in caltech()}, {}, f'is no Caltech-101: it has no images in {CALTECH}'),
+])
+def test_a_caltech101_that_is_not_whole_is_one_line_and_nothing_is_written(
+        change: dict[str, bytes | None], arguments: dict[str, int], message: str, tmp_path: Path) -> None:
+    source = unpack(tmp_path / 'there', caltech(**{**LISTS, **change}))
+    with pytest.raises(ValueError) as error:
+        write_caltech101(source, tmp_path / 'here', **arguments)
+    assert message in str(error.value) and '\n' not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ['there']
+
+
+def test_a_cut_archive_of_caltech101_is_one_line(tmp_path: Path) -> None:
+    whole = pack_caltech(tmp_path / 'caltech-101.zip').with_name(f'{CALTECH}.tar.gz')
+    cut = tmp_path / 'cut.tar.gz'
+    for data in (whole.read_bytes()[:-40], b'no archive'):
+        cut.write_bytes(data)
+        with pytest.raises(ValueError, match=r'cut.tar.gz is no whole archive'):
+            write_caltech101(cut, tmp_path / 'here', 1)
