@@ -54,6 +54,12 @@ examples:
   randwire-zoo eval --checkpoint output/train/RUN/last.pth.tar
   randwire-zoo eval --checkpoint output/train/RUN/model_best.pth.tar --img-size 320
 """),
+    'probe': ('linear_probe', 'accuracy of a linear classifier of the features of a network', """\
+examples:
+  randwire-zoo probe --model randwire_ws_pico --data-dir digits
+  randwire-zoo probe --checkpoint output/train/RUN/last.pth.tar --data-dir caltech-101
+  randwire-zoo probe --model randwire_ws_small_s1 --random 1 --img-size 128 --data-dir caltech-101
+"""),
     'quickstart': ('quickstart', 'train, evaluate, save and reload a small network on handwritten digits', """\
 example:
   randwire-zoo quickstart

@@ -30,11 +30,12 @@ from tqdm import tqdm
 
 from .description import build_model
 from .errors import loading, one_line
-from .evaluation import autocast, class_indices, default_device, open_images
+from .evaluation import class_indices, default_device, open_images
 from .files import atomic_path
+from .linear_probe import fit_classifier, pooled_features
 from .manifest import sha256_of
 
-__all__ = ['NumberedImages', 'RecordedTeacher', 'Teacher', 'add_arguments', 'fit_classifier', 'main', 'write_teacher']
+__all__ = ['NumberedImages', 'RecordedTeacher', 'Teacher', 'add_arguments', 'main', 'write_teacher']
 
 OUTPUTS = 'outputs.safetensors'
 WEIGHTS = 'model.safetensors'
@@ -196,14 +197,9 @@ def write_teacher(
     def features(images: Any, title: str) -> Tensor:
         loader = create_loader(images, size, batch_size, num_workers=workers, device=where, persistent_workers=False,
                                **data)
-        found = []
-        with torch.inference_mode(), autocast(where, amp_dtype)():
-            for batch, _ in tqdm(loader, desc=title, disable=None if progress else True, leave=False):
-                batch = batch.contiguous(memory_format=torch.channels_last)
-                found.append(network.forward_head(network.forward_features(batch), pre_logits=True).float().cpu())
-        return torch.cat(found)
+        return pooled_features(network, loader, where, amp_dtype, title=title, progress=progress)[0]
 
-    seen, unseen = features(training, 'training images').clone(), features(held_out, 'held-out images').clone()
+    seen, unseen = features(training, 'training images'), features(held_out, 'held-out images')
     answers = torch.tensor(_members(held_out)[1])
     logits = torch.empty(len(targets), len(wnids))
     fold = torch.arange(len(targets)) % FOLDS  # the images are sorted by class: every fold has as many of each
@@ -238,35 +234,6 @@ def write_teacher(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return teacher
-
-
-def fit_classifier(
-        features: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, decay: float = 3e-3, iterations: int = 20,
-) -> tuple[Tensor, Tensor]:
-    """Fit a linear classifier by L-BFGS, drawn towards the one that it starts from.
-
-    Args:
-        features: [N, F].
-        targets: [N], the classes.
-        weight: [K, F] to start from.
-        bias: [K] to start from.
-        decay: Half of it times the squared distance of the weight from its start is added to the mean cross-entropy.
-        iterations: Of L-BFGS.
-
-    Returns:
-        The weight [K, F] and the bias [K].
-    """
-    fitted = weight.clone().requires_grad_(), bias.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS(fitted, max_iter=iterations, line_search_fn='strong_wolfe')
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(F.linear(features, *fitted), targets) + decay / 2 * (fitted[0] - weight).square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return fitted[0].detach(), fitted[1].detach()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -28,7 +28,8 @@ from .kernels import chosen
 from .recipes import DEFAULTS, KEYS, add_key, check_settings
 
 __all__ = ['Conditions', 'add_arguments', 'autocast', 'class_indices', 'default_device', 'evaluate',
-           'evaluate_checkpoint', 'evaluate_description', 'evaluate_folder', 'main', 'open_images', 'prepare_device']
+           'evaluate_checkpoint', 'evaluate_description', 'evaluate_folder', 'find_description', 'load_network', 'main',
+           'open_images', 'prepare_device']
 
 #: Settings of a training that say how images are found and fed, whatever network looks at them.
 DATA = ('num_classes', 'in_chans', 'img_size', 'input_size', 'crop_pct', 'mean', 'std', 'interpolation')
@@ -247,7 +248,7 @@ def evaluate_checkpoint(
     """
     given = {name: value for name, value in (settings or {}).items() if value is not None}
     given = {**given, **check_settings({name: value for name, value in given.items() if name in KEYS})}
-    description, recorded = _describe(checkpoint, given)
+    description, recorded = find_description(checkpoint, given)
     use_ema = given.get('use_ema')
     conditions = Conditions.from_settings({**recorded, **given})
     if 'batch_size' in given or not recorded:
@@ -258,12 +259,7 @@ def evaluate_checkpoint(
         raise ValueError(f'the training of {checkpoint} measured nothing; name the images with --split')
     device = default_device(given.get('device') or _here(recorded.get('device')))
     workers = given.get('workers', recorded.get('workers', 2))
-    model = description.create_model(given.get('model', ''), pretrained=not checkpoint)
-    if checkpoint:
-        with loading(checkpoint):
-            if conditions.use_ema and not _has_ema(checkpoint):
-                raise ValueError('it holds no moving average of the weights; --no-ema measures the weights themselves')
-            load_checkpoint(model, str(checkpoint), use_ema=conditions.use_ema)
+    model = load_network(checkpoint, description, given.get('model', ''), conditions.use_ema)
     with chosen(given.get('kernels'), device) as header:
         if lines:
             print(header, flush=True)
@@ -271,7 +267,28 @@ def evaluate_checkpoint(
     return {'name': given.get('model') or description.architecture, **metrics}
 
 
-def _describe(checkpoint: str | Path, given: Mapping[str, Any]) -> tuple[Description, dict[str, Any]]:
+def load_network(checkpoint: str | Path, description: Description, name: str = '', use_ema: bool = False) -> nn.Module:
+    """Build a network with the weights of a file, or with published ones if none is named.
+
+    Args:
+        checkpoint: Of timm's train.py or of `training`, or other weights that timm reads; empty for published ones.
+        description: Of the network.
+        name: Another name of it, with a tag or a source.
+        use_ema: Of a checkpoint, take the moving average.
+
+    Raises:
+        ValueError: if there are no such weights, or they do not fit.
+    """
+    model: nn.Module = description.create_model(name, pretrained=not checkpoint)
+    if checkpoint:
+        with loading(checkpoint):
+            if use_ema and not _has_ema(checkpoint):
+                raise ValueError('it holds no moving average of the weights; --no-ema measures the weights themselves')
+            load_checkpoint(model, str(checkpoint), use_ema=use_ema)
+    return model
+
+
+def find_description(checkpoint: str | Path, given: Mapping[str, Any]) -> tuple[Description, dict[str, Any]]:
     """The description and the settings of a training, or what the given settings name where there was none."""
     recorded: dict[str, Any] = {}
     if checkpoint:

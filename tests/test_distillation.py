@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from timm.data import ImageNetInfo
 
 from randwire_zoo import cli, distillation
-from randwire_zoo.distillation import RecordedTeacher, fit_classifier, write_teacher
+from randwire_zoo.distillation import RecordedTeacher, write_teacher
 from randwire_zoo.evaluation import open_images
 from randwire_zoo.training import train
 
@@ -47,20 +47,6 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state = timm.create_model(MODEL).state_dict()
     torch.save({f'_{index}': tensor for index, tensor in enumerate(state.values())}, path)
     return path
-
-
-def test_the_classifier_is_the_one_of_ridge_penalised_logistic_regression() -> None:
-    linear_model = pytest.importorskip('sklearn.linear_model')
-    rng = np.random.default_rng(0)
-    targets = rng.integers(0, 3, 200)
-    features = rng.normal(size=(200, 5)) + 0.7 * rng.normal(size=(3, 5))[targets]
-    decay = 0.05
-    theirs = linear_model.LogisticRegression(C=1 / (200 * decay), tol=1e-9, max_iter=2000).fit(features, targets)
-    weight, bias = fit_classifier(
-        torch.from_numpy(features), torch.from_numpy(targets), torch.zeros(3, 5, dtype=torch.double),
-        torch.zeros(3, dtype=torch.double), decay, iterations=200)
-    assert np.allclose(weight.numpy(), theirs.coef_, atol=1e-3)
-    assert np.allclose((bias - bias.mean()).numpy(), theirs.intercept_ - theirs.intercept_.mean(), atol=1e-3)
 
 
 def test_a_teacher_has_its_classes_rows_and_its_record_knows_no_image_by_heart(
