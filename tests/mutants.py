@@ -73,7 +73,7 @@ MODULES: dict[str, list[str]] = {
     'randwire_zoo/native.py': ['test_kernels', 'test_operators', 'test_operators_property'],
     'randwire_zoo/plans.py': ['test_kernels', 'test_operators', 'test_operators_property'],
     'randwire_zoo/stages.py': ['test_kernels', 'test_operators', 'test_operators_property'],
-    **{f'hub/{name}.py': ['test_manifest', 'test_hub'] for name in (
+    **{f'hub/{name}.py': ['test_manifest', 'test_hub', 'test_cards'] for name in (
         'card', 'checks', 'config', 'probe', 'publishing', 'runs', 'staging', 'transfer')},
 }
 # Tests that start one interpreter after another, for what others show in their own. Running them for every mutant would

@@ -1,0 +1,178 @@
+"""What stands on a card and in a manifest's row, for a detector's backbone and for weights with typed settings."""
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from layers import randomise_
+from safetensors.torch import load_file, save_file
+
+from randwire_zoo.cli import main
+from randwire_zoo.hub.card import END, START, check_card, own_text, render_card
+from randwire_zoo.hub.checks import CheckFailed, check_folder
+from randwire_zoo.weights_io import read_metadata
+
+NAME = 'randwire_ws_pico'
+
+
+def stage(checkpoint: Path, *options: object) -> int:
+    return main(['hub', 'stage', str(checkpoint), '--tag', 'some', *map(str, options)])
+
+
+def tables(card: str) -> list[list[str]]:
+    """The cells of the lines of all tables."""
+    return [[cell.strip() for cell in line.strip('|').split('|')] for line in card.splitlines() if line.startswith('|')]
+
+
+@pytest.fixture(scope='module')
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What detectron2 leaves of a training of 8 iterations: settings, history, weights of the whole detector."""
+    folder = tmp_path_factory.mktemp('detector') / 'run'
+    folder.mkdir()
+    (folder / 'config.yaml').write_text(yaml.safe_dump({
+        'OUTPUT_DIR': str(folder), 'SEED': 3, 'VERSION': 2, 'INPUT': {'FORMAT': 'RGB'},
+        'DATASETS': {'TRAIN': ['cells_train', 'more_train'], 'TEST': ['cells_test']},
+        'SOLVER': {'MAX_ITER': 8, 'BASE_LR': 0.01}, 'MODEL': {
+            'BACKBONE': {'NAME': f'build_{NAME}_retinanet_fpn_backbone'}, 'WEIGHTS': str(folder / 'first.pth'),
+            'PIXEL_MEAN': [127.5, 51.0, 0.0], 'PIXEL_STD': [255.0, 127.5, 63.75]}}))
+    rows = [{'iteration': 3, 'total_loss': 2.0, 'bbox/AP': 1.0}, {'iteration': 7, 'total_loss': 1.5},
+            {'iteration': 8, 'bbox/AP': 12.3456, 'bbox/AP50': 34.5, 'bbox/AP75': 5.0, 'bbox/APs': 1.0}]
+    (folder / 'metrics.json').write_text('\n'.join(map(json.dumps, rows)) + '\n')
+    model = timm.create_model(NAME, num_classes=0, head=False)
+    randomise_(model)
+    state = {f'backbone.bottom_up.{name}': tensor for name, tensor in model.state_dict().items()}
+    torch.save({'model': {**state, 'proposal_generator.anchors': torch.ones(2)}, 'iteration': 7},
+               folder / 'model_final.pth')
+    return folder
+
+
+@pytest.fixture
+def staged_detector(detector: Path, tmp_path: Path) -> Path:
+    assert stage(detector / 'model_final.pth', '--license', 'apache-2.0', '-o', tmp_path / 'backbone') == 0
+    return tmp_path / 'backbone'
+
+
+@pytest.fixture
+def staged_half(tmp_path: Path) -> Path:
+    """A classifier of which nothing is known but what was typed."""
+    model = timm.create_model(NAME, num_classes=4)
+    randomise_(model)
+    save_file(model.state_dict(), tmp_path / 'weights.safetensors')
+    assert stage(tmp_path / 'weights.safetensors', '--license', 'mit', '--model', NAME, '--img-size', 96, '--mean', 0.5,
+                 '--std', 0.25, '--dataset', 'someone/leaves', '--half', '--no-eval', '--metric', 'top1=61.234',
+                 'top5=90', 'loss=1.5', '-o', tmp_path / 'staged') == 0
+    return tmp_path / 'staged'
+
+
+def test_the_card_of_a_detectors_backbone_says_what_detectron2_recorded(staged_detector: Path) -> None:
+    text = (staged_detector / 'README.md').read_text()
+    card: Any = ModelCard(text)
+    assert card.data.pipeline_tag == 'image-feature-extraction' and card.data.library_name == 'timm'
+    assert card.data.tags == ['object-detection', 'timm', 'randwire'] and card.data.license == 'apache-2.0'
+    assert card.data.datasets is None and card.data.model_name == f'{NAME}.some'  # two names are no name of a data set
+    assert [(result.task_type, result.task_name, result.dataset_type, result.dataset_name, result.dataset_split,
+             result.metric_type, result.metric_name, result.metric_value) for result in card.data.eval_results] == [
+        ('object-detection', 'Object detection', *['cells_train, more_train'] * 2, 'cells_test', 'mAP', name, value)
+        for name, value in (('box AP, %', 12.35), ('box AP50, %', 34.5), ('box AP75, %', 5.0))]
+    rows = tables(text)
+    assert rows[-3:] == [
+        ['data', 'weights of iteration', 'box AP, %', 'box AP50, %', 'box AP75, %'], ['---'] * 5,
+        ['cells_train, more_train, measured on `cells_test`', '8 of 8', '12.35', '34.50', '5.00']]
+    facts = {row[0]: row[1] for row in rows if len(row) == 2}
+    assert facts['input'] == '3×64×64 pixels, mean 0.5, 0.2, 0, std 1, 0.5, 0.25, bilinear, crop 1.0 (center)'
+    assert facts['classes'] == '0' and facts['random graph model'] == 'WS(4,0.75), seed 1'
+    assert 'were not measured again when the backbone was published' in text and 'Trained with seed 3;' in text
+    assert "`train_net.py --config-file config.yaml`, the history is in [metrics.json](metrics.json)" in " ".join(
+        text.split()) and f'build_{NAME}_fpn_backbone' in text and 'transformers' not in text
+    assert text.endswith('}\n```\n') and own_text(text) == own_text(render_card(staged_detector)) == ''
+    published = yaml.safe_load((staged_detector / 'config.yaml').read_text())
+    assert 'OUTPUT_DIR' not in published and published['MODEL']['WEIGHTS'] == 'first.pth'
+    assert published['SOLVER'] == {'MAX_ITER': 8, 'BASE_LR': 0.01}
+
+
+def test_the_row_of_a_staged_folder_has_all_that_the_folder_says(staged_detector: Path, staged_half: Path) -> None:
+    row = check_folder(staged_detector).row(file='weights/some.safetensors', is_default=False)
+    assert (row.name, row.file, row.repo_id, row.revision, row.is_default) == (
+        f'{NAME}.some', 'weights/some.safetensors', None, None, False)
+    assert row.metrics == {'bbox/AP': 12.3456, 'bbox/AP50': 34.5, 'bbox/AP75': 5.0} and row.num_classes == 0
+    assert row.recipe == 'config.yaml' and row.description == 'cells_train, more_train, 8 iterations, seed 3'
+    assert row.model_args == {'head': False} and row.label_names == () and row.input_size == (3, 64, 64)
+    assert row.mean == (0.5, 0.2, 0.0) and row.std == (1.0, 0.5, 0.25)
+    row = check_folder(staged_half).row('someone/leaves', 'a' * 40)
+    assert (row.file, row.repo_id, row.revision, row.is_default) == (None, 'someone/leaves', 'a' * 40, True)
+    assert row.recipe is None and row.metrics == {'top1': 61.234, 'top5': 90.0, 'loss': 1.5}
+    assert row.size == (staged_half / 'model.safetensors').stat().st_size and row.description == 'someone/leaves'
+
+
+def test_figures_that_a_detectors_history_does_not_have_are_refused(staged_detector: Path) -> None:
+    history = staged_detector / 'metrics.json'
+    history.write_text(history.read_text().replace('34.5', '34.6'))
+    with pytest.raises(CheckFailed, match=r"'bbox/AP50': 34\.6.* for step 7: they must be equal"):
+        check_folder(staged_detector)
+
+
+def test_the_card_of_rounded_weights_with_typed_settings_says_so(staged_half: Path) -> None:
+    text = (staged_half / 'README.md').read_text()
+    card: Any = ModelCard(text)
+    assert card.data.pipeline_tag == 'image-classification' and card.data.datasets == ['someone/leaves']
+    assert [(result.task_type, result.task_name, result.dataset_type, result.dataset_name, result.dataset_split,
+             result.metric_type, result.metric_name, result.metric_value) for result in card.data.eval_results] == [
+        ('image-classification', 'Image classification', *['someone/leaves'] * 2, None, 'accuracy', name, value)
+        for name, value in (('top-1 accuracy, %', 61.23), ('top-5 accuracy, %', 90.0))]
+    assert tables(text)[-3:] == [['data', 'top-1 accuracy, %', 'top-5 accuracy, %', 'loss'], ['---'] * 4,
+                                 ['someone/leaves', '61.23', '90.00', '1.5000']]
+    assert 'As the publisher states them; not measured when the files were made. The large tensors are stored in ' \
+           'float16, and rounded to it before they were measured.' in ' '.join(text.split())
+    assert any(tensor.dtype == torch.float16 for tensor in load_file(staged_half / 'model.safetensors').values())
+
+
+def test_a_folder_whose_config_has_no_arguments_has_none(staged_half: Path) -> None:
+    path = staged_half / 'config.json'
+    config = json.loads(path.read_text())
+    assert config.pop('model_args') == {'in_chans': 3}
+    path.write_text(json.dumps(config))
+    (staged_half / 'README.md').write_text(render_card(staged_half))
+    assert check_folder(staged_half).row(file='weights/some.safetensors').model_args == {}
+
+
+def test_a_card_of_another_version_is_held_to_its_facts_alone(staged_half: Path) -> None:
+    weights, card = staged_half / 'model.safetensors', staged_half / 'README.md'
+    assert f'in version {read_metadata(weights)["randwire_zoo"]} or newer' in card.read_text()
+    save_file(load_file(weights), weights, {**read_metadata(weights), 'randwire_zoo': '0.0.1'})
+    text = render_card(staged_half, text='Mine.')
+    for words in (text, text.replace('## Use', '## How to use it'), text.replace('Mine.', '')):
+        card.write_text(words)
+        check_card(staged_half)
+    for fact, other in (('license: mit', 'license: gpl'), ('| 90.00 |', '| 99.00 |'), ('value: 90.0', 'value: 99.0')):
+        assert fact in text
+        card.write_text(text.replace(fact, other))
+        with pytest.raises(CheckFailed, match=re.escape(other.strip('| '))):
+            check_card(staged_half)
+    # Without a header, or with one that never ends, the tables are left.
+    for headless in (text.partition('\n---\n')[2], text.replace('\n---\n', '\n', 1)):
+        card.write_text(headless)
+        with pytest.raises(CheckFailed, match=r'first in line [12]: '):
+            check_card(staged_half)
+
+
+@pytest.mark.parametrize('mark', [START, END])
+def test_marks_in_own_words_are_refused(mark: str, staged_half: Path) -> None:
+    with pytest.raises(ValueError, match='the own text must not hold the marks of its section'):
+        render_card(staged_half, text=f'My {mark}')
+
+
+def test_files_that_run_code_are_refused_by_their_endings(staged_half: Path) -> None:
+    for ending in ('bin', 'pt', 'pth', 'pkl', 'pickle', 'ckpt', 'tar', 'joblib'):
+        path = staged_half / f'more.{ending}'
+        path.write_bytes(b'x')
+        with pytest.raises(CheckFailed, match=f'holds more.{ending}; only safetensors are published'):
+            check_folder(staged_half)
+        path.unlink()
+    check_folder(staged_half)
