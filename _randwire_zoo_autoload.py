@@ -20,7 +20,8 @@ from typing import Any
 _FOLLOWERS = {
     'timm.models': ('randwire_zoo.models',),
     'detectron2.modeling.backbone': (
-        'randwire_zoo.detection.checkpoints', 'randwire_zoo.detection.backbone', 'randwire_zoo.detection.builders'),
+        'randwire_zoo.detection.detectron2.checkpoints', 'randwire_zoo.detection.detectron2.backbone',
+        'randwire_zoo.detection.detectron2.builders'),
 }
 _followed: dict[str, weakref.ref[Any]] = {}
 

@@ -18,11 +18,11 @@ from typing import Any
 from common import add_json_argument, write_json
 from tables import accuracy_table, format_table, machine_line
 
-from randwire_zoo.digits import write_digits
-from randwire_zoo.kernels import KERNELS
-from randwire_zoo.quickstart import RECIPE
-from randwire_zoo.recipes import load_recipe
-from randwire_zoo.training import train
+from randwire_zoo.kernels.library import KERNELS
+from randwire_zoo.training.digits import write_digits
+from randwire_zoo.training.quickstart import RECIPE
+from randwire_zoo.training.recipes import load_recipe
+from randwire_zoo.training.trainer import train
 
 
 def run_once(data_dir: Path, seed: int, epochs: int, kernels: str) -> dict[str, Any]:

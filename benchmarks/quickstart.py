@@ -45,7 +45,7 @@ def support_vector_machine() -> dict[str, Any]:
     from sklearn.model_selection import train_test_split
     from sklearn.svm import SVC
 
-    from randwire_zoo.digits import HELD_OUT, SPLIT_SEED
+    from randwire_zoo.training.digits import HELD_OUT, SPLIT_SEED
     digits = load_digits()
     data = train_test_split(digits.data, digits.target, test_size=HELD_OUT, random_state=SPLIT_SEED,
                             stratify=digits.target)

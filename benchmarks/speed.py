@@ -8,8 +8,8 @@
 
 Every network is run in each of its modes and types. The other implementations (clones of seungwonpark/RandWireNN and
 JiaminRen/RandWireNN) get exactly our graphs. All runs take turns, round by round; figures are medians over the rounds,
-ratios are taken round by round. On the CPU all of them profit from memory that malloc keeps (`randwire_zoo.kernels`).
-Beside them stand the limits of `floors.py`, measured in the same process.
+ratios are taken round by round. On the CPU all of them profit from memory that malloc keeps (`kernels.library`). Beside
+them stand the limits of `floors.py`, measured in the same process.
 """
 from __future__ import annotations
 

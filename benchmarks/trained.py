@@ -16,11 +16,11 @@ from typing import Any
 from common import add_json_argument, write_json
 from tables import format_table, trained_table
 
-from randwire_zoo.description import Description
-from randwire_zoo.evaluation import Conditions, evaluate_checkpoint, evaluate_description
 from randwire_zoo.models import find_weights
-from randwire_zoo.recipes import load_recipe
-from randwire_zoo.training import LAST, SUMMARY, read_summary
+from randwire_zoo.training.evaluation import Conditions, evaluate_checkpoint, evaluate_description
+from randwire_zoo.training.recipes import load_recipe
+from randwire_zoo.training.trainer import LAST, SUMMARY, read_summary
+from randwire_zoo.weights.description import Description
 
 SIZES = (64, 80, 96, 112, 128, 144)
 

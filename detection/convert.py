@@ -16,9 +16,9 @@ from torchvision.models.detection import FasterRCNN
 from randwire_zoo.files import atomic_path, read_yaml
 from randwire_zoo.models import network_arguments
 from randwire_zoo.network import RandWire
-from randwire_zoo.weights_io import loading, read_metadata
+from randwire_zoo.weights.files import loading, read_metadata
 
-from .detectors import DetectorConfig, build_detector, save_detector
+from .torchvision.detectors import DetectorConfig, build_detector, save_detector
 from .weights import fit_weights, locate_weights, read_state
 
 __all__ = ['add_arguments', 'convert_backbone', 'convert_detector', 'main']

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from randwire_zoo.errors import loading
-from randwire_zoo.manifest import PublishedWeights, download, fetch, read_weights
+from randwire_zoo.weights.manifest import PublishedWeights, download, fetch, read_weights
 
 __all__ = ['SCHEMES', 'fit_weights', 'locate_weights', 'misfit', 'read_state']
 

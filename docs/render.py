@@ -35,10 +35,10 @@ from tables import Record, Table, best_run  # noqa: E402
 from randwire_zoo.architectures import ARCHITECTURES  # noqa: E402
 from randwire_zoo.files import write_atomically  # noqa: E402
 from randwire_zoo.graphs import parse_graph_model  # noqa: E402
-from randwire_zoo.quickstart import REQUIRED_TOP1  # noqa: E402
 from randwire_zoo.studies import analysis  # noqa: E402
 from randwire_zoo.studies.report import report_table  # noqa: E402
 from randwire_zoo.studies.results import read_results  # noqa: E402
+from randwire_zoo.training.quickstart import REQUIRED_TOP1  # noqa: E402
 
 __all__ = ['DOCUMENTS', 'FIGURE', 'PICTURE', 'picture_is_old', 'render']
 

@@ -6,5 +6,5 @@
     publishing  one commit, one tag, and the proof that what was sent is what is served
     cli         randwire-zoo hub stage, push, verify, pull, manifest
 
-It depends on the zoo, and nothing of the zoo depends on it: reading published weights is `randwire_zoo.manifest`'s job.
+It depends on the zoo, and nothing of the zoo depends on it: reading published weights is `weights.manifest`'s job.
 """

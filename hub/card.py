@@ -12,9 +12,9 @@ from jinja2 import Environment, StrictUndefined, UndefinedError
 
 from randwire_zoo import __version__
 from randwire_zoo.complexity import count_complexity
-from randwire_zoo.manifest import FILENAME
 from randwire_zoo.models import ARCHITECTURES, Architecture
-from randwire_zoo.weights_io import read_metadata
+from randwire_zoo.weights.files import read_metadata
+from randwire_zoo.weights.manifest import FILENAME
 
 from .checks import CARD, CONFIG, CURVES, CheckFailed
 from .config import from_config

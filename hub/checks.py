@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from randwire_zoo.description import Description
 from randwire_zoo.graphs import Graph, graphs_sha256
-from randwire_zoo.manifest import FILENAME, LICENSE, PublishedWeights, sha256_of
-from randwire_zoo.weights_io import check_weights, loading, one_line, read_metadata
+from randwire_zoo.weights.description import Description
+from randwire_zoo.weights.files import check_weights, loading, one_line, read_metadata
+from randwire_zoo.weights.manifest import FILENAME, LICENSE, PublishedWeights, sha256_of
 
 from .config import from_config
 from .probe import PROBE, check_probe

@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 
 from randwire_zoo.files import atomic_path, write_atomically
-from randwire_zoo.manifest import FILENAME, PACKAGED, HubError, PublishedWeights, read_rows
 from randwire_zoo.models import WEIGHTS
-from randwire_zoo.recipes import KEYS, add_key, check_settings
+from randwire_zoo.training.recipes import KEYS, add_key, check_settings
+from randwire_zoo.weights.manifest import FILENAME, PACKAGED, HubError, PublishedWeights, read_rows
 
 from .checks import CheckFailed, Staged, check_folder, figures
 from .publishing import check_row, pull, push, verify

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from randwire_zoo.description import Description
+from randwire_zoo.weights.description import Description
 
 __all__ = ['from_config', 'to_config']
 

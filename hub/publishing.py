@@ -27,7 +27,8 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from randwire_zoo.errors import nearest
 from randwire_zoo.frozen import load_graphs
 from randwire_zoo.graphs import graphs_sha256
-from randwire_zoo.manifest import (
+from randwire_zoo.models import ARCHITECTURES, WEIGHTS, Architecture, find_weights
+from randwire_zoo.weights.manifest import (
     FILENAME,
     HubError,
     PublishedWeights,
@@ -37,7 +38,6 @@ from randwire_zoo.manifest import (
     set_aside,
     sha256_of,
 )
-from randwire_zoo.models import ARCHITECTURES, WEIGHTS, Architecture, find_weights
 
 from .card import own_text, render_card
 from .checks import CARD, CONFIG, KNOWN, CheckFailed, Staged, check_folder, figures, load_model, missing_files

@@ -14,13 +14,13 @@ import yaml
 from torch import Tensor
 
 from randwire_zoo import __version__
-from randwire_zoo.datasets import read_label_texts
-from randwire_zoo.description import Description
 from randwire_zoo.drawing import draw_curves, draw_detection_curves, draw_graphs
-from randwire_zoo.evaluation import Conditions, class_indices, default_device, evaluate_description
 from randwire_zoo.files import write_atomically
-from randwire_zoo.manifest import FILENAME
-from randwire_zoo.weights_io import loading, round_to_half, save_weights
+from randwire_zoo.training.datasets import read_label_texts
+from randwire_zoo.training.evaluation import Conditions, class_indices, default_device, evaluate_description
+from randwire_zoo.weights.description import Description
+from randwire_zoo.weights.files import loading, round_to_half, save_weights
+from randwire_zoo.weights.manifest import FILENAME
 
 from .card import render_card
 from .checks import CARD, CONFIG, CURVES, GRAPHS, WIRING, CheckFailed, Staged, check_folder, check_names, disagreement
@@ -169,7 +169,7 @@ def _find_records(checkpoint: Path, recipe: str | Path | None, summary: str | Pa
 
 def _guess(checkpoint: Path) -> dict[str, Any]:
     """What weights without settings say themselves: the number of classes, and the name if this package saved them."""
-    from randwire_zoo.weights_io import read_metadata
+    from randwire_zoo.weights.files import read_metadata
 
     state = _read_state(checkpoint, True)
     known: dict[str, Any] = {'num_classes': len(state['fc.bias'])} if 'fc.bias' in state else {}

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from randwire_zoo.manifest import HubError
+from randwire_zoo.weights.manifest import HubError
 
 __all__ = ['TIMEOUT', 'bounded', 'left_behind']
 

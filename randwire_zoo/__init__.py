@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         parse_graph_model,
         sample_graphs,
     )
-    from .kernels import use_kernels
+    from .kernels.library import use_kernels
     from .network import RandWire
 
 __all__ = [
@@ -33,7 +33,7 @@ __version__ = '0.2.0'
 
 # All others are in graphs.
 _MODULES = {'ARCHITECTURES': 'architectures', 'Architecture': 'architectures', 'RandWire': 'network',
-            'deploy': 'deployment', 'draw': 'drawing', 'use_kernels': 'kernels'}
+            'deploy': 'deployment', 'draw': 'drawing', 'use_kernels': 'kernels.library'}
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,7 @@ from .errors import nearest
 from .frozen import load_graphs
 from .graphs import Graph, graphs_sha256
 from .interrupts import EXIT, is_first_process, raise_on_interrupt
-from .manifest import PublishedWeights, published_weights
+from .weights.manifest import PublishedWeights, published_weights
 
 __all__ = ['build_parser', 'main']
 
@@ -33,43 +33,43 @@ COMPLEXITY = Path(__file__).parent / 'complexity.json'  # counting 26 networks t
 # Commands in modules of their own, each with add_arguments(parser) and main(args). They import timm's data and
 # training parts, so that they are imported only when they are called for.
 LATE_COMMANDS = {
-    'data': ('datasets', 'write a data set as an image folder', """\
+    'data': ('training.datasets', 'write a data set as an image folder', """\
 examples:
   randwire-zoo data digits output/digits
   randwire-zoo data tiny-imagenet tiny-imagenet-200.zip output/tiny-imagenet
   randwire-zoo data caltech-101 caltech-101.zip output/caltech-101
 """),
-    'teacher': ('distillation', 'an ImageNet network as the teacher of a data set with classes of ImageNet', """\
+    'teacher': ('training.distillation', 'an ImageNet network as the teacher of a set of some of its classes', """\
 example:
   randwire-zoo teacher efficientnet-lite2-9656183e.pth output/teacher --data-dir output/tiny-imagenet
 """),
-    'train': ('training', 'train a network as a recipe says', """\
+    'train': ('training.trainer', 'train a network as a recipe says', """\
 examples:
   randwire-zoo train -c configs/digits/randwire_ws_pico.yaml --data-dir digits
   torchrun --nproc-per-node=8 -m randwire_zoo train -c configs/imagenet/randwire_ws_c109.yaml --data-dir /data/imagenet
 """),
-    'eval': ('evaluation', 'top-1 and top-5 accuracy of a network on a folder of images', """\
+    'eval': ('training.evaluation', 'top-1 and top-5 accuracy of a network on a folder of images', """\
 examples:
   randwire-zoo eval --model randwire_ws_pico --data-dir digits
   randwire-zoo eval --checkpoint output/train/RUN/last.pth.tar
   randwire-zoo eval --checkpoint output/train/RUN/model_best.pth.tar --img-size 320
 """),
-    'probe': ('linear_probe', 'accuracy of a linear classifier of the features of a network', """\
+    'probe': ('training.linear_probe', 'accuracy of a linear classifier of the features of a network', """\
 examples:
   randwire-zoo probe --model randwire_ws_pico --data-dir digits
   randwire-zoo probe --checkpoint output/train/RUN/last.pth.tar --data-dir caltech-101
   randwire-zoo probe --model randwire_ws_small_s1 --random 1 --img-size 128 --data-dir caltech-101
 """),
-    'quickstart': ('quickstart', 'train, evaluate, save and reload a small network on handwritten digits', """\
+    'quickstart': ('training.quickstart', 'train, evaluate, save and reload a small network on handwritten digits', """\
 example:
   randwire-zoo quickstart
 """),
-    'curves': ('curves', 'loss, accuracy or AP of trainings as one picture', """\
+    'curves': ('drawing.cli', 'loss, accuracy or AP of trainings as one picture', """\
 examples:
   randwire-zoo curves output/train/RUN
   randwire-zoo curves pretrained=output/run1 random=output/run2 -o curves.svg
 """),
-    'detect': ('detection.detect', 'draw what a detector finds in images', """\
+    'detect': ('detection.torchvision.detect', 'draw what a detector finds in images', """\
 examples:
   randwire-zoo detect photo.jpg --weights detector.safetensors
 """),
@@ -229,7 +229,7 @@ def _explain(error: Exception) -> str | None:
     """One line about an error that the user can mend; None for all others."""
     from safetensors import SafetensorError
 
-    from .build import KernelError
+    from .kernels.build import KernelError
 
     if isinstance(error, OSError) and error.strerror:
         path = error.filename2 or error.filename  # where a file was to be moved into place, that place

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .native import SeparableNode
+from .kernels.native import SeparableNode
 from .network import ConvBN, Node, RandWire, Stage
 
 __all__ = ['DeployedNode', 'deploy']

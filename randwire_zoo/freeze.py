@@ -4,10 +4,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from .architectures import ARCHITECTURES, Architecture, sample_architecture
 from .files import write_atomically
 from .frozen import FOLDER, read_graphs
 from .graphs import graphs_sha256
-from .models import ARCHITECTURES, Architecture, sample_architecture
 
 __all__ = ['check_frozen', 'write_frozen']
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from . import network  # the module: whoever imports it first, imports timm and so this one, while it has nothing yet
 from .architectures import ARCHITECTURES, Architecture, sample_architecture
 from .frozen import load_graphs
-from .manifest import FILENAME, PublishedWeights, published_weights, read_weights
+from .weights.manifest import FILENAME, PublishedWeights, published_weights, read_weights
 
 __all__ = ['ARCHITECTURES', 'WEIGHTS', 'Architecture', 'find_weights', 'network_arguments', 'sample_architecture']
 

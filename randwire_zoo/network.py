@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from .architectures import REGIMES, stage_node_counts
 from .graphs import Graph, graphs_sha256
-from .native import SeparableNode, run_stage
+from .kernels.native import SeparableNode, run_stage
 from .ordering import lowest_peak_order
-from .wiring import WiringMark
+from .weights.mark import WiringMark
 
 __all__ = ['NODE_OPS', 'REGIMES', 'Node', 'RandWire', 'Stage', 'checkpoint_filter_fn', 'stage_node_counts']
 
@@ -233,7 +233,7 @@ class Stage(nn.Module):
         edge_weight_init: Start of the edge weights, see `Node`.
         drop_path_rate: Probability, per minibatch, of removing one edge of this stage when it runs on its own.
         first_edge: Where this stage's removable edges start in the network's `kept_edges`.
-        architecture: What the wiring mark says of the network beside the graph, see `wiring.WiringMark`.
+        architecture: What the wiring mark says of the network beside the graph, see `weights.mark.WiringMark`.
     """
 
     # Annotated here because TorchScript cannot infer the type of an empty list.

@@ -22,7 +22,7 @@ def provenance() -> dict[str, Any]:
     import timm
     import torch
 
-    from .kernels import kernels_in_use
+    from .kernels.library import kernels_in_use
     return {'date': datetime.now(timezone.utc).isoformat(timespec='seconds'), 'randwire_zoo': __version__,
             'commit': _commit(), 'python': platform.python_version(), 'torch': torch.__version__,
             'timm': timm.__version__, 'processor': _processor(),

@@ -25,7 +25,7 @@ def fixed_seed() -> None:
 def kernels_are_nobodys_choice() -> Iterator[None]:
     """Forget after every test which kernels it asked for, so that the next one's commands choose by themselves."""
     yield
-    kernels = sys.modules.get('randwire_zoo.kernels')
+    kernels = sys.modules.get('randwire_zoo.kernels.library')
     if kernels is not None:
         kernels._in_use = None  # type: ignore[attr-defined]
 

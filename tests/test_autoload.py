@@ -170,7 +170,7 @@ def test_a_spec_that_is_found_but_never_executed_still_answers_for_its_loader(tm
     assert done.stderr == ''
 
 
-IMPORTED_FIRST = ('description', 'manifest', 'network', 'evaluation')
+IMPORTED_FIRST = ('weights.description', 'weights.manifest', 'network', 'training.evaluation')
 # What comes after `import torch`, which has installed the hook; each in a fork of the one process that has imported it.
 AFTER_TORCH = {
     'creates': (

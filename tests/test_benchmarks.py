@@ -16,11 +16,11 @@ from PIL import Image
 
 from randwire_zoo import deploy, use_kernels
 from randwire_zoo.complexity import count_complexity
-from randwire_zoo.evaluation import evaluate_folder
 from randwire_zoo.graphs import Graph
 from randwire_zoo.network import Stage
 from randwire_zoo.ordering import lowest_peak_order, peak_memory
-from randwire_zoo.training import train
+from randwire_zoo.training.evaluation import evaluate_folder
+from randwire_zoo.training.trainer import train
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'benchmarks'))

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from randwire_zoo.cli import main
 from randwire_zoo.hub.card import END, START, check_card, own_text, render_card
 from randwire_zoo.hub.checks import CheckFailed, check_folder
-from randwire_zoo.weights_io import read_metadata
+from randwire_zoo.weights.files import read_metadata
 
 NAME = 'randwire_ws_pico'
 

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from randwire_zoo import kernels, use_kernels
+from randwire_zoo import use_kernels
 from randwire_zoo.graphs import Graph
+from randwire_zoo.kernels import library as kernels
 from randwire_zoo.network import Node, RandWire, Stage
 from randwire_zoo.studies.damage import measure_damage
 

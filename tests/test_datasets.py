@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from randwire_zoo import cli
-from randwire_zoo.datasets import read_label_texts, write_caltech101, write_tiny_imagenet
-from randwire_zoo.evaluation import class_indices, open_images
+from randwire_zoo.training.datasets import read_label_texts, write_caltech101, write_tiny_imagenet
+from randwire_zoo.training.evaluation import class_indices, open_images
 
 ROOT = 'tiny-imagenet-200'
 PIXEL = bytes.fromhex('47494638376101000100800000ffffff0000002c00000000010001000002024401003b')  # a GIF of one pixel

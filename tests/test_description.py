@@ -17,9 +17,9 @@ from timm.data import resolve_data_config
 from timm.utils import CheckpointSaver
 
 import randwire_zoo  # noqa: F401  (registers the names)
-from randwire_zoo.description import Description, build_model, read_settings
 from randwire_zoo.models import PublishedCfg
-from randwire_zoo.recipes import DEFAULTS, load_recipe, recipe_names
+from randwire_zoo.training.recipes import DEFAULTS, load_recipe, recipe_names
+from randwire_zoo.weights.description import Description, build_model, read_settings
 
 NETWORK: dict[str, Any] = {'graph': 'ws(2,0.5)', 'channels': 4, 'num_nodes': 4}
 SETTINGS: dict[str, Any] = {'model': 'randwire', 'model_kwargs': NETWORK, 'num_classes': 3, 'img_size': 32}

@@ -17,7 +17,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
 from detectron2.modeling.backbone.backbone import Backbone
 
 from randwire_zoo.detection import RandWireBackbone
-from randwire_zoo.detection.backbone import FEATURES
+from randwire_zoo.detection.detectron2.backbone import FEATURES
 from randwire_zoo.frozen import frozen_names
 
 NAME = 'randwire_ws_pico'

@@ -21,7 +21,7 @@ from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from randwire_zoo.cli import main
 from randwire_zoo.detection import RandWireBackbone
 from randwire_zoo.models import WEIGHTS
-from randwire_zoo.weights_io import save_weights
+from randwire_zoo.weights.files import save_weights
 
 
 class Detector(nn.Module):

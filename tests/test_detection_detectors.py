@@ -20,8 +20,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from randwire_zoo.cli import main
 from randwire_zoo.detection import fasterrcnn_randwire_fpn, load_detector, save_detector
-from randwire_zoo.detection.detect import detect
-from randwire_zoo.weights_io import read_metadata, save_weights
+from randwire_zoo.detection.torchvision.detect import detect
+from randwire_zoo.weights.files import read_metadata, save_weights
 
 SMALL: dict[str, Any] = {'min_size': 64, 'max_size': 96, 'box_score_thresh': 0.0}
 

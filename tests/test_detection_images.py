@@ -13,10 +13,10 @@ from pretrained import NAME
 from shapes import CLASSES, write_shapes
 
 from randwire_zoo.cli import main
-from randwire_zoo.detection import detect as detect_module
 from randwire_zoo.detection import fasterrcnn_randwire_fpn, save_detector
-from randwire_zoo.detection.detect import detect
-from randwire_zoo.detection.images import convert_to_rgb, read_image
+from randwire_zoo.detection.torchvision import detect as detect_module
+from randwire_zoo.detection.torchvision.detect import detect
+from randwire_zoo.detection.torchvision.images import convert_to_rgb, read_image
 from randwire_zoo.drawing import draw_detections
 
 GREY = np.random.default_rng(0).integers(0, 256, (24, 32)).astype(np.uint8)

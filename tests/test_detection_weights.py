@@ -14,10 +14,10 @@ from torch import nn
 
 from randwire_zoo.cli import main
 from randwire_zoo.detection.weights import fit_weights, locate_weights, read_state
-from randwire_zoo.manifest import HubError
 from randwire_zoo.models import WEIGHTS, network_arguments
 from randwire_zoo.network import RandWire
-from randwire_zoo.weights_io import save_weights
+from randwire_zoo.weights.files import save_weights
+from randwire_zoo.weights.manifest import HubError
 
 
 def backbone(name: str = NAME, indices: int = 5) -> RandWire:

@@ -13,10 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.data import ImageNetInfo
 
-from randwire_zoo import cli, distillation
-from randwire_zoo.distillation import RecordedTeacher, write_teacher
-from randwire_zoo.evaluation import open_images
-from randwire_zoo.training import train
+from randwire_zoo import cli
+from randwire_zoo.training import distillation
+from randwire_zoo.training.distillation import RecordedTeacher, write_teacher
+from randwire_zoo.training.evaluation import open_images
+from randwire_zoo.training.trainer import train
 
 WNIDS = ('n01443537', 'n02124075', 'n07920052')
 MODEL = 'test_efficientnet'  # timm's own for tests: 1,000 classes, 0.4 M parameters

@@ -16,11 +16,11 @@ import torch
 import upstream
 from PIL import Image
 
-from randwire_zoo.description import Description, build_model
-from randwire_zoo.evaluation import Conditions, add_arguments, evaluate_checkpoint, evaluate_folder, main
-from randwire_zoo.recipes import DEFAULTS, OWN, load_recipe, recipe_names
-from randwire_zoo.training import read_summary, train
-from randwire_zoo.weights_io import save_weights
+from randwire_zoo.training.evaluation import Conditions, add_arguments, evaluate_checkpoint, evaluate_folder, main
+from randwire_zoo.training.recipes import DEFAULTS, OWN, load_recipe, recipe_names
+from randwire_zoo.training.trainer import read_summary, train
+from randwire_zoo.weights.description import Description, build_model
+from randwire_zoo.weights.files import save_weights
 
 NETWORK: dict[str, Any] = {'channels': 4, 'num_nodes': 6, 'num_classes': 10}
 

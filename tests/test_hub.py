@@ -28,15 +28,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from randwire_zoo.cli import main
-from randwire_zoo.description import Description
 from randwire_zoo.hub.card import END, START, render_card
 from randwire_zoo.hub.checks import check_names, disagreement, figures, missing_files
 from randwire_zoo.hub.config import from_config, to_config
 from randwire_zoo.hub.probe import TOLERANCE, check_probe, write_probe
 from randwire_zoo.hub.transfer import bounded, left_behind
-from randwire_zoo.manifest import HubError, PublishedWeights, fetch, set_aside
-from randwire_zoo.training import train
-from randwire_zoo.weights_io import read_metadata, save_weights
+from randwire_zoo.training.trainer import train
+from randwire_zoo.weights.description import Description
+from randwire_zoo.weights.files import read_metadata, save_weights
+from randwire_zoo.weights.manifest import HubError, PublishedWeights, fetch, set_aside
 
 NAME, REPO = 'randwire_ws_pico', 'someone/pico'
 STAGE = ['--tag', 'noise', '--license', 'mit']
@@ -523,7 +523,7 @@ def test_a_transfer_gives_its_result_or_its_error_or_is_left_behind() -> None:
 def _edit(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
     """A change of the tensors by someone who also corrects the hash of the tensors in the metadata."""
     def edit(folder: Path) -> None:
-        from randwire_zoo.weights_io import _tensors_sha256
+        from randwire_zoo.weights.files import _tensors_sha256
 
         path = folder / 'model.safetensors'
         metadata, state = read_metadata(path), read_tensors(path)
@@ -723,7 +723,7 @@ def test_half_of_the_bytes_ship_beside_a_manifest_and_the_name_alone_stays_the_p
         expected = rounded(torch.ones(1, 3, 64, 64)).tolist()
     alone, tagged, trained, listed, described, pretrained = overlaid(server, tmp_path / 'fresh', manifest, f'''
 import torch
-from randwire_zoo.description import Description
+from randwire_zoo.weights.description import Description
 plain = timm.create_model({name!r}, device='meta')
 results.append([plain.num_classes, *plain.pretrained_cfg['input_size']])
 plain = timm.create_model('{name}.few', device='meta')
@@ -768,7 +768,7 @@ results.append(logits('randwire'))
 plain = timm.create_model('randwire', num_nodes=8), timm.create_model('randwire_ws_pico')
 results.append([[model.num_classes, model.conv1.conv.stride[0]] for model in plain])
 results.append(command('hub', 'manifest', 'check'))
-from randwire_zoo.description import Description
+from randwire_zoo.weights.description import Description
 for name in ('randwire.noise', 'randwire_ws_pico'):
     results.append(Description.from_settings({{'model': name, 'pretrained': True}}).arguments)
 '''.replace('results.append(Description', 'described = results.append(Description'))[:9]

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from randwire_zoo import build, kernels
-from randwire_zoo.build import KernelError, load_library
+from randwire_zoo.kernels import build
+from randwire_zoo.kernels import library as kernels
+from randwire_zoo.kernels.build import KernelError, load_library
 
 COMPILER = os.environ.get('CXX', 'c++').split()[0]
 pytestmark = [

@@ -15,9 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from randwire_zoo import build, cli, kernels, native, use_kernels
-from randwire_zoo.build import KernelError, load_library
-from randwire_zoo.training import read_summary
+from randwire_zoo import cli, use_kernels
+from randwire_zoo.kernels import build, native
+from randwire_zoo.kernels import library as kernels
+from randwire_zoo.kernels.build import KernelError, load_library
+from randwire_zoo.training.trainer import read_summary
 
 COMPILER = os.environ.get('CXX', 'c++').split()[0]
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f'the kernels are built with {COMPILER}')

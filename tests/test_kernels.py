@@ -19,11 +19,14 @@ import torch.nn.functional as F
 from layers import randomise_
 from torch import Tensor, nn
 
-from randwire_zoo import build, deploy, kernels, native, plans, use_kernels
+from randwire_zoo import deploy, use_kernels
 from randwire_zoo.complexity import count_complexity
-from randwire_zoo.kernels import KernelError
+from randwire_zoo.kernels import build, native
+from randwire_zoo.kernels import library as kernels
+from randwire_zoo.kernels import operators as plans
+from randwire_zoo.kernels.library import KernelError
+from randwire_zoo.kernels.stages import STATISTICS, Operands, Settings, compute, nested
 from randwire_zoo.network import RandWire, Stage
-from randwire_zoo.stages import STATISTICS, Operands, Settings, compute, nested
 
 COMPILER = os.environ.get('CXX', 'c++').split()[0]
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f'the kernels are built with {COMPILER}')

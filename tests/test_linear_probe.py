@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from randwire_zoo import cli
-from randwire_zoo.description import Description
-from randwire_zoo.evaluation import Conditions
-from randwire_zoo.linear_probe import DECAYS, choose_decay, fit_classifier, linear_probe, probe_weights
+from randwire_zoo.training.evaluation import Conditions
+from randwire_zoo.training.linear_probe import DECAYS, choose_decay, fit_classifier, linear_probe, probe_weights
+from randwire_zoo.weights.description import Description
 
 NETWORK: dict[str, Any] = {
     'model': 'randwire', 'model_kwargs': {'graph': 'ws(2,0.5)', 'seed': 1, 'channels': 8, 'num_nodes': 4},

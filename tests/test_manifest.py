@@ -20,7 +20,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from randwire_zoo.cli import main
 from randwire_zoo.frozen import load_graphs
 from randwire_zoo.graphs import graphs_sha256
-from randwire_zoo.manifest import (
+from randwire_zoo.models import WEIGHTS
+from randwire_zoo.weights.manifest import (
     PACKAGED,
     HubError,
     PublishedWeights,
@@ -31,7 +32,6 @@ from randwire_zoo.manifest import (
     read_weights,
     sha256_of,
 )
-from randwire_zoo.models import WEIGHTS
 
 NAME = 'randwire_ws_pico'
 ROW: dict[str, Any] = {

@@ -27,9 +27,9 @@ from torch import nn
 from randwire_zoo.complexity import count_complexity
 from randwire_zoo.frozen import load_graphs
 from randwire_zoo.graphs import Graph, graphs_sha256
-from randwire_zoo.manifest import PACKAGED, read_manifest
 from randwire_zoo.models import ARCHITECTURES, Architecture
 from randwire_zoo.network import NODE_OPS, Stage
+from randwire_zoo.weights.manifest import PACKAGED, read_manifest
 
 PICO = 'randwire_ws_pico'
 PARAMETERS: dict[str, Any] = json.loads(PARAMETERS_FILE.read_text(encoding='utf-8'))

@@ -35,7 +35,7 @@ from randwire_zoo.network import (
     draw_kept_edges,
     stage_node_counts,
 )
-from randwire_zoo.wiring import WiringMark
+from randwire_zoo.weights.mark import WiringMark
 
 FAMILIES: list[GraphModel] = [ErdosRenyi(0.3), BarabasiAlbert(2), WattsStrogatz(4, 0.75)]
 

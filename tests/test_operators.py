@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
-from randwire_zoo import native, plans, use_kernels
+from randwire_zoo import use_kernels
 from randwire_zoo.graphs import Graph
+from randwire_zoo.kernels import native
+from randwire_zoo.kernels import operators as plans
+from randwire_zoo.kernels.stages import Operands, Settings
 from randwire_zoo.network import Node, Stage
-from randwire_zoo.stages import Operands, Settings
 
 COMPILER = os.environ.get('CXX', 'c++').split()[0]
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f'the kernels are built with {COMPILER}')

@@ -18,9 +18,10 @@ from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 
-from randwire_zoo import native, use_kernels
+from randwire_zoo import use_kernels
 from randwire_zoo.deployment import DeployedNode
 from randwire_zoo.graphs import Graph
+from randwire_zoo.kernels import native
 from randwire_zoo.network import Stage
 
 COMPILER = os.environ.get('CXX', 'c++').split()[0]

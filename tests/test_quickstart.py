@@ -13,11 +13,11 @@ import timm
 import torch
 from PIL import Image
 
-from randwire_zoo import quickstart as quickstart_module
-from randwire_zoo.digits import write_digits
-from randwire_zoo.evaluation import evaluate_folder
-from randwire_zoo.quickstart import add_arguments, main
-from randwire_zoo.weights_io import check_weights, read_graphs
+from randwire_zoo.training import quickstart as quickstart_module
+from randwire_zoo.training.digits import write_digits
+from randwire_zoo.training.evaluation import evaluate_folder
+from randwire_zoo.training.quickstart import add_arguments, main
+from randwire_zoo.weights.files import check_weights, read_graphs
 
 datasets = pytest.importorskip('sklearn.datasets', reason='the digits come with scikit-learn')
 
@@ -108,7 +108,7 @@ def test_a_quick_start_of_one_epoch_leaves_everything_and_fails_for_its_accuracy
 def test_an_interrupted_quick_start_says_so_and_goes_on(
         tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, digits: Path) -> None:
     """Interrupted in its second epoch, then where it would measure; with other settings it is refused meanwhile."""
-    from randwire_zoo import training
+    from randwire_zoo.training import trainer as training
 
     folder = tmp_path / 'start'
     shutil.copytree(digits, folder / 'digits')

@@ -14,7 +14,7 @@ import upstream
 import yaml
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
-from randwire_zoo.recipes import (
+from randwire_zoo.training.recipes import (
     DEFAULTS,
     KEYS,
     OWN,
@@ -197,7 +197,7 @@ def test_a_new_key_is_private_unless_it_says_otherwise() -> None:
 
 @pytest.mark.parametrize('name', recipe_names())
 def test_the_rate_rises_through_the_warm_up_on_any_number_of_processes(name: str) -> None:
-    """By timm's own scheduler, as train.py and `training` step it: from warmup_lr to the rate of the global batch."""
+    """By timm's own scheduler, as train.py and `trainer` step it: from warmup_lr to the rate of the global batch."""
     recipe = {**DEFAULTS, **load_recipe(name)}
     sizes = {recipe['batch_size']} | ({1, 32} if name.startswith('imagenet/') else set())
     updates, warmup = 7, recipe['warmup_epochs']

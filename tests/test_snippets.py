@@ -31,10 +31,12 @@ import pytest
 import torch
 from PIL import Image
 
-from randwire_zoo import GraphModel, datasets, kernels
+from randwire_zoo import GraphModel
 from randwire_zoo.cli import build_parser, main
-from randwire_zoo.recipes import load_recipe
+from randwire_zoo.kernels import library as kernels
 from randwire_zoo.studies.study import load_study
+from randwire_zoo.training import datasets
+from randwire_zoo.training.recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ['README.md', 'CONTRIBUTING.md', *sorted(

@@ -24,9 +24,9 @@ from PIL import Image
 from timm.models import save_for_hf
 
 import randwire_zoo.configs
-from randwire_zoo.evaluation import evaluate_checkpoint
-from randwire_zoo.recipes import load_recipe
-from randwire_zoo.training import train
+from randwire_zoo.training.evaluation import evaluate_checkpoint
+from randwire_zoo.training.recipes import load_recipe
+from randwire_zoo.training.trainer import train
 
 RECIPE = Path(randwire_zoo.configs.__file__).parent / 'digits' / 'randwire_ws_pico.yaml'
 SCRIPTS = upstream.timm_scripts()

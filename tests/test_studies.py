@@ -21,12 +21,11 @@ import yaml
 from tiny_study import GENERATORS, IDS, SPEC, Here, arguments, results, rows_of, write
 from torch import nn
 
-from randwire_zoo import cli, kernels
+from randwire_zoo import cli
 from randwire_zoo.complexity import count_complexity, count_randwire
-from randwire_zoo.description import build_model
 from randwire_zoo.graphs import Graph, GraphModel, graphs_sha256, parse_graph_model, sample_graphs
+from randwire_zoo.kernels import library as kernels
 from randwire_zoo.network import NODE_OPS, REGIMES, RandWire, stage_node_counts
-from randwire_zoo.recipes import load_recipe
 from randwire_zoo.studies import cli as studies_cli
 from randwire_zoo.studies import cost, work
 from randwire_zoo.studies import study as studies
@@ -34,6 +33,8 @@ from randwire_zoo.studies.engines import LocalEngine, create_engine
 from randwire_zoo.studies.results import read_results
 from randwire_zoo.studies.running import run_study
 from randwire_zoo.studies.study import load_study, study_names
+from randwire_zoo.training.recipes import load_recipe
+from randwire_zoo.weights.description import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 

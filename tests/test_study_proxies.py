@@ -15,8 +15,7 @@ from tiny_study import SPEC, Here, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from randwire_zoo.kernels import use_kernels
-from randwire_zoo.recipes import load_recipe
+from randwire_zoo.kernels.library import use_kernels
 from randwire_zoo.studies.proxies import (
     PROXIES,
     gradient_norm,
@@ -27,6 +26,7 @@ from randwire_zoo.studies.proxies import (
 )
 from randwire_zoo.studies.running import run_study
 from randwire_zoo.studies.study import load_study
+from randwire_zoo.training.recipes import load_recipe
 
 data = tiny_study.data  # a fixture
 

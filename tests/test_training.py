@@ -20,10 +20,10 @@ import torch
 import yaml
 from PIL import Image
 
-from randwire_zoo.description import Description, build_model
-from randwire_zoo.evaluation import evaluate_folder
-from randwire_zoo.recipes import DEFAULTS, STOCK, scheduled_epochs
-from randwire_zoo.training import add_arguments, main, read_summary, train
+from randwire_zoo.training.evaluation import evaluate_folder
+from randwire_zoo.training.recipes import DEFAULTS, STOCK, scheduled_epochs
+from randwire_zoo.training.trainer import add_arguments, main, read_summary, train
+from randwire_zoo.weights.description import Description, build_model
 
 NETWORK = {'graph': 'ws(2,0.5)', 'seed': 1, 'channels': 4, 'num_nodes': 4}
 # Everything random that a run can have: augmentation in a worker, mixing, erasing, edge removal, dropout.
@@ -78,7 +78,7 @@ def test_a_killed_run_continues_to_the_weights_of_an_uninterrupted_one(images: P
     killed = tmp_path / 'killed'
     (tmp_path / 'recipe.yaml').write_text(yaml.safe_dump(settings))
     process = subprocess.Popen([sys.executable, '-c', textwrap.dedent(f"""
-        from randwire_zoo.training import train
+        from randwire_zoo.training.trainer import train
         train({str(tmp_path / 'recipe.yaml')!r}, experiment='killed', progress=False)
     """)])
     deadline = time.monotonic() + 240
@@ -371,7 +371,8 @@ def test_the_command_line_trains_in_mixed_precision_and_prints_its_folder(
 
 def test_an_interrupted_run_says_how_to_go_on_and_leaves_nothing_where_it_cannot(
         images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from randwire_zoo import cli, training
+    from randwire_zoo import cli
+    from randwire_zoo.training import trainer as training
 
     whole, settings = training._Run._train_one_epoch, {**PLAIN, 'epochs': 2, 'data_dir': str(images)}
     (tmp_path / 'recipe.yaml').write_text(yaml.safe_dump(settings))

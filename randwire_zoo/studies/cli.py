@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from ..recipes import KEYS, add_key
+from ..training.recipes import KEYS, add_key
 from .cost import measure_cost
 from .engines import ENGINES, LocalEngine, create_engine
 from .report import report_table, write_html

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ..description import Description
-from ..evaluation import Conditions, default_device
+from ..training.evaluation import Conditions, default_device
+from ..weights.description import Description
 from .study import Network, Study, data_folder
 
 __all__ = ['Cost', 'measure_cost']

@@ -22,7 +22,7 @@ from tabulate import tabulate
 
 from ..drawing import dark_rules
 from ..files import write_atomically
-from ..recipes import load_recipe, recipe_names
+from ..training.recipes import load_recipe, recipe_names
 from .analysis import (
     DAMAGE_MEASURES,
     ENOUGH,

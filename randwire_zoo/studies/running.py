@@ -62,7 +62,7 @@ def run_study(
         data_dir: See `study.data_folder`.
         retry_failed: Forget the rows of networks that failed.
         progress: Show a bar over all epochs of all networks.
-        kernels: 'torch' or 'native', see `kernels.chosen`.
+        kernels: 'torch' or 'native', see `kernels.library.chosen`.
 
     Raises:
         ValueError: if the folder holds the results of another study, or another run is at work in it.

@@ -33,8 +33,8 @@ from typing import Any
 from tabulate import tabulate
 from tqdm import tqdm
 
-from ..recipes import read_packaged
-from ..weights_io import one_line
+from ..training.recipes import read_packaged
+from ..weights.files import one_line
 from .analysis import spread
 from .engines import Engine
 from .processes import lock
@@ -204,7 +204,7 @@ def run_search(search: Search, folder: Path, engine: Engine, data_dir: str | Non
         engine: What runs the networks.
         data_dir: See `study.data_folder`.
         progress: Show a bar.
-        kernels: See `kernels.chosen`.
+        kernels: See `kernels.library.chosen`.
 
     Raises:
         ModuleNotFoundError: if Optuna is missing.

@@ -109,16 +109,16 @@ def _do(path: Path, held: int | None) -> None:
 
 def chosen_kernels(
         study: Study, kernels: str | None, threads: int | None = None) -> AbstractContextManager[str]:
-    """`kernels.chosen` for the networks of a study, whose recipe has a word in it, too."""
-    from ..evaluation import default_device
-    from ..kernels import chosen
+    """`kernels.library.chosen` for the networks of a study, whose recipe has a word in it, too."""
+    from ..kernels.library import chosen
+    from ..training.evaluation import default_device
     settings = study.recipe_settings if study.recipe else {}
     return chosen(kernels or settings.get('kernels'), default_device(settings.get('device')), threads)
 
 
 def _environment() -> dict[str, str]:
     """Of a program that trains on the same kernels as this process would."""
-    from ..kernels import VARIABLE, kernels_in_use
+    from ..kernels.library import VARIABLE, kernels_in_use
     return {**os.environ, VARIABLE: kernels_in_use()}
 
 
@@ -152,7 +152,7 @@ def run_network(
     data = data_folder(study, data_dir)
     if study.detection:
         return _fine_tune_detector(study, network, folder, data, held)
-    from ..training import LAST, SUMMARY, read_summary, train
+    from ..training.trainer import LAST, SUMMARY, read_summary, train
     run = folder / 'runs' / network.id
     settings = dict(study.recipe_settings)
     settings.update(study.settings, data_dir=str(data), model=network.model, model_kwargs=network.kwargs,
@@ -207,7 +207,7 @@ def _train(path: str) -> None:
     task = json.loads(Path(path).read_text(encoding='utf-8'))
     if task['generators']:
         load_generators(task['generators'])
-    from ..training import train
+    from ..training.trainer import train
     train(progress=False, lines=False, **task['settings'])
 
 
@@ -216,8 +216,8 @@ def _evaluate_again(study: Study, network: Network, checkpoint: Path, settings: 
     import torch
     from timm.models import load_checkpoint
 
-    from ..description import Description
-    from ..evaluation import Conditions, default_device, evaluate_description
+    from ..training.evaluation import Conditions, default_device, evaluate_description
+    from ..weights.description import Description
     from .damage import measure_damage
     device, workers = torch.device(default_device(settings['device'])), settings['workers']
     description, conditions = Description.from_checkpoint(checkpoint), Conditions.from_settings(settings)
@@ -243,9 +243,9 @@ def _proxies_of(study: Study, settings: dict[str, Any]) -> dict[str, float]:
     """What the weights that a training began with say, of images of its training split that are not augmented."""
     import torch
 
-    from ..description import Description
-    from ..evaluation import Conditions, default_device
-    from ..training import seed_everything
+    from ..training.evaluation import Conditions, default_device
+    from ..training.trainer import seed_everything
+    from ..weights.description import Description
     from .proxies import measure_proxies
     device = torch.device(default_device(settings['device']))
     description, conditions = Description.from_settings(settings), Conditions.from_settings(settings)

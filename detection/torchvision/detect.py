@@ -18,8 +18,8 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.transforms.functional import pil_to_tensor
 
 from randwire_zoo.drawing import draw_detections
-from randwire_zoo.evaluation import default_device
 from randwire_zoo.files import atomic_path, write_atomically
+from randwire_zoo.training.evaluation import default_device
 
 from .detectors import load_detector
 from .images import SUFFIXES, convert_to_rgb, read_image

@@ -22,7 +22,7 @@ from torch import nn
 
 from randwire_zoo.network import RandWire
 
-from .weights import SCHEMES, fit_weights, locate_weights, misfit, read_state
+from ..weights import SCHEMES, fit_weights, locate_weights, misfit, read_state
 
 __all__ = ['WeightsHandler', 'extend_checkpointer']
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .files import atomic_folder
+from ..files import atomic_folder
 
 __all__ = ['HELD_OUT', 'write_digits']
 

@@ -11,7 +11,7 @@
 
 namespace {
 
-// A whole stage, as `randwire_zoo/plans.py` defines it; addresses of what is left out are null.
+// A whole stage, as `operators.py` defines it; addresses of what is left out are null.
 struct StageArguments {
   int64_t batch, height, width, in_channels, channels, num_nodes, num_outputs, stride, input_dilation, dilation;
   const int64_t *sources, *in_degrees, *outputs;

@@ -55,20 +55,12 @@ from timm.utils.summary import trim_summary
 from torch import nn
 from tqdm import tqdm
 
-from .description import WEIGHT_SOURCES, Description
+from ..errors import loading, nearest, one_line
+from ..files import atomic_path, write_atomically
+from ..kernels.library import chosen
+from ..weights.description import WEIGHT_SOURCES, Description
 from .distillation import NumberedImages, RecordedTeacher
-from .errors import loading, nearest, one_line
-from .evaluation import (
-    Conditions,
-    autocast,
-    class_indices,
-    default_device,
-    evaluate,
-    open_images,
-    prepare_device,
-)
-from .files import atomic_path, write_atomically
-from .kernels import chosen
+from .evaluation import Conditions, autocast, class_indices, default_device, evaluate, open_images, prepare_device
 from .recipes import DEFAULTS, KEYS, add_recipe_arguments, check_settings, learning_rate, load_recipe
 
 __all__ = ['PeerFailure', 'TrainingResult', 'add_arguments', 'main', 'read_summary', 'seed_everything', 'train']

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .files import cache_folder
+from ..files import cache_folder
 
 try:
     import fcntl
@@ -51,7 +51,7 @@ def load_library() -> ctypes.CDLL:
     Raises:
         KernelError: in one line, if they cannot be built, kept, trusted or loaded.
     """
-    source = Path(__file__).with_name('kernels.cpp')
+    source = Path(__file__).parent / 'cpp' / 'kernels.cpp'
     compiler = shlex.split(os.environ.get('CXX', '')) or ['c++']
     built_for = f'{compiler} {_FLAGS} {_PROCESSOR} {_OPENMP} {platform.machine()} {_processor()}'.encode()
     text = b''.join(path.read_bytes() for path in (source, *sorted(source.parent.glob('*.h'))))

@@ -28,9 +28,9 @@ from randwire_zoo.files import atomic_path
 from randwire_zoo.graphs import graphs_sha256
 from randwire_zoo.models import network_arguments
 from randwire_zoo.network import RandWire
-from randwire_zoo.weights_io import loading, read_metadata
+from randwire_zoo.weights.files import loading, read_metadata
 
-from .weights import fit_weights, read_state
+from ..weights import fit_weights, read_state
 
 __all__ = ['DetectorConfig', 'build_detector', 'fasterrcnn_randwire_fpn', 'load_detector', 'save_detector']
 

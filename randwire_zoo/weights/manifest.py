@@ -19,9 +19,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .architectures import ARCHITECTURES
+from ..architectures import ARCHITECTURES
+from ..errors import loading, one_line
 from .description import WEIGHT_SOURCES, Description
-from .errors import loading, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ['FILENAME', 'LICENSE', 'HubError', 'PublishedWeights', 'check_repo_id', 'download', 'fetch', 'hub_errors',
            'published_weights', 'read_manifest', 'read_rows', 'read_weights', 'set_aside', 'sha256_of']
 
-PACKAGED = Path(__file__).parent / 'weights.json'
+PACKAGED = Path(__file__).parents[1] / 'weights.json'
 OVERLAY = 'RANDWIRE_ZOO_WEIGHTS'
 FILENAME = 'model.safetensors'
 HEX = {'revision': 40, 'sha256': 64, 'graphs_sha256': 64}

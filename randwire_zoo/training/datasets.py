@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from ..errors import one_line
+from ..files import atomic_folder
 from .digits import write_digits
-from .errors import one_line
-from .files import atomic_folder
 
 __all__ = ['ImageFolder', 'add_arguments', 'main', 'read_label_texts', 'write_caltech101', 'write_tiny_imagenet']
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .drawing import THEMES, check_format, draw_curves, draw_detection_curves
+from . import THEMES, check_format, draw_curves, draw_detection_curves
 
 __all__ = ['add_arguments', 'main']
 

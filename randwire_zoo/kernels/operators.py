@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import kernels
+from . import library as kernels
 from .stages import LISTS, STATISTICS, Operands, Settings, StageResult, check, check_lists, compute, nested
 
 __all__ = ['run']

@@ -1,7 +1,7 @@
 """Which stages run on the native operators: those that compute what the modules would, with nobody looking on.
 
 Everything is decided from what the modules are. What tensors may be, and what transforms and modes are at work, is the
-business of the operators (`plans`) and of torch's dispatcher. Parameters, and their names, are those of the modules.
+business of `operators` and of torch's dispatcher. Parameters, and their names, are those of the modules.
 """
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from .kernels import kernels_in_use
-from .plans import run
+from .library import kernels_in_use
+from .operators import run
 from .stages import DTYPES, Operands, Settings
 
 __all__ = ['SeparableNode', 'run_stage']

@@ -1,6 +1,6 @@
 """Recipes: flat yaml files of training settings, the same that timm's `train.py -c` reads.
 
-Every key is an argument of train.py, with its name, type and default; the keys listed here are those that `training`
+Every key is an argument of train.py, with its name, type and default; the keys listed here are those that `trainer`
 knows as well. One default differs: `device` is the GPU if there is one and otherwise the CPU, where train.py insists
 on a GPU. Two keys are not train.py's, which passes them over: `kernels` and `kd_outputs` (`OWN`).
 """
@@ -19,8 +19,8 @@ import torch
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import ParseKwargs
 
-from .errors import nearest
-from .files import read_yaml
+from ..errors import nearest
+from ..files import read_yaml
 
 __all__ = ['DEFAULTS', 'KEYS', 'OWN', 'STOCK', 'Key', 'add_key', 'add_recipe_arguments', 'check_settings',
            'learning_rate', 'load_recipe', 'public_settings', 'read_packaged', 'recipe_names', 'scheduled_epochs']
@@ -211,7 +211,7 @@ _RUNNING: dict[str, Any] = {
     'use_multi_epochs_loader': False, 'log_wandb': False, 'wandb_project': None, 'wandb_tags': [],
     'wandb_resume_id': '',
 }
-# These have, and `training` has no such thing:
+# These have, and `trainer` has no such thing:
 _ELSEWHERE: dict[str, Any] = {'input_key': None, 'target_key': None, 'start_epoch': None, 'no_resume_opt': False}
 _HYPERPARAMETERS: dict[str, Any] = {
     'train_num_samples': None, 'val_num_samples': None, 'fast_norm': False, 'head_init_scale': None,
@@ -244,7 +244,7 @@ def recipe_names() -> list[str]:
 def load_recipe(path_or_name: str | Path) -> dict[str, Any]:
     """Read a recipe, or the args.yaml of a training.
 
-    A whole args.yaml of train.py may be one: the arguments that `training` does not have are passed over where they
+    A whole args.yaml of train.py may be one: the arguments that `trainer` does not have are passed over where they
     have no part in the weights, or have train.py's default.
 
     Args:
@@ -339,7 +339,7 @@ def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     nor values of another type than their key's.
 
     Args:
-        settings: Of `training` or of train.py: an args.yaml, or the arguments in a checkpoint.
+        settings: Of `trainer` or of train.py: an args.yaml, or the arguments in a checkpoint.
     """
     found: dict[str, Any] = {}
     for name, value in settings.items():

@@ -17,9 +17,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from .architectures import Architecture
-from .errors import loading, nearest, one_line
-from .files import read_yaml
+from ..architectures import Architecture
+from ..errors import loading, nearest, one_line
+from ..files import read_yaml
 
 __all__ = ['CROP_MODES', 'WEIGHT_SOURCES', 'Description', 'build_model', 'read_settings']
 
@@ -96,7 +96,7 @@ class Description:
         """Resolve the settings of a training as train.py does, without building the network.
 
         Args:
-            settings: Of timm's train.py or of `training`: what args.yaml holds, or the arguments in a checkpoint.
+            settings: Of timm's train.py or our trainer: what args.yaml holds, or the arguments in a checkpoint.
             for_training: False resolves them as validate.py does: by the model's own test size, and by crop_mode.
 
         Raises:
@@ -145,7 +145,7 @@ class Description:
     def from_checkpoint(cls, path: str | Path) -> Description:
         """The description of what a training's checkpoint holds.
 
-        `training` records it in the checkpoint; for train.py's it follows from the settings in it, or in an args.yaml
+        Our trainer records it in the checkpoint; for train.py's it follows from the settings in it, or in an args.yaml
         beside it.
 
         Raises:
@@ -258,7 +258,7 @@ def build_model(name: str, **kwargs: Any) -> Any:
 
 def _nearest_argument(error: Exception) -> str:
     """Of an argument that RandWire does not take, the one that may have been meant."""
-    from .network import RandWire
+    from ..network import RandWire
 
     match = re.search(r"RandWire.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     if match is None:
@@ -278,7 +278,7 @@ def _resolve_name(
     )
     from timm.models._hub import load_model_config_from_path
 
-    from .models import find_weights  # which is built on this module
+    from ..models import find_weights  # which is built on this module
 
     source, identifier = parse_model_name(name)
     saved: Mapping[str, Any] | None = None

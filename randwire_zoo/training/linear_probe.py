@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
-from .description import Description
+from ..kernels.library import chosen
+from ..weights.description import Description
 from .evaluation import (
     Conditions,
     autocast,
@@ -30,7 +31,6 @@ from .evaluation import (
     open_images,
     prepare_device,
 )
-from .kernels import chosen
 from .recipes import KEYS, add_key, check_settings
 
 __all__ = ['LinearProbe', 'add_arguments', 'choose_decay', 'fit_classifier', 'linear_probe', 'main', 'pooled_features',

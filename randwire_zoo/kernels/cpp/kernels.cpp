@@ -1,4 +1,4 @@
-// The passes of a RandWire stage over its data, fused, for the CPU: see `randwire_zoo/kernels.py` for what calls them.
+// The passes of a RandWire stage over its data, fused, for the CPU: see `library.py` for what calls them.
 //
 // All tensors are dense NHWC ("channels_last"). Vectors of per-channel numbers are padded to a multiple of LANES with
 // zeros, and so are the rows of data kept between two passes, so that inner loops have no remainder; tensors are not

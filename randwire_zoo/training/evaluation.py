@@ -1,7 +1,7 @@
 """Top-1 and top-5 accuracy of a network on a folder of images.
 
 `evaluate_checkpoint` measures what a training left as the training measured it; `evaluate_description` measures a
-network under a `description.Description`, on a folder and under `Conditions`, those of the training
+network under a `weights.description.Description`, on a folder and under `Conditions`, those of the training
 (`Conditions.from_settings`) or others.
 """
 from __future__ import annotations
@@ -22,9 +22,9 @@ from timm.utils.checkpoint_saver import load_checkpoint_metadata
 from torch import nn
 from tqdm import tqdm
 
-from .description import CROP_MODES, Description, read_settings
-from .errors import loading, one_line
-from .kernels import chosen
+from ..errors import loading, one_line
+from ..kernels.library import chosen
+from ..weights.description import CROP_MODES, Description, read_settings
 from .recipes import DEFAULTS, KEYS, add_key, check_settings
 
 __all__ = ['Conditions', 'add_arguments', 'autocast', 'class_indices', 'default_device', 'evaluate',
@@ -232,7 +232,7 @@ def evaluate_checkpoint(
     record the settings must name a model, and are resolved as timm's validate.py does.
 
     Args:
-        checkpoint: Of timm's train.py or of `training`, or other weights that timm reads; the published weights of the
+        checkpoint: Of timm's train.py or of `trainer`, or other weights that timm reads; the published weights of the
             model if there is none.
         settings: Those of `FLAGS`, model, split, crop_mode and use_ema, by the names of validate.py, and kernels.
         progress: Show a progress bar.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from randwire_zoo.models import network_arguments
 from randwire_zoo.network import RandWire
 
-from . import DETECTRON2_MISSING
+from .. import DETECTRON2_MISSING
 
 try:
     from detectron2.layers import FrozenBatchNorm2d, ShapeSpec, get_norm

@@ -4,7 +4,7 @@ This package's own commands use them wherever they can be had (`chosen`); everyb
 
     RANDWIRE_ZOO_KERNELS=native python train.py …        # or, in Python: randwire_zoo.use_kernels('native')
 
-The functions take dense channels_last tensors in fp32 or bf16, [B, C, H, W], and compute without autograd; `plans`
+The functions take dense channels_last tensors in fp32 or bf16, [B, C, H, W], and compute without autograd; `operators`
 makes operators of torch of them. Numbers per channel are fp32, [C]. This is where tensors become addresses, so this is
 where type, device, layout and every size are checked: what does not fit is a ValueError.
 """

@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from .description import build_model
-from .errors import loading, one_line
+from ..errors import loading, one_line
+from ..files import atomic_path
+from ..weights.description import build_model
+from ..weights.manifest import sha256_of
 from .evaluation import class_indices, default_device, open_images
-from .files import atomic_path
 from .linear_probe import fit_classifier, pooled_features
-from .manifest import sha256_of
 
 __all__ = ['NumberedImages', 'RecordedTeacher', 'Teacher', 'add_arguments', 'main', 'write_teacher']
 

@@ -13,14 +13,14 @@ from timm.data import create_transform, resolve_data_config
 from timm.models import load_checkpoint
 from torch import Tensor, nn
 
-from .description import build_model
+from ..files import read_yaml
+from ..kernels.library import chosen
+from ..weights.description import build_model
+from ..weights.files import check_weights, save_weights
 from .digits import write_digits
 from .evaluation import evaluate_folder, open_images
-from .files import read_yaml
-from .kernels import chosen
 from .recipes import KEYS, add_key, load_recipe
-from .training import LAST, SUMMARY, TrainingResult, train
-from .weights_io import check_weights, save_weights
+from .trainer import LAST, SUMMARY, TrainingResult, train
 
 __all__ = ['Quickstart', 'add_arguments', 'main', 'quickstart']
 
@@ -68,7 +68,7 @@ def quickstart(
         seed: Seed of the training; the recipe's if None.
         epochs: Epochs of the training; the recipe's if None.
         progress: Show progress bars.
-        kernels: 'torch' or 'native', see `kernels.chosen`.
+        kernels: 'torch' or 'native', see `kernels.library.chosen`.
 
     Raises:
         KernelError: if the native kernels were asked for and cannot be built.
@@ -118,7 +118,7 @@ def _finish(
         result: TrainingResult, folder: Path, data_dir: Path, weights: Path, seconds: float, progress: bool,
 ) -> Quickstart:
     """Measure, save, reload and draw the trained network."""
-    from .drawing import draw_curves, draw_graphs
+    from ..drawing import draw_curves, draw_graphs
 
     name = weights.stem
     assert result.folder is not None
@@ -188,7 +188,7 @@ def _batches(items: list[Tensor], size: int = 64) -> list[list[Tensor]]:
 
 def _draw_sheet(images: Any, logits: Tensor, path: Path) -> None:
     """Draw every digit that the network got wrong, and others, up to SHEET in all."""
-    from .drawing import draw_predictions
+    from ..drawing import draw_predictions
 
     images.transform = None
     confidences, predictions = logits.softmax(dim=1).max(dim=1)

@@ -1,0 +1,84 @@
+"""Data sets for detectron2 without code: folders of `DETECTRON2_DATASETS` that are laid out as COCO is.
+
+    $DETECTRON2_DATASETS/bccd/annotations/instances_train.json
+    $DETECTRON2_DATASETS/bccd/train/*.jpg
+
+is the data set `bccd_train`, with the classes that the file lists. detectron2 learns of it
+
+- where the config of a RandWire backbone names `bccd_train` and nobody has registered that name, when the backbone is
+  built;
+- by `register_coco_folders()`, which registers all of them, in a program of one's own;
+- by DETECTRON2_ENV_MODULE=randwire_zoo.detection.datasets in the environment, which is detectron2's own way to run such
+  a call, for those of its tools that read data before they build a model (visualize_data.py) or build none.
+
+Importing this module registers nothing, so that every name is still the user's to register.
+"""
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ['load_dataset_dicts', 'register_coco_folders', 'setup_environment']
+
+logger = logging.getLogger(__name__)
+
+
+def register_coco_folders(root: str | os.PathLike[str] | None = None, names: Sequence[str] | None = None) -> list[str]:
+    """Register the COCO-like data sets below a folder that are not registered yet, and return their names.
+
+    Args:
+        root: The folder; by default `DETECTRON2_DATASETS`, or `datasets` where that is unset, as in detectron2.
+        names: Only these; those that have no such folder are left alone. By default all that there are.
+
+    Raises:
+        ValueError: if two folders have the same name of a data set.
+    """
+    # Not at the top, where detectron2 is only being imported if this is its DETECTRON2_ENV_MODULE.
+    from detectron2.data.catalog import DatasetCatalog
+    from detectron2.data.datasets.coco import register_coco_instances
+
+    wanted = None if names is None else {name for name in names if name not in DatasetCatalog}
+    if wanted is not None and not wanted:
+        return []
+    found: dict[str, tuple[Path, Path]] = {}
+    folder = Path(os.getenv('DETECTRON2_DATASETS', 'datasets') if root is None else root).expanduser()
+    for name, listing, images in _coco_folders(folder):
+        if name in DatasetCatalog if wanted is None else name not in wanted:
+            continue
+        if name in found:
+            raise ValueError(f'two folders are the data set {name}: {found[name][1]} and {images}')
+        found[name] = listing, images
+    for name, (listing, images) in found.items():
+        register_coco_instances(name, {}, str(listing), str(images))
+        logger.info('the data set %s is %s with %s', name, images, listing.name)
+    return list(found)
+
+
+def _coco_folders(root: Path) -> Iterator[tuple[str, Path, Path]]:
+    """Name, annotations and images of each data set."""
+    for listing in sorted(root.glob('*/annotations/instances_*.json')):
+        split = listing.stem.removeprefix('instances_')
+        images = listing.parent.parent / split
+        if images.is_dir():
+            yield f'{images.parent.name}_{split}', listing, images
+
+
+def load_dataset_dicts(names: str | Sequence[str], **kwargs: Any) -> Any:
+    """detectron2's `get_detection_dataset_dicts` for a LazyConfig: a name nobody registered may be a COCO-like folder.
+
+    Args:
+        names: Of one or more data sets.
+        kwargs: detectron2's.
+    """
+    from detectron2.data import get_detection_dataset_dicts
+
+    register_coco_folders(names=[names] if isinstance(names, str) else names)
+    return get_detection_dataset_dicts(names, **kwargs)
+
+
+def setup_environment() -> None:
+    """What detectron2 calls on import where DETECTRON2_ENV_MODULE names this module."""
+    register_coco_folders()

@@ -1,0 +1,1 @@
+"""RandWire networks in torchvision's Faster R-CNN, which needs no detectron2: detectors, their images, `detect`."""
