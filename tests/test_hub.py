@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -33,10 +34,11 @@ from randwire_zoo.hub.checks import check_names, disagreement, figures, missing_
 from randwire_zoo.hub.config import from_config, to_config
 from randwire_zoo.hub.probe import TOLERANCE, check_probe, write_probe
 from randwire_zoo.hub.transfer import bounded, left_behind
+from randwire_zoo.models import WEIGHTS
 from randwire_zoo.training.trainer import train
 from randwire_zoo.weights.description import Description
 from randwire_zoo.weights.files import read_metadata, save_weights
-from randwire_zoo.weights.manifest import HubError, PublishedWeights, fetch, set_aside
+from randwire_zoo.weights.manifest import HubError, PublishedWeights, fetch, read_rows, set_aside
 
 NAME, REPO = 'randwire_ws_pico', 'someone/pico'
 STAGE = ['--tag', 'noise', '--license', 'mit']
@@ -438,8 +440,10 @@ def test_the_probe_is_the_same_whoever_writes_it_and_shows_every_channel(tmp_pat
     check_probe(model, network, path)
     # By hand, the images of two channels: no picture file has so many.
     model = few.create_model()
+    torch.nn.init.normal_(model.fc.weight)
     write_probe(model, few, path)
     stored = read_tensors(path)
+    assert read_metadata(path) == {'format': 'pt'}, 'which transformers asks of any safetensors file'
     std = torch.tensor([0.5, 0.6])
     images = torch.nn.functional.interpolate(
         ((stored['pictures'] / 255 - 0.25) / std).permute(0, 3, 1, 2), (32, 40), mode='bilinear')
@@ -835,6 +839,83 @@ def test_what_is_not_this_networks_own_is_left_alone_until_it_is_to_be_replaced(
     assert done['code'] == 0
     assert set(server.files(REPO)) - {'.gitattributes'} == {path.name for path in pushed.iterdir()}
     assert client.hub(home, ['verify', REPO])[0]['code'] == 0
+
+
+def test_another_generator_of_the_open_name_is_another_network(
+        server: HubServer, client: HubClient, tmp_path: Path) -> None:
+    def staged(seed: int, graph: str = 'ws(2,0)') -> Path:
+        model = timm.create_model('randwire', **{**TINY, 'graph': graph}, seed=seed)
+        folder = tmp_path / f'{graph} {seed}'
+        folder.mkdir()
+        save_weights(model, folder / 'weights.safetensors')
+        kwargs = [f'{key}={value}' for key, value in {**TINY, 'graph': graph, 'seed': seed}.items()
+                  if key != 'num_classes']
+        assert stage(folder / 'weights.safetensors', '--model-kwargs', *kwargs, '--dataset', 'noise', '--img-size', 64,
+                     '--no-eval', '-o', folder / 'staged') == 0
+        return folder / 'staged'
+
+    first, other = staged(1), staged(2, 'ws(2,0.5)')
+    done, again, refused = client.hub(
+        tmp_path / 'home', ['push', first, REPO], ['push', first, REPO], ['push', other, REPO])
+    assert done['code'] == again['code'] == 0
+    common = 'regime=small num_nodes=4 channels=4'
+    said = one_line(refused, 1)
+    there, here = said.partition('holds another network, ')[2].partition('. Nothing was sent')[0].split(', not ')
+    assert there.split()[0] == here.split()[0] == 'randwire.noise'
+    assert set(there.split()) == {'randwire.noise', 'graph=ws(2,0)', 'seed=1', *common.split()}
+    assert set(here.split()) == {'randwire.noise', 'graph=ws(2,0.5)', 'seed=2', *common.split()}
+
+
+def test_rows_of_the_manifest_are_pulled_and_verified_as_they_were_when_the_row_was_made(
+        server: HubServer, client: HubClient, staged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, weights = tmp_path / 'home', (staged / 'model.safetensors').read_bytes()
+    pushed, later = client.hub(home, ['push', staged, REPO], ['push', restage(staged, 'b', 'noise'), REPO])
+    assert later['code'] == 0
+    first, second = server.commits(REPO)[1:]
+    name, row = f'{NAME}.noise', read_rows_of(pushed['out'])[f'{NAME}.noise']
+    assert row.revision == first
+    # The tag is named after the hashes of all files.
+    hashes = [f'{name} {hashlib.sha256(data).hexdigest()}' for name, data in sorted(server.files(REPO, first).items())
+              if name != '.gitattributes']
+    assert server.tags(REPO)['noise-' + hashlib.sha256('\n'.join(hashes).encode()).hexdigest()[:12]] == first
+    monkeypatch.setitem(WEIGHTS, name, row)
+    whole = 'is whole, loads strictly, computes the logits of its probe and has the recorded metrics\n'
+    of_row, of_tag, of_head, pulled, checked = client.hub(
+        tmp_path / 'fresh', ['verify', name], ['verify', f'{REPO}@{first}'], ['verify', REPO], ['pull', name],
+        ['manifest', 'check', '--online'])
+    assert of_row['out'] == of_tag['out'] == f'{name}: {REPO}@{first} {whole}', of_row
+    assert of_head['out'] == f'{name}: {REPO}@{second} {whole}'
+    assert pulled['code'] == 0 and Path(pulled['out'].strip()).read_bytes() == weights
+    assert checked['code'] == 0, checked
+    monkeypatch.setitem(WEIGHTS, name, replace(row, metrics={'top1': 1.0}, license='mpl-2.0'))
+    odd, = client.hub(tmp_path / 'fresh', ['verify', name])
+    said = one_line(odd, 1)
+    assert f'{name}: {REPO}@{first} and the manifest differ in license (mit, not mpl-2.0), metrics ({{' in said
+    monkeypatch.setitem(WEIGHTS, name, replace(row, revision=second))
+    wrong, = client.hub(tmp_path / 'fresh', ['manifest', 'check', '--online'])
+    assert f'{name}: the Hub records sha256 ' in one_line(wrong, 1)
+    # Offline, the cache knows which hash a file has, for a branch as well.
+    offline = '\n'.join(['constants.HF_HUB_OFFLINE = True', *(
+        f'results.append(command("hub", "pull", {target!r}))' for target in (f'{REPO}@{first}', REPO))])
+    client.hub(home, ['pull', f'{REPO}@{first}'], ['pull', REPO])
+    requests = len(server.log)
+    there, branch = client.run(home, offline)
+    assert there['code'] == branch['code'] == 0 and len(server.log) == requests
+    assert Path(there['out'].strip()).read_bytes() == weights != Path(branch['out'].strip()).read_bytes()
+    Path(there['out'].strip()).resolve().write_bytes(b'X' + weights[1:])
+    altered, branch = client.run(home, offline)
+    assert 'it is not in the cache, and HF_HUB_OFFLINE is set' in one_line(altered, 3)
+    assert 'the cache knows it as' in altered['err'] and branch['code'] == 0
+
+
+def read_rows_of(text: str) -> dict[str, PublishedWeights]:
+    """The rows that a push has printed."""
+    with NamedTemporaryFile('w', suffix='.json') as file:
+        file.write(text)
+        file.flush()
+        rows, problems = read_rows(file.name)
+    assert not problems
+    return rows
 
 
 def test_a_private_repository_is_made_private_and_stays_it(
