@@ -250,17 +250,15 @@ def quickstart_table(rows: Sequence[Record]) -> Table:
 
 
 def trained_table(rows: Sequence[Record]) -> Table:
-    """Top-1 of published weights by the side of the images; at the trained size, before rounding as well."""
-    sizes = sorted({int(size) for row in rows for size in row['results']['sizes']})
+    """Top-1 of published weights by the side of the images, with the side; and before rounding."""
+    columns = sorted({line['times'] for row in rows for line in row['results']['sizes']})
     lines = []
     for row in rows:
         run = row['results']
-        lines.append([f'`{run["weights"]}`', str(run['recipe']['epochs']), f'{run["trained_size"]}',
-                      f'{run["float32"]["top1"]:.2f}', *(
-                          f'{run["sizes"][str(size)]["top1"]:.2f}' if str(size) in run['sizes'] else '–'
-                          for size in sizes)])
-    return Table(['weights', 'epochs', 'trained for, px', 'top-1 before rounding (%)',
-                  *(f'at {size} px' for size in sizes)], lines)
+        found = {line['times']: f'{line["top1"]:.2f} ({line["size"]} px)' for line in run['sizes']}
+        lines.append([f'`{run["weights"]}`', str(run['recipe']['epochs']), f'{run["float32"]["top1"]:.2f}',
+                      *(found.get(times, '–') for times in columns)])
+    return Table(['weights', 'epochs', 'top-1 before rounding (%)', *(f'{times:g}×' for times in columns)], lines)
 
 
 def accuracy_differences(record: Record) -> list[float]:

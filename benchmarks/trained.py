@@ -3,8 +3,9 @@
     python benchmarks/trained.py randwire_ws_small_s1.tin200_kd --data-dir tiny-imagenet --run output/train/RUN \
         --json docs/data/tin200_small_s1.json
 
-The sizes are the paper's Table 4 in small: the network as it is, shown larger images. `--checkpoint` is measured at the
-trained size as well, before its large tensors were rounded to float16.
+The sizes are the paper's Table 4 in small: the network as it is, shown smaller and larger images, up to 320/224 of the
+side that it was trained for. The run's checkpoint is measured as well: before its large tensors were
+rounded to float16.
 """
 from __future__ import annotations
 
@@ -22,18 +23,20 @@ from randwire_zoo.training.recipes import load_recipe
 from randwire_zoo.training.trainer import LAST, SUMMARY, read_summary
 from randwire_zoo.weights.description import Description
 
-SIZES = (64, 80, 96, 112, 128, 144)
+TIMES = (0.5, 0.75, 1, 1.25, 1.43)  # of the trained side, to the nearest multiple of 8
 
 
-def measure(name: str, data_dir: Path, sizes: Sequence[int], workers: int) -> dict[str, dict[str, float]]:
-    """Top-1, top-5 and loss in fp32 by the side of the images."""
+def measure(name: str, data_dir: Path, times: Sequence[float], workers: int) -> list[dict[str, float]]:
+    """Top-1, top-5 and loss in fp32 by how many times as large as those of the training the images are."""
     network = Description.from_settings({'model': name, 'pretrained': True}, for_training=False)
     model: Any = network.create_model(name, pretrained=True)
-    found = {}
-    for size in sizes:
+    found = []
+    for factor in times:
+        size = 8 * round(factor * network.input_size[-1] / 8)
         metrics = evaluate_description(model, network.with_settings({'img_size': size}),
                                        Conditions(data_dir, batch_size=100, channels_last=True), workers=workers)
-        found[str(size)] = {key: metrics[key] for key in ('top1', 'top5', 'loss', 'images')}
+        found.append({'times': factor, 'size': size,
+                      **{key: metrics[key] for key in ('top1', 'top5', 'loss', 'images')}})
         print(f'{size} px: top-1 {metrics["top1"]:.2f} %', flush=True)
     return found
 
@@ -43,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('weights', help='arch.tag of the manifest')
     parser.add_argument('--data-dir', type=Path, required=True)
     parser.add_argument('--run', type=Path, required=True, help='folder of the training')
-    parser.add_argument('--sizes', type=int, nargs='+', default=SIZES)
+    parser.add_argument('--times', type=float, nargs='+', default=TIMES, help='sides of the images, of the trained one')
     parser.add_argument('--workers', type=int, default=1)
     add_json_argument(parser)
     args = parser.parse_args(arguments)
@@ -57,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         'recipe': {key: settings[key] for key in ('epochs', 'seed', 'batch_size', 'train_img_sizes')},
         'float32': {key: unrounded[key] for key in ('top1', 'top5', 'loss')},
         'history': read_summary(args.run / SUMMARY),
-        'sizes': measure(row.name, args.data_dir, args.sizes, args.workers)})
+        'sizes': measure(row.name, args.data_dir, args.times, args.workers)})
     print(format_table(trained_table([record])))
 
 

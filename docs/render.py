@@ -237,6 +237,28 @@ def accuracy_gap() -> str:
 
 
 @figure
+def trained(*names: str) -> str:
+    """Published weights on smaller and larger images."""
+    return _markdown(tables.trained_table([_record(name) for name in names]))
+
+
+@figure
+def trained_top1(name: str, times: str = '1') -> str:
+    """At so many times the trained side, per cent."""
+    return f'{_at(name, float(times)):.2f}'
+
+
+@figure
+def trained_gain(name: str, times: str) -> str:
+    """Points that images so many times as large change."""
+    return f'{_at(name, float(times)) - _at(name, 1):+.1f}'.replace('-', '−')
+
+
+def _at(name: str, times: float) -> float:
+    return float(next(line['top1'] for line in _record(name)['results']['sizes'] if line['times'] == times))
+
+
+@figure
 def interoperator() -> str:
     return _markdown(tables.interoperator_table(_record('interoperator')))
 

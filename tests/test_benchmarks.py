@@ -45,20 +45,20 @@ def test_published_weights_are_measured_at_several_sizes_beside_the_course_of_a_
     run = train('digits/randwire_ws_pico', data_dir=str(tmp_path), epochs=1, warmup_epochs=0, batch_size=10, workers=0,
                 output=str(tmp_path), experiment='run', progress=False)
     path = tmp_path / 'record.json'
-    trained.main(['randwire_ws_pico.digits', '--data-dir', str(tmp_path), '--run', str(tmp_path / 'run'), '--sizes',
-                  '32', '64', '--workers', '0', '--json', str(path)])
+    trained.main(['randwire_ws_pico.digits', '--data-dir', str(tmp_path), '--run', str(tmp_path / 'run'), '--times',
+                  '0.5', '1', '--workers', '0', '--json', str(path)])
     found = json.loads(path.read_text('utf-8'))
     assert str(tmp_path) not in path.read_text('utf-8') and found['commit']
     results = found['results']
-    for size in (32, 64):
+    assert [(line['times'], line['size']) for line in results['sizes']] == [(0.5, 32), (1, 64)]
+    for line in results['sizes']:
         model = timm.create_model('randwire_ws_pico', pretrained=True)
-        alone = evaluate_folder(model, tmp_path, img_size=size, batch_size=100, workers=0, channels_last=True,
+        alone = evaluate_folder(model, tmp_path, img_size=line['size'], batch_size=100, workers=0, channels_last=True,
                                 progress=False)
-        assert results['sizes'][str(size)]['top1'] == alone['top1']
-        assert results['sizes'][str(size)]['loss'] == pytest.approx(alone['loss'], rel=1e-5)
+        assert line['top1'] == alone['top1'] and line['loss'] == pytest.approx(alone['loss'], rel=1e-5)
     assert results['float32']['loss'] == pytest.approx(run.last['eval_loss'], rel=1e-5)
     assert results['history'] == [pytest.approx(dict(row), rel=1e-5) for row in run.history]
-    assert f'{results["sizes"]["32"]["top1"]:.2f}' in capsys.readouterr().out
+    assert f'{results["sizes"][0]["top1"]:.2f} (32 px)' in capsys.readouterr().out
 
 
 @pytest.fixture
