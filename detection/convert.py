@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -13,10 +12,11 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
-from randwire_zoo.files import atomic_path, read_yaml
+from randwire_zoo.files import atomic_path, read_json, read_yaml
 from randwire_zoo.models import network_arguments
 from randwire_zoo.network import RandWire
-from randwire_zoo.weights.files import loading, read_metadata
+from randwire_zoo.weights.errors import loading
+from randwire_zoo.weights.files import read_metadata
 
 from .torchvision.detectors import DetectorConfig, build_detector, save_detector
 from .weights import fit_weights, locate_weights, read_state
@@ -287,7 +287,7 @@ def _class_names(text: str | None) -> list[str] | None:
     if text is None or not text.endswith('.json'):
         return text.split(',') if text else None
     try:
-        categories = json.loads(Path(text).read_text(encoding='utf-8'))['categories']
+        categories = read_json(text)['categories']
         return [category['name'] for category in sorted(categories, key=lambda category: category['id'])]
     except (KeyError, TypeError, ValueError):
         raise ValueError(f'{text} lists no categories as COCO does') from None

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from randwire_zoo.errors import loading
+from randwire_zoo.weights.errors import loading
 from randwire_zoo.weights.manifest import PublishedWeights, download, fetch, read_weights
+from randwire_zoo.weights.mark import OPTIONAL
 
 __all__ = ['SCHEMES', 'fit_weights', 'locate_weights', 'misfit', 'read_state']
 
@@ -21,9 +22,6 @@ SCHEMES = ('randwire://', 'hf-hub:')
 #: Of a classifier, what a backbone has no place for.
 HEAD = ('conv_head.', 'bn_head.', 'fc.', 'global_pool.')
 STAGES = tuple(f'conv{i}.' for i in range(1, 6))
-#: A count of minibatches, which frozen BN and GN do not have and which no computation here reads; and the wiring mark,
-#: which weights from elsewhere lack: the network warns of that when it loads them.
-IGNORED = ('.num_batches_tracked', '._extra_state')
 
 
 def locate_weights(source: str) -> Path:
@@ -128,7 +126,7 @@ def misfit(missing: list[str], shapes: list[tuple[str, tuple[int, ...], tuple[in
             ('it lacks', missing), ('of another shape are',
              [f'{name} ({_by(loaded)}, not {_by(own)})' for name, loaded, own in shapes]),
             ('the network has no', unexpected)):
-        names = [name for name in names if not name.endswith(IGNORED)]
+        names = [name for name in names if not name.endswith(OPTIONAL)]
         if names:
             more = f' and {len(names) - 3} more' if len(names) > 3 else ''
             parts.append(f'{what} {", ".join(names[:3])}{more}')

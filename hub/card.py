@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined, UndefinedError
 
 from randwire_zoo import __version__
 from randwire_zoo.complexity import count_complexity
+from randwire_zoo.files import read_json
 from randwire_zoo.models import ARCHITECTURES, Architecture
 from randwire_zoo.weights.files import read_metadata
 from randwire_zoo.weights.manifest import FILENAME
@@ -113,7 +114,7 @@ def _facts(lines: list[str]) -> list[str]:
 
 def _values(folder: Path) -> dict[str, Any]:
     metadata = read_metadata(folder / FILENAME)
-    config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
+    config = read_json(folder / CONFIG)
     network, evaluation = from_config(config), json.loads(metadata['evaluation'])
     unit = next((unit for unit in ('epoch', 'iteration') if unit in metadata), '')
     name, cfg, metrics = config['architecture'], config['pretrained_cfg'], json.loads(metadata['metrics'])

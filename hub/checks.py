@@ -14,9 +14,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from randwire_zoo.errors import one_line
+from randwire_zoo.files import read_json
 from randwire_zoo.graphs import Graph, graphs_sha256
 from randwire_zoo.weights.description import Description
-from randwire_zoo.weights.files import check_weights, loading, one_line, read_metadata
+from randwire_zoo.weights.errors import loading
+from randwire_zoo.weights.files import check_weights, read_metadata
 from randwire_zoo.weights.manifest import FILENAME, LICENSE, PublishedWeights, sha256_of
 
 from .config import from_config
@@ -98,11 +101,11 @@ def check_folder(folder: str | Path, repo_id: str | None = None) -> Staged:
         raise CheckFailed(f'{folder} holds {", ".join(foreign)}, which is not published; move it away')
     try:
         check_weights(folder / FILENAME)
-        config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
+        config = read_json(folder / CONFIG)
         metadata = read_metadata(folder / FILENAME)
         network = from_config(config)
         model = load_model(folder / FILENAME, network)
-        graphs = [Graph.from_dict(graph) for graph in json.loads((folder / GRAPHS).read_text(encoding='utf-8'))]
+        graphs = [Graph.from_dict(graph) for graph in read_json(folder / GRAPHS)]
         if not graphs_sha256(graphs) == graphs_sha256(model.graphs) == metadata['graphs_sha256']:
             raise ValueError(f'{GRAPHS}, the weights and the name {config["architecture"]} have different wirings')
         check_probe(model, network, folder / PROBE)

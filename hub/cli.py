@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from randwire_zoo.files import atomic_path, write_atomically
+from randwire_zoo.files import atomic_path, read_json, write_atomically
 from randwire_zoo.models import WEIGHTS
 from randwire_zoo.training.recipes import KEYS, add_key, check_settings
 from randwire_zoo.weights.manifest import FILENAME, PACKAGED, HubError, PublishedWeights, read_rows
@@ -216,7 +216,7 @@ def _add_folder(staged: Staged, path: Path) -> int:
 def _write_rows(path: Path, rows: Mapping[str, PublishedWeights]) -> int:
     if path.is_file():
         read_rows(path)  # so that nothing else than a manifest is extended
-    table = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+    table = read_json(path) if path.is_file() else {}
     table.update({name: row.to_dict() for name, row in rows.items()})
     write_atomically(path, json.dumps(table, indent=1) + '\n')
     print(f'{path}: {", ".join(rows)}')

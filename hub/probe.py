@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from timm.data import create_transform
 from torch import Tensor, nn
 
-from randwire_zoo.errors import loading
 from randwire_zoo.weights.description import Description
+from randwire_zoo.weights.errors import loading
 
 __all__ = ['PROBE', 'TOLERANCE', 'check_probe', 'write_probe']
 

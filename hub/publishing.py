@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from randwire_zoo.errors import nearest
+from randwire_zoo.files import read_json
 from randwire_zoo.frozen import load_graphs
 from randwire_zoo.graphs import graphs_sha256
 from randwire_zoo.models import ARCHITECTURES, WEIGHTS, Architecture, find_weights
@@ -223,7 +223,7 @@ def _check_replaceable(wanted: _Push, head: str, tree: Mapping[str, str], tags: 
                           f'{repo_id} holds what no push of randwire-zoo made ({names}){what}')
     path = hf_hub_download(repo_id, CONFIG, revision=head, cache_dir=temporary / 'head')
     try:
-        there = _identity(json.loads(Path(path).read_text(encoding='utf-8')))
+        there = _identity(read_json(path))
     except (ValueError, KeyError, TypeError):
         there = ('no network',)
     if there != (own := _identity(wanted.staged.config)):
@@ -429,5 +429,5 @@ def _check_served(row: PublishedWeights, temporary: Path) -> None:
     if (found := sha256_of(paths[FILENAME])) != row.sha256:
         raise CheckFailed(f'{row.place} has been altered: {paths[FILENAME]} has sha256 {found} and must have '
                           f'{row.sha256}')
-    network = _checked(from_config, json.loads(paths[CONFIG].read_text(encoding='utf-8')))
+    network = _checked(from_config, read_json(paths[CONFIG]))
     _checked(check_probe, _checked(load_model, paths[FILENAME], network), network, paths[PROBE])

@@ -14,7 +14,8 @@ from randwire_zoo.files import read_yaml
 from randwire_zoo.training.evaluation import Conditions
 from randwire_zoo.training.recipes import public_settings, scheduled_epochs
 from randwire_zoo.weights.description import WEIGHT_SOURCES, Description, build_model, read_settings
-from randwire_zoo.weights.files import loading, read_metadata
+from randwire_zoo.weights.errors import loading
+from randwire_zoo.weights.files import read_metadata
 
 __all__ = ['CheckFailed', 'Run', 'find_records', 'read_metrics', 'read_run', 'typed_run']
 

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from randwire_zoo import __version__
 from randwire_zoo.drawing import draw_curves, draw_detection_curves, draw_graphs
-from randwire_zoo.files import write_atomically
+from randwire_zoo.files import read_json, write_atomically
 from randwire_zoo.training.datasets import read_label_texts
 from randwire_zoo.training.evaluation import Conditions, class_indices, default_device, evaluate_description
 from randwire_zoo.weights.description import Description
-from randwire_zoo.weights.files import loading, round_to_half, save_weights
+from randwire_zoo.weights.errors import loading
+from randwire_zoo.weights.files import round_to_half, save_weights
 from randwire_zoo.weights.manifest import FILENAME
 
 from .card import render_card
@@ -125,8 +126,7 @@ def stage(checkpoint: str | Path, output: str | Path, name: str | None = None, t
         write_probe(model, run.network, folder / PROBE)
         (folder / GRAPHS).write_text(
             json.dumps([graph.to_dict() for graph in model.graphs], indent=1) + '\n', encoding='utf-8')
-        stages = [f'conv{6 - len(model.graphs) + i}' for i in range(len(model.graphs))]
-        draw_graphs(model.graphs, folder / WIRING, title=run.network.architecture, names=stages)
+        draw_graphs(model.graphs, folder / WIRING, title=run.network.architecture)
         if history is not None:
             copy = folder / next(pair[1] for pair in RECORDS if Path(pair[1]).suffix == history.suffix)
             copy.write_text(history.read_text(encoding='utf-8'), encoding='utf-8')
@@ -216,7 +216,7 @@ def _measure(folder: Path, run: Run, measure: bool, device: str | None, workers:
         where = f'{conditions.data_dir} is not here' if conditions.data_dir else 'no data folder is recorded'
         raise CheckFailed(f'the published figures must be measured, and {where}: name the data with --data-dir, or '
                           'publish without measuring with --no-eval')
-    network = from_config(json.loads((folder / CONFIG).read_text(encoding='utf-8')))
+    network = from_config(read_json(folder / CONFIG))
     model = load_staged(folder / FILENAME, network)
     measured = evaluate_description(
         model, network, conditions, default_device(device), 2 if workers is None else workers, progress)

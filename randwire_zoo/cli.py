@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from . import __version__
 from .architectures import ARCHITECTURES, REGIMES, Wiring, find_wiring, stage_names, suggest
 from .errors import nearest
+from .files import read_json
 from .frozen import load_graphs
 from .graphs import Graph, graphs_sha256
 from .interrupts import EXIT, is_first_process, raise_on_interrupt
@@ -279,7 +280,7 @@ def _recorded(name: str, size: int) -> dict[str, int] | None:
     """Figures from the packaged file, if it has this name with this very wiring."""
     if not COMPLEXITY.is_file():
         return None
-    row = json.loads(COMPLEXITY.read_text(encoding='utf-8')).get(name, {})
+    row = read_json(COMPLEXITY).get(name, {})
     if row.get('graphs_sha256') != graphs_sha256(load_graphs(name)) or str(size) not in row:
         return None
     return {'img_size': size, 'params': row['params'], **row[str(size)]}

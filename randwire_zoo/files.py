@@ -1,6 +1,7 @@
 """Files: written so that a reader never sees half of one, and read with one line about what is wrong."""
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -11,7 +12,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ['atomic_folder', 'atomic_path', 'cache_folder', 'read_yaml', 'write_atomically']
+__all__ = ['atomic_folder', 'atomic_path', 'cache_folder', 'read_json', 'read_yaml', 'write_atomically']
 
 
 def cache_folder() -> Path:
@@ -69,3 +70,16 @@ def read_yaml(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding='utf-8'))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f'{path} is not a yaml file: {" ".join(str(error).split())}') from None
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """What a file of JSON holds.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is not JSON, or not UTF-8; one line that names the file.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{path} is no JSON: {error}') from None

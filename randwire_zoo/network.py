@@ -1,11 +1,11 @@
 """The RandWire network: node, stage, network, and edge removal (paper sections 3.2 and 4.2).
 
 One class serves classification, feature extraction, detection and export. It depends on graphs and on timm's layers;
-names under which timm creates it stand in `models`.
+names under which timm creates it stand in `models`. A stage runs in two ways: as its modules, which are what is written
+here, or as one operator that computes the same, where `kernels.native.run_stage` finds that nobody can tell.
 """
 import html
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any, Optional, Union
 
@@ -16,20 +16,22 @@ from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from .aggregation import aggregate
 from .architectures import REGIMES, stage_node_counts
 from .graphs import Graph, graphs_sha256
 from .kernels.native import SeparableNode, run_stage
 from .ordering import lowest_peak_order
-from .weights.mark import WiringMark
+from .weights.mark import WiringMark, accept_unmarked, checkpoint_filter_fn
 
 __all__ = ['NODE_OPS', 'REGIMES', 'Node', 'RandWire', 'Stage', 'checkpoint_filter_fn', 'stage_node_counts']
 
 NODE_OPS = ('sep_conv', 'conv', 'max_pool', 'avg_pool')
 STEM_STRIDES = {4: (2, 2), 2: (1, 2), 1: (1, 1)}  # the strides of conv1 and conv2
 OUTPUT_STRIDES = (8, 16, 32)
-#: Entries of a state dict that may be missing in one from elsewhere: the wiring marks, and what no computation reads.
-OPTIONAL = ('._extra_state', '.num_batches_tracked')
 POOL_TYPES = ('', 'avg', 'max', 'avgmax', 'catavgmax', 'fast', 'fastavg', 'fastmax', 'fastavgmax', 'fastcatavgmax')
+
+
+torch.fx.wrap('aggregate')  # a step of its own, not what it is made of
 
 
 class ConvBN(nn.Module):
@@ -135,83 +137,6 @@ class Node(nn.Module):
         else:
             x = self.conv(x)
         return x
-
-
-@torch.fx.wrap
-def aggregate(inputs: list[Tensor], weights: Tensor) -> Tensor:
-    """ReLU of the weighted sum of the inputs, as one fresh tensor and without stacking them.
-
-    Args:
-        inputs: At least two tensors of one shape.
-        weights: One positive weight per input.
-    """
-    weights = weights.to(inputs[0].dtype)  # under autocast the data may be bf16 and the weights fp32
-    if not torch.jit.is_scripting():
-        # Compilers fuse the plain form better, and exporters know no Python functions.
-        if not torch.compiler.is_compiling() and not torch.jit.is_tracing():
-            return _Aggregate.apply(weights, *inputs)
-    return F.relu_(_weighted_sum(inputs, weights))
-
-
-def _weighted_sum(inputs: list[Tensor], weights: Tensor) -> Tensor:
-    total = inputs[0] * weights[0]
-    for i in range(1, len(inputs)):
-        total.addcmul_(inputs[i], weights[i])
-    return total
-
-
-class _Aggregate(torch.autograd.Function):
-    """`aggregate` with a backward pass that writes one tensor per edge, where autograd's own would write four."""
-
-    @staticmethod
-    def forward(weights: Tensor, *inputs: Tensor) -> Tensor:
-        return F.relu_(_weighted_sum(list(inputs), weights))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(output, *inputs)
-        ctx.save_for_forward(output, *inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
-        output, weights, *inputs = ctx.saved_tensors
-        grad = torch.ops.aten.threshold_backward(grad, output, 0)
-        grad_weights = torch.stack([_inner_product(grad, x) for x in inputs]) if ctx.needs_input_grad[0] else None
-        grad_inputs: list[Optional[Tensor]] = [
-            grad * weight if needed else None
-            for weight, needed in zip(weights[:-1], ctx.needs_input_grad[1:-1], strict=True)]
-        # The last product may take the place of grad, unless this pass is itself being recorded.
-        grad_inputs.append(grad * weights[-1] if torch.is_grad_enabled() else grad.mul_(weights[-1]))
-        return (grad_weights, *grad_inputs)
-
-    @staticmethod
-    def jvp(ctx: Any, grad_weights: Optional[Tensor], *grad_inputs: Optional[Tensor]) -> Tensor:
-        output, weights, *inputs = ctx.saved_tensors
-        total = torch.zeros_like(output)
-        for i, (x, grad) in enumerate(zip(inputs, grad_inputs, strict=True)):
-            if grad is not None:
-                total = total + weights[i] * grad
-            if grad_weights is not None:
-                total = total + grad_weights[i] * x
-        return torch.ops.aten.threshold_backward(total, output, 0)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Tensor) -> tuple[Tensor, int]:
-        def plain(weights: Tensor, *inputs: Tensor) -> Tensor:
-            total = inputs[0] * weights[0]
-            for i in range(1, len(inputs)):
-                total = total + inputs[i] * weights[i]
-            return F.relu(total)
-        return torch.vmap(plain, in_dims, randomness=info.randomness)(*inputs), 0
-
-
-def _inner_product(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of a·b over all elements, without writing the products where both lie alike in memory."""
-    if a.dtype in (torch.float32, torch.float64) and a.stride() == b.stride():
-        for order in ((0, 1, 2, 3), (0, 2, 3, 1)):
-            if a.permute(order).is_contiguous():
-                return torch.dot(a.permute(order).reshape(-1), b.permute(order).reshape(-1))
-    return (a * b).sum(dtype=torch.promote_types(a.dtype, torch.float32)).to(a.dtype)
 
 
 class Stage(nn.Module):
@@ -491,7 +416,7 @@ class RandWire(nn.Module):
         self.num_features = self.head_width if head else in_chs
         self._set_classifier(global_pool, **dd)
         self.init_weights()
-        self.register_load_state_dict_post_hook(_accept_unmarked)
+        self.register_load_state_dict_post_hook(accept_unmarked)
 
     def extra_repr(self) -> str:
         """Which network this is, in one line: torch prints it before the modules."""
@@ -663,43 +588,6 @@ class RandWire(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, in_chans, H, W] to logits [B, num_classes]."""
         return self.forward_head(self.forward_features(x))
-
-
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """The weights in what timm has read from a file: beside the network's class, where timm looks for it.
-
-    For another number of classes timm loads without complaint what there is; nothing but the classifier may be missing,
-    and what `RandWire.load_state_dict` does without.
-
-    Raises:
-        ValueError: if it is.
-    """
-    state_dict = state_dict.get('state_dict', state_dict)
-    missing = [name for name in model.state_dict() if name not in state_dict and not name.startswith('fc.')
-               and not name.endswith(OPTIONAL)]
-    if missing:
-        more = f' and {len(missing) - 3} more' if len(missing) > 3 else ''
-        raise ValueError(f'these weights lack {", ".join(missing[:3])}{more}')
-    return state_dict
-
-
-def _accept_unmarked(network: nn.Module, incompatible_keys: Any) -> None:
-    """Of weights from elsewhere, do without the wiring mark, with a warning, and without BN's count of minibatches.
-
-    Registered with `register_load_state_dict_post_hook`: what is taken out of the missing keys is not missed.
-    """
-    missing: list[str] = incompatible_keys.missing_keys
-    # Of the network within whatever it is a part of, whose name for it stands before.
-    own = tuple(f'.{name}' for name in network.state_dict() if name.endswith(OPTIONAL))
-    optional = {key for key in missing if own and f'.{key}'.endswith(own)}
-    unmarked = [key.removesuffix('_extra_state') for key in optional if key.endswith('_extra_state')]
-    # A stage of which nothing at all was loaded has no weights whose wiring could be asked for.
-    absent = [stage for stage in unmarked if all(
-        f'{stage}{name}' in missing for name, _ in network.get_submodule(stage.split('.')[-2]).named_parameters())]
-    missing[:] = [key for key in missing if key not in optional or key.removesuffix('_extra_state') in absent]
-    if len(unmarked) > len(absent):
-        warnings.warn('these weights carry no wiring mark: nothing says that they were trained on these graphs',
-                      stacklevel=3)
 
 
 def _init_linear(linear: nn.Linear) -> None:

@@ -57,9 +57,11 @@ BESIDE = ('configs', 'detection', 'hub')  # packages of randwire_zoo that lie be
 MODULES: dict[str, list[str]] = {
     'randwire_zoo/graphs.py': ['test_graphs', 'test_frozen'],
     'randwire_zoo/frozen/__init__.py': ['test_frozen'],
+    'randwire_zoo/aggregation.py': ['test_network', 'test_models', 'test_operators'],
     'randwire_zoo/network.py': ['test_network', 'test_models', 'test_operators'],
-    'randwire_zoo/weights/mark.py': ['test_network', 'test_weights'],
+    'randwire_zoo/weights/mark.py': ['test_network', 'test_weights', 'test_models'],
     'randwire_zoo/errors.py': ['test_weights'],
+    'randwire_zoo/weights/errors.py': ['test_weights'],
     'randwire_zoo/weights/files.py': ['test_weights'],
     'randwire_zoo/weights/manifest.py': ['test_manifest', 'test_hub'],
     'randwire_zoo/weights/description.py': ['test_description'],

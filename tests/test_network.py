@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from randwire_zoo.aggregation import aggregate
 from randwire_zoo.graphs import (
     BarabasiAlbert,
     ErdosRenyi,
@@ -30,7 +31,6 @@ from randwire_zoo.network import (
     Node,
     RandWire,
     Stage,
-    aggregate,
     checkpoint_filter_fn,
     draw_kept_edges,
     stage_node_counts,

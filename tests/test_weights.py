@@ -19,7 +19,8 @@ import randwire_zoo  # noqa: F401  (registers the names)
 from randwire_zoo.errors import nearest, one_line
 from randwire_zoo.frozen import load_graphs
 from randwire_zoo.graphs import graphs_sha256
-from randwire_zoo.weights.files import check_weights, loading, read_graphs, read_metadata, save_weights
+from randwire_zoo.weights.errors import loading
+from randwire_zoo.weights.files import check_weights, read_graphs, read_metadata, save_weights
 
 NETWORK: dict[str, Any] = {'channels': 4, 'num_nodes': 6, 'num_classes': 3}
 

@@ -28,7 +28,8 @@ from randwire_zoo.files import atomic_path
 from randwire_zoo.graphs import graphs_sha256
 from randwire_zoo.models import network_arguments
 from randwire_zoo.network import RandWire
-from randwire_zoo.weights.files import loading, read_metadata
+from randwire_zoo.weights.errors import loading
+from randwire_zoo.weights.files import read_metadata
 
 from ..weights import fit_weights, read_state
 

@@ -5,10 +5,10 @@ networkx does. `randwire-zoo freeze --check` samples all of them again and compa
 """
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 
+from ..files import read_json
 from ..graphs import Graph, check_graphs
 
 __all__ = ['FOLDER', 'frozen_names', 'load_graphs', 'read_graphs']
@@ -42,7 +42,7 @@ def read_graphs(path: Path) -> tuple[Graph, ...]:
         OSError: if it cannot be read.
     """
     try:
-        data = json.loads(path.read_text(encoding='utf-8'))
+        data = read_json(path)
         recorded, stages = data['sha256'], list(data['stages'])
         graphs = tuple(Graph.from_dict(stage) for stage in stages)
     except (KeyError, TypeError, ValueError) as error:

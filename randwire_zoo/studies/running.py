@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..files import write_atomically
+from ..files import read_json, write_atomically
 from .engines import Engine, Job
 from .processes import lock
 from .results import Results
@@ -39,7 +39,7 @@ def networks_of(study: Study, folder: Path, progress: bool = False) -> list[Netw
 
 def _kept_networks(study: Study, folder: Path) -> list[Network]:
     with suppress(OSError, ValueError, KeyError, TypeError):
-        kept = json.loads((folder / NETWORKS).read_text(encoding='utf-8'))
+        kept = read_json(folder / NETWORKS)
         if kept['sha256'] == study.sha256:
             return [Network(**network) for network in kept['networks']]
     return []
@@ -200,7 +200,7 @@ def _probe(folder: Path) -> None:
 def _row(task: Path) -> dict[str, Any] | None:
     """The row of a task, if there is one."""
     path = row_path(task)
-    return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def _collect(results: Results, task: Path) -> bool:

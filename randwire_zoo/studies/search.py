@@ -33,8 +33,8 @@ from typing import Any
 from tabulate import tabulate
 from tqdm import tqdm
 
+from ..errors import one_line
 from ..training.recipes import read_packaged
-from ..weights.files import one_line
 from .analysis import spread
 from .engines import Engine
 from .processes import lock

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import one_line
-from ..files import cache_folder, write_atomically
+from ..files import cache_folder, read_json, write_atomically
 from ..provenance import provenance
 from .measures import graph_measures
 from .processes import end_with_parent, lock, run_child
@@ -90,7 +90,7 @@ def run_task(path: str) -> str:
 
 
 def _do(path: Path, held: int | None) -> None:
-    task = json.loads(path.read_text(encoding='utf-8'))
+    task = read_json(path)
     study, network = Study(**task['study']), Network(**task['network'])
     start = time.time()
     row = row_of(network)
@@ -204,7 +204,7 @@ def _last_error(task: Path) -> str:
 
 def _train(path: str) -> None:
     """One of the processes of `_train_together`."""
-    task = json.loads(Path(path).read_text(encoding='utf-8'))
+    task = read_json(path)
     if task['generators']:
         load_generators(task['generators'])
     from ..training.trainer import train

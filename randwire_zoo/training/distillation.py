@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..errors import loading, one_line
+from ..errors import one_line
 from ..files import atomic_path
 from ..weights.description import build_model
+from ..weights.errors import loading
 from ..weights.manifest import sha256_of
 from .evaluation import class_indices, default_device, open_images
 from .linear_probe import fit_classifier, pooled_features

@@ -22,9 +22,10 @@ from timm.utils.checkpoint_saver import load_checkpoint_metadata
 from torch import nn
 from tqdm import tqdm
 
-from ..errors import loading, one_line
+from ..errors import one_line
 from ..kernels.library import chosen
 from ..weights.description import CROP_MODES, Description, read_settings
+from ..weights.errors import loading
 from .recipes import DEFAULTS, KEYS, add_key, check_settings
 
 __all__ = ['Conditions', 'add_arguments', 'autocast', 'class_indices', 'default_device', 'evaluate',

@@ -55,10 +55,11 @@ from timm.utils.summary import trim_summary
 from torch import nn
 from tqdm import tqdm
 
-from ..errors import loading, nearest, one_line
+from ..errors import nearest, one_line
 from ..files import atomic_path, write_atomically
 from ..kernels.library import chosen
 from ..weights.description import WEIGHT_SOURCES, Description
+from ..weights.errors import loading
 from .distillation import NumberedImages, RecordedTeacher
 from .evaluation import Conditions, autocast, class_indices, default_device, evaluate, open_images, prepare_device
 from .recipes import DEFAULTS, KEYS, add_recipe_arguments, check_settings, learning_rate, load_recipe

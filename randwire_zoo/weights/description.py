@@ -18,8 +18,9 @@ from statistics import fmean
 from typing import Any
 
 from ..architectures import Architecture
-from ..errors import loading, nearest, one_line
+from ..errors import nearest, one_line
 from ..files import read_yaml
+from .errors import loading
 
 __all__ = ['CROP_MODES', 'WEIGHT_SOURCES', 'Description', 'build_model', 'read_settings']
 

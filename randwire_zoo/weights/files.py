@@ -17,11 +17,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..errors import loading, one_line
+from ..errors import one_line
 from ..files import atomic_path
 from ..graphs import Graph, check_graphs, graphs_sha256
+from .errors import loading
 
-__all__ = ['check_weights', 'is_large', 'loading', 'one_line', 'read_graphs', 'read_metadata', 'round_to_half',
+__all__ = ['check_weights', 'is_large', 'read_graphs', 'read_metadata', 'round_to_half',
            'save_weights']
 
 

@@ -7,7 +7,6 @@ laid over it. No row, no weights. timm's configurations are made of these rows i
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -20,8 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..architectures import ARCHITECTURES
-from ..errors import loading, one_line
+from ..errors import one_line
+from ..files import read_json
 from .description import WEIGHT_SOURCES, Description
+from .errors import loading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -234,10 +235,7 @@ def read_rows(path: str | os.PathLike[str]) -> tuple[dict[str, PublishedWeights]
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path}: there is no such file')
-    try:
-        table = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise ValueError(f'{path} is no JSON: {one_line(error)}') from None
+    table = read_json(path)
     if not isinstance(table, dict):
         raise ValueError(f'{path}: it must be an object with a row for each arch.tag')
     rows, problems = {}, []

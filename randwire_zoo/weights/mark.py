@@ -7,16 +7,19 @@ weights may be used dilated.
 """
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ['WiringMark']
+__all__ = ['OPTIONAL', 'WiringMark', 'accept_unmarked', 'checkpoint_filter_fn']
 
 SHA256_BYTES = 32
+#: Entries of a state dict that may be missing in one from elsewhere: the marks, and what no computation reads.
+OPTIONAL = ('._extra_state', '.num_batches_tracked')
 
 
 @dataclass(frozen=True)
@@ -74,3 +77,40 @@ class WiringMark:
         if mark.architecture != self.architecture:
             raise ValueError(f'these weights were trained as another architecture: {mark.architecture or "unknown"}, '
                              f'but this network has {self.architecture or "none"}')
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """The weights in what timm has read from a file; timm looks for it beside the network's class.
+
+    For another number of classes timm loads without complaint what there is; nothing but the classifier may be missing,
+    and what `RandWire.load_state_dict` does without.
+
+    Raises:
+        ValueError: if it is.
+    """
+    state_dict = state_dict.get('state_dict', state_dict)
+    missing = [name for name in model.state_dict() if name not in state_dict and not name.startswith('fc.')
+               and not name.endswith(OPTIONAL)]
+    if missing:
+        more = f' and {len(missing) - 3} more' if len(missing) > 3 else ''
+        raise ValueError(f'these weights lack {", ".join(missing[:3])}{more}')
+    return state_dict
+
+
+def accept_unmarked(network: nn.Module, incompatible_keys: Any) -> None:
+    """Of weights from elsewhere, do without the wiring mark, with a warning, and without BN's count of minibatches.
+
+    Registered with `register_load_state_dict_post_hook`: what is taken out of the missing keys is not missed.
+    """
+    missing: list[str] = incompatible_keys.missing_keys
+    # Of the network within whatever it is a part of, whose name for it stands before.
+    own = tuple(f'.{name}' for name in network.state_dict() if name.endswith(OPTIONAL))
+    optional = {key for key in missing if own and f'.{key}'.endswith(own)}
+    unmarked = [key.removesuffix('_extra_state') for key in optional if key.endswith('_extra_state')]
+    # A stage of which nothing at all was loaded has no weights whose wiring could be asked for.
+    absent = [stage for stage in unmarked if all(
+        f'{stage}{name}' in missing for name, _ in network.get_submodule(stage.split('.')[-2]).named_parameters())]
+    missing[:] = [key for key in missing if key not in optional or key.removesuffix('_extra_state') in absent]
+    if len(unmarked) > len(absent):
+        warnings.warn('these weights carry no wiring mark: nothing says that they were trained on these graphs',
+                      stacklevel=3)
