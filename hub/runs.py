@@ -42,7 +42,8 @@ class Run:
         steps: Of the whole training.
         seed: Of the training.
         metrics: What was recorded of these very weights, by the names in the history; empty if nothing was.
-        conditions: Under which it measured them; None for a detector, whose figures are the whole detector's.
+        conditions: Under which they are measured again: those of the training, but in single precision, as most who
+            take the weights run them; None for a detector, whose figures are the whole detector's.
         split: What they were measured on.
         settings: What is published of the settings.
         weights: 'average' of a training, the 'trained' ones themselves, or '' where it is not known.
@@ -151,7 +152,7 @@ def is_training_checkpoint(path: Path) -> bool:
 
 
 def _read_timm(settings: dict[str, Any], step: int, dataset: str, summary: Path | None, weights: str) -> Run:
-    conditions = Conditions.from_settings(settings)
+    conditions = replace(Conditions.from_settings(settings), amp_dtype=None)
     epochs = scheduled_epochs({**settings, 'epochs': int(settings['epochs'])})
     folder = Path(str(conditions.data_dir)).name if conditions.data_dir else ''
     network = Description.from_settings(settings)

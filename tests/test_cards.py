@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,14 @@ def test_the_card_of_a_detectors_backbone_says_what_detectron2_recorded(staged_d
     published = yaml.safe_load((staged_detector / 'config.yaml').read_text())
     assert 'OUTPUT_DIR' not in published and published['MODEL']['WEIGHTS'] == 'first.pth'
     assert published['SOLVER'] == {'MAX_ITER': 8, 'BASE_LR': 0.01}
+
+
+def test_the_card_of_a_training_without_a_history_names_none_and_has_no_figures(detector: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(detector, tmp_path / 'run'))
+    (run / 'metrics.json').unlink()
+    assert stage(run / 'model_final.pth', '--license', 'mit', '-o', tmp_path / 'staged') == 0
+    text = ' '.join((tmp_path / 'staged' / 'README.md').read_text().split())
+    assert 'config.yaml` and the wiring in [graphs.json](graphs.json)' in text and '| data |' not in text
 
 
 def test_the_row_of_a_staged_folder_has_all_that_the_folder_says(staged_detector: Path, staged_half: Path) -> None:

@@ -807,7 +807,7 @@ def test_what_a_repository_holds_is_what_was_staged_last_and_content_that_comes_
 
 @pytest.mark.parametrize(('there', 'options', 'message'), [
     ('public', ['--private'], 'someone/pico is public, and --private was asked for: nothing was sent'),
-    ('foreign', [], 'someone/pico holds what no push of randwire-zoo made (README.md)'),
+    ('foreign', [], 'someone/pico holds what no push of randwire-zoo made (README.md, a, b, c, d …)'),
     ('edited', [], 'someone/pico has been changed since the last push, by commit '),
     ('other', [], 'someone/pico holds another network, randwire_ws_pico.other, not randwire_ws_pico.noise'),
 ])
@@ -816,7 +816,7 @@ def test_what_is_not_this_networks_own_is_left_alone_until_it_is_to_be_replaced(
         tmp_path: Path) -> None:
     home = tmp_path / 'home'
     if there == 'foreign':
-        server.create(REPO, {'README.md': b'mine'})
+        server.create(REPO, {'README.md': b'mine', **dict.fromkeys('abcde', b'x')})
     else:
         first = restage(staged, 'first', 'other') if there == 'other' else staged
         assert client.hub(home, ['push', first, REPO])[0]['code'] == 0
