@@ -21,7 +21,7 @@ from randwire_zoo.weights.files import read_metadata
 from .torchvision.detectors import DetectorConfig, build_detector, save_detector
 from .weights import fit_weights, locate_weights, read_state
 
-__all__ = ['add_arguments', 'convert_backbone', 'convert_detector', 'main']
+__all__ = ['convert_backbone', 'convert_detector', 'main']
 
 # Every key of detectron2's MODEL is in one of the three tables below, or it is refused: a config with anything else is
 # another function than torchvision's Faster R-CNN computes.
@@ -265,21 +265,6 @@ def _rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
         else:  # for whoever loads it to refuse
             renamed[name] = tensor
     return renamed
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `randwire-zoo convert`."""
-    parser.add_argument('source', metavar='SOURCE',
-                        help='a checkpoint of timm or detectron2, .safetensors, randwire://arch.tag or '
-                        'hf-hub:owner/name')
-    parser.add_argument('output', metavar='OUTPUT', help='.pth: a backbone for detectron2; .safetensors: a detector')
-    parser.add_argument('--model', metavar='NAME', help="the backbone's name, if the source does not say it")
-    parser.add_argument('--no-ema', action='store_true',
-                        help='take the trained weights and not their moving average')
-    parser.add_argument('--config', metavar='FILE',
-                        help="for a detector: the config.yaml that detectron2 wrote beside it")
-    parser.add_argument('--classes', metavar='NAMES',
-                        help="for a detector: the classes' names, separated by commas, or COCO json that lists them")
 
 
 def _class_names(text: str | None) -> list[str] | None:

@@ -31,8 +31,8 @@ __all__ = ['build_parser', 'main']
 PROGRAM = 'randwire-zoo'
 COMPLEXITY = Path(__file__).parent / 'complexity.json'  # counting 26 networks takes half a minute, reading does not
 
-# Commands in modules of their own, each with add_arguments(parser) and main(args). They import timm's data and
-# training parts, so that they are imported only when they are called for.
+# Commands of the rooms: what they are asked is in a room's `arguments`, as add_NAME_arguments(parser), and imports
+# little; main(args) of their module imports torch and timm, and is imported when a command runs.
 LATE_COMMANDS = {
     'data': ('training.datasets', 'write a data set as an image folder', """\
 examples:
@@ -164,9 +164,9 @@ examples:
     for name, (module, summary, epilog) in LATE_COMMANDS.items():
         sub = add(name, None, summary, epilog)
         if name == command:
-            implementation = importlib.import_module(f'.{module}', __package__)
-            implementation.add_arguments(sub)
-            sub.set_defaults(run=implementation.main)
+            room = importlib.import_module(f'.{module.partition(".")[0]}.arguments', __package__)
+            getattr(room, f'add_{name}_arguments')(sub)
+            sub.set_defaults(module=module)
     return parser
 
 
@@ -202,8 +202,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown:
             options = dict.fromkeys(re.findall(r'--[\w-]+', args.parser.format_help()))
             args.parser.error(f'unrecognized arguments: {" ".join(unknown)}{nearest(unknown[0], options)}')
+        run = importlib.import_module(f'.{args.module}', __package__).main if 'module' in args else args.run
         raise_on_interrupt()
-        code = args.run(args)
+        code: int = run(args)
         sys.stdout.flush()
         return code
     except SystemExit as stop:  # argparse, after --help, --version or an error

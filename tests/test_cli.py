@@ -199,7 +199,9 @@ def test_version_names_the_packages_that_matter(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(('command', 'option'), [
     ('list', '--filter'), ('info', '--img-size'), ('draw', '--output'), ('freeze', '--check'), ('train', '--data-dir'),
-    ('eval', '--img-size'), ('quickstart', '--help'),
+    ('eval', '--img-size'), ('quickstart', '--epochs'), ('data', 'tiny-imagenet'), ('teacher', '--data-dir'),
+    ('probe', '--random'), ('curves', '--theme'), ('detect', '--score-thresh'), ('convert', '--classes'),
+    ('hub', 'manifest'), ('study', 'search'),
 ])
 def test_every_command_has_help_with_its_options_and_an_example(
         command: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,7 +280,7 @@ except BaseException as error:
 
 def test_an_interrupt_while_modules_are_imported_is_one_line_too(tmp_path: Path) -> None:
     (tmp_path / 'torch.py').write_text(HALF_IMPORTED)
-    done = subprocess.run([sys.executable, '-m', 'randwire_zoo', 'train', '--help'], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, '-m', 'randwire_zoo', 'train'], capture_output=True, text=True,
                           env={**os.environ, 'PYTHONPATH': str(tmp_path)})
     assert (done.returncode, done.stdout) == (130, '')
     assert done.stderr == '\nrandwire-zoo: interrupted before anything was done\n'
@@ -307,7 +309,8 @@ def test_a_second_interrupt_and_the_processes_that_load_images_add_nothing() -> 
     assert (done.returncode, done.stdout, done.stderr) == (0, 'put in order\n', '')
 
 
-@pytest.mark.parametrize('argv', [['--help'], ['--version'], ['list'], ['draw', '--help'], ['xyzzy']])
+@pytest.mark.parametrize('argv', [['--help'], ['--version'], ['list'], ['draw', '--help'], ['xyzzy'],
+                                  *([name, '--help'] for name in cli.LATE_COMMANDS)])
 def test_what_only_reads_imports_neither_torch_nor_timm_nor_matplotlib(argv: list[str], tmp_path: Path) -> None:
     """Each of them would take a second or more."""
     for name in ('torch', 'timm', 'matplotlib', 'numpy', 'networkx', 'huggingface_hub', 'pygraphviz'):

@@ -16,7 +16,8 @@ import torch
 import upstream
 from PIL import Image
 
-from randwire_zoo.training.evaluation import Conditions, add_arguments, evaluate_checkpoint, evaluate_folder, main
+from randwire_zoo.training.arguments import add_eval_arguments
+from randwire_zoo.training.evaluation import Conditions, evaluate_checkpoint, evaluate_folder, main
 from randwire_zoo.training.recipes import DEFAULTS, OWN, load_recipe, recipe_names
 from randwire_zoo.training.trainer import read_summary, train
 from randwire_zoo.weights.description import Description, build_model
@@ -74,7 +75,7 @@ def test_top1_top5_and_loss_are_those_counted_by_hand_at_any_size(size: int, ima
 
 def parse(*arguments: str | Path) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    add_eval_arguments(parser)
     return parser.parse_args([str(argument) for argument in arguments])
 
 
@@ -224,7 +225,7 @@ def test_evaluation_and_training_have_the_same_names_and_defaults_as_validate_py
     spec.loader.exec_module(module)
     theirs = {action.dest: action for action in module.parser._actions}
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    add_eval_arguments(parser)
     for action in parser._actions:
         if action.dest not in ('help', *OWN):
             stock = theirs[action.dest]

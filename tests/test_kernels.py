@@ -520,7 +520,7 @@ def run(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_variable_chooses_for_scripts_that_know_nothing_of_us() -> None:
     code = ("import timm, torch; m = timm.create_model('randwire_ws_pico').eval(); m(torch.zeros(1, 3, 64, 64));"
-            "from randwire_zoo import kernels; print(kernels.kernels_in_use())")
+            "from randwire_zoo.kernels import library; print(library.kernels_in_use())")
     assert run(code, RANDWIRE_ZOO_KERNELS='native').stdout.strip() == 'native'
     assert run(code).stdout.strip() == 'torch'
 

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from randwire_zoo.training import quickstart as quickstart_module
+from randwire_zoo.training.arguments import add_quickstart_arguments
 from randwire_zoo.training.digits import write_digits
 from randwire_zoo.training.evaluation import evaluate_folder
-from randwire_zoo.training.quickstart import add_arguments, main
+from randwire_zoo.training.quickstart import main
 from randwire_zoo.weights.files import check_weights, read_graphs
 
 datasets = pytest.importorskip('sklearn.datasets', reason='the digits come with scikit-learn')
@@ -84,7 +85,7 @@ def test_without_scikit_learn_there_is_one_line_that_says_what_to_install(
 def test_a_quick_start_of_one_epoch_leaves_everything_and_fails_for_its_accuracy(
         tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    add_quickstart_arguments(parser)
     args = parser.parse_args(['--output', str(tmp_path / 'start'), '--epochs', '1', '--no-progress'])
     assert main(args) == 1
     output = capsys.readouterr().out

@@ -20,9 +20,10 @@ import torch
 import yaml
 from PIL import Image
 
+from randwire_zoo.training.arguments import add_train_arguments
 from randwire_zoo.training.evaluation import evaluate_folder
 from randwire_zoo.training.recipes import DEFAULTS, STOCK, scheduled_epochs
-from randwire_zoo.training.trainer import add_arguments, main, read_summary, train
+from randwire_zoo.training.trainer import main, read_summary, train
 from randwire_zoo.weights.description import Description, build_model
 
 NETWORK = {'graph': 'ws(2,0.5)', 'seed': 1, 'channels': 4, 'num_nodes': 4}
@@ -125,7 +126,7 @@ def test_two_processes_fail_together_agree_and_measure_every_held_out_image_once
         import hashlib, os, time
         from pathlib import Path
         import torch
-        from randwire_zoo import training
+        from randwire_zoo.training import trainer as training
         finish = training._Run.run
 
         def run(self):
@@ -351,7 +352,7 @@ def test_the_command_line_trains_in_mixed_precision_and_prints_its_folder(
         images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / 'recipe.yaml').write_text(yaml.safe_dump(PLAIN))
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    add_train_arguments(parser)
     args = parser.parse_args(['-c', str(tmp_path / 'recipe.yaml'), '--data-dir', str(images), '--output', str(tmp_path),
                               '--experiment', 'run', '--amp', '--amp-dtype', 'bfloat16', '--channels-last'])
     assert main(args) == 0

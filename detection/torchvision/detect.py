@@ -24,7 +24,7 @@ from randwire_zoo.training.evaluation import default_device
 from .detectors import load_detector
 from .images import SUFFIXES, convert_to_rgb, read_image
 
-__all__ = ['add_arguments', 'detect', 'draw_detections', 'main']
+__all__ = ['detect', 'draw_detections', 'main']
 
 
 @torch.inference_mode()
@@ -50,20 +50,6 @@ def detect(detector: FasterRCNN, image: Image.Image) -> dict[str, Tensor]:
     found = detector([pixels])[0]
     stretch = torch.tensor([width / size[0], height / size[1]] * 2, device=device)
     return {**found, 'boxes': found['boxes'] * stretch}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `randwire-zoo detect`."""
-    parser.add_argument('images', metavar='IMAGE', nargs='+', help='image files, or folders of them')
-    parser.add_argument('--weights', metavar='FILE', required=True,
-                        help='a detector: see `randwire-zoo convert` and `save_detector`')
-    parser.add_argument('--score-thresh', type=float, default=0.5, metavar='S',
-                        help='draw detections with at least this score (default: 0.5)')
-    parser.add_argument('-o', '--output', metavar='FOLDER', default='output/detect',
-                        help='where the pictures go (default: output/detect)')
-    parser.add_argument('--json', metavar='FILE',
-                        help='also write all boxes, as left, top, right, bottom in pixels, image by image')
-    parser.add_argument('--device', help='cpu, cuda or mps (default: the best there is)')
 
 
 def _image_paths(arguments: list[str]) -> list[Path]:

@@ -4,23 +4,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import THEMES, check_format, draw_curves, draw_detection_curves
+from . import check_format, draw_curves, draw_detection_curves
 
-__all__ = ['add_arguments', 'main']
+__all__ = ['main']
 
 #: What a training leaves of its course, and what draws it.
 FILES = {'summary.csv': draw_curves, 'metrics.json': draw_detection_curves}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `randwire-zoo curves`."""
-    parser.add_argument('runs', metavar='[NAME=]FOLDER', nargs='+',
-                        help="a training's folder, with a summary.csv (timm's, `randwire-zoo train`'s) or a "
-                             "metrics.json (detectron2's OUTPUT_DIR), and its name in the legend")
-    parser.add_argument('-o', '--output', metavar='FILE', default='curves.png',
-                        help='picture to write, .png or .svg (default: curves.png)')
-    parser.add_argument('--theme', choices=THEMES, default='auto',
-                        help="colours (default: auto: light, and an SVG turns dark with its reader's system)")
 
 
 def main(args: argparse.Namespace) -> int:

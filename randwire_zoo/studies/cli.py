@@ -7,50 +7,16 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from ..training.recipes import KEYS, add_key
 from .cost import measure_cost
-from .engines import ENGINES, LocalEngine, create_engine
+from .engines import LocalEngine, create_engine
 from .report import report_table, write_html
 from .results import Results
 from .running import networks_of, run_study
-from .search import load_search, run_search, search_names, search_table
+from .search import load_search, run_search, search_table
 from .study import Network, Study, load_study, study_names
 from .work import chosen_kernels
 
-__all__ = ['add_arguments', 'main']
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `randwire-zoo study`."""
-    commands = parser.add_subparsers(dest='study_command', metavar='COMMAND', required=True)
-    commands.add_parser('list', help='the studies that come with the package')
-    sub = commands.add_parser('show', help='what a study would train, with C tuned, and cost; trains nothing')
-    sub.add_argument('study', metavar='STUDY', help='a yaml file, or a name of `study list`')
-    sub.add_argument('--data-dir', metavar='DIR', help='as of `study run`: the cost needs to know how many images')
-    sub = commands.add_parser('run', help='train and evaluate every network of a study, or go on with it')
-    sub.add_argument('study', metavar='STUDY', help='a yaml file, or a name of `study list`')
-    _add_run_arguments(sub, 'study')
-    sub.add_argument('--retry-failed', action='store_true', help='train networks again whose rows say that they failed')
-    sub = commands.add_parser('search', help="search over a generator's own parameters, or go on with it; needs Optuna")
-    sub.add_argument('search', metavar='SEARCH', help=f'a yaml file, or one of: {", ".join(search_names())}')
-    _add_run_arguments(sub, 'search')
-    sub = commands.add_parser('report', help='the table, and with --html a page with every picture')
-    sub.add_argument('folder', metavar='FOLDER', help='output of `study run`')
-    sub.add_argument('--html', metavar='FILE', help='page to write')
-    sub.add_argument('--markdown', action='store_true', help='the table in Markdown')
-
-
-def _add_run_arguments(sub: argparse.ArgumentParser, kind: str) -> None:
-    sub.add_argument('-o', '--output', metavar='FOLDER', help=f'default: output/{kind}/NAME')
-    sub.add_argument('--data-dir', metavar='DIR',
-                     help='folder of the data set or of all data sets (default: $RANDWIRE_ZOO_DATA)')
-    sub.add_argument('--workers', type=int, metavar='N',
-                     help='networks at a time (default: one per GPU or two cores; on a cluster 64)')
-    sub.add_argument('--engine', choices=ENGINES, default='local', help='default: %(default)s')
-    sub.add_argument('--engine-options', nargs='+', metavar='KEY=VALUE', default=[],
-                     help="submitit's, such as slurm_partition=gpu gpus_per_node=1 cpus_per_task=8")
-    add_key(sub, KEYS['kernels'])
-    sub.add_argument('--no-progress', action='store_true', help='no progress bar')
+__all__ = ['main']
 
 
 def main(args: argparse.Namespace) -> int:

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any, Protocol
 
+from .arguments import ENGINES
 from .work import CANNOT_WRITE, WATCH, CannotWrite, run_task
 
-__all__ = ['ENGINES', 'Engine', 'Job', 'LocalEngine', 'SubmititEngine', 'create_engine']
+__all__ = ['Engine', 'Job', 'LocalEngine', 'SubmititEngine', 'create_engine']
 
-ENGINES = ('local', 'submitit')
 GRACE = 10.0  # seconds that a process has to end when it is asked to
 LARGEST_ARRAY = 1000  # tasks of a job array; SLURM's own default limit is 1,001
 

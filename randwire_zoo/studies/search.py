@@ -34,7 +34,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from ..errors import one_line
-from ..training.recipes import read_packaged
+from ..training.recipes import packaged_names, read_packaged
 from .analysis import spread
 from .engines import Engine
 from .processes import lock
@@ -161,7 +161,7 @@ class Search:
 
 def search_names() -> list[str]:
     """The searches that come with the package, sorted."""
-    return sorted(path.stem for path in _folder().glob('*.yaml'))
+    return packaged_names('searches')
 
 
 def _folder() -> Path:

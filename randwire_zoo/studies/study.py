@@ -35,7 +35,7 @@ from ..files import cache_folder
 from ..graphs import Graph, GraphModel, graphs_sha256, parse_graph_model
 from ..models import network_arguments
 from ..network import NODE_OPS
-from ..training.recipes import DEFAULTS, KEYS, check_settings, load_recipe, read_packaged
+from ..training.recipes import DEFAULTS, KEYS, check_settings, load_recipe, packaged_names, read_packaged
 from . import baselines  # noqa: F401 - registers them with timm
 
 __all__ = ['Network', 'Study', 'data_folder', 'load_study', 'study_names']
@@ -395,7 +395,7 @@ def wiring_of(network: Network) -> str | None:
 
 def study_names() -> list[str]:
     """The studies that come with the package, sorted."""
-    return sorted(path.stem for path in _folder().glob('*.yaml'))
+    return packaged_names('studies')
 
 
 def load_study(path_or_name: str | Path) -> Study:

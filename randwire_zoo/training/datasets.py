@@ -19,7 +19,7 @@ from ..errors import one_line
 from ..files import atomic_folder
 from .digits import write_digits
 
-__all__ = ['ImageFolder', 'add_arguments', 'main', 'read_label_texts', 'write_caltech101', 'write_tiny_imagenet']
+__all__ = ['ImageFolder', 'main', 'read_label_texts', 'write_caltech101', 'write_tiny_imagenet']
 
 LABEL_TEXTS = 'words.txt'
 CALTECH = '101_ObjectCategories'
@@ -155,29 +155,6 @@ def read_label_texts(folder: str | Path) -> dict[str, str]:
         return {}
     lines = path.read_text(encoding='utf-8').splitlines()
     return dict(line.split('\t', 1) for line in lines if '\t' in line)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give the parser the arguments of `main`."""
-    kinds = parser.add_subparsers(dest='kind', metavar='NAME', required=True)
-    sub = kinds.add_parser('digits', help="scikit-learn's 1,797 handwritten digits, which come with it")
-    sub.add_argument('folder', metavar='FOLDER', help='image folder to write')
-    sub = kinds.add_parser(
-        'tiny-imagenet', help='200 classes of ImageNet at 64 pixels, from its archive',
-        description="Tiny ImageNet as an image folder. The images are under ImageNet's terms of use, and you have to "
-                    'fetch the archive yourself.')
-    sub.add_argument('source', metavar='SOURCE', help='tiny-imagenet-200.zip, or a folder with what is in it')
-    sub.add_argument('folder', metavar='FOLDER', help='image folder to write')
-    sub = kinds.add_parser(
-        'caltech-101', help='photographs of 101 categories, from their archive',
-        description='Caltech-101 as an image folder, by the lists train.txt and test.txt where the source has them, '
-                    'and otherwise with 30 images of each category to train on.')
-    sub.add_argument('source', metavar='SOURCE',
-                     help=f'caltech-101.zip, {CALTECH}.tar.gz, or a folder with {CALTECH}/ in it')
-    sub.add_argument('folder', metavar='FOLDER', help='image folder to write')
-    sub.add_argument('--per-class', type=int, metavar='N',
-                     help='train on so many images of each category, whatever the lists say')
-    sub.add_argument('--seed', type=int, default=1, metavar='S', help='of that draw (default: %(default)s)')
 
 
 def main(args: argparse.Namespace) -> int:

@@ -36,7 +36,7 @@ from ..weights.manifest import sha256_of
 from .evaluation import class_indices, default_device, open_images
 from .linear_probe import fit_classifier, pooled_features
 
-__all__ = ['NumberedImages', 'RecordedTeacher', 'Teacher', 'add_arguments', 'main', 'write_teacher']
+__all__ = ['NumberedImages', 'RecordedTeacher', 'Teacher', 'main', 'write_teacher']
 
 OUTPUTS = 'outputs.safetensors'
 WEIGHTS = 'model.safetensors'
@@ -235,23 +235,6 @@ def write_teacher(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return teacher
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give the parser the arguments of `main`."""
-    parser.add_argument('weights', metavar='WEIGHTS', help='file of the network for ImageNet')
-    parser.add_argument('folder', metavar='FOLDER',
-                        help="timm's model folder to write; --kd-model-name local-dir:FOLDER")
-    parser.add_argument('--data-dir', required=True, metavar='DIR', help='image folder with classes of ImageNet')
-    parser.add_argument('-m', '--model', default='tf_efficientnet_lite2', metavar='NAME',
-                        help="timm's name of the network (default: %(default)s)")
-    parser.add_argument('--img-size', type=int, default=160, metavar='PIXELS',
-                        help='side that the images are enlarged to (default: %(default)s)')
-    parser.add_argument('-b', '--batch-size', type=int, default=64, metavar='N', help='(default: %(default)s)')
-    parser.add_argument('-j', '--workers', type=int, default=1, metavar='N', help='(default: %(default)s)')
-    parser.add_argument('--device', metavar='NAME', help='cuda, cpu, …; a GPU if there is one')
-    parser.add_argument('--no-amp', action='store_true', help='full precision instead of bfloat16')
-    parser.add_argument('--no-progress', action='store_true', help='no progress bars')
 
 
 def main(args: argparse.Namespace) -> int:

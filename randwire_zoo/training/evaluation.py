@@ -24,19 +24,14 @@ from tqdm import tqdm
 
 from ..errors import one_line
 from ..kernels.library import chosen
-from ..weights.description import CROP_MODES, Description, read_settings
+from ..weights.description import Description, read_settings
 from ..weights.errors import loading
-from .recipes import DEFAULTS, KEYS, add_key, check_settings
+from .arguments import DATA, EVAL
+from .recipes import DEFAULTS, KEYS, check_settings
 
-__all__ = ['Conditions', 'add_arguments', 'autocast', 'class_indices', 'default_device', 'evaluate',
+__all__ = ['Conditions', 'autocast', 'class_indices', 'default_device', 'evaluate',
            'evaluate_checkpoint', 'evaluate_description', 'evaluate_folder', 'find_description', 'load_network', 'main',
            'open_images', 'prepare_device']
-
-#: Settings of a training that say how images are found and fed, whatever network looks at them.
-DATA = ('num_classes', 'in_chans', 'img_size', 'input_size', 'crop_pct', 'mean', 'std', 'interpolation')
-#: Those that the command line can change.
-FLAGS = (*DATA, 'data_dir', 'dataset', 'dataset_download', 'class_map', 'input_img_mode', 'model_kwargs', 'gp',
-         'batch_size', 'workers', 'device', 'amp', 'amp_dtype', 'channels_last')
 
 
 def evaluate(
@@ -235,7 +230,8 @@ def evaluate_checkpoint(
     Args:
         checkpoint: Of timm's train.py or of `trainer`, or other weights that timm reads; the published weights of the
             model if there is none.
-        settings: Those of `FLAGS`, model, split, crop_mode and use_ema, by the names of validate.py, and kernels.
+        settings: Those of `arguments.EVAL`, model, split, crop_mode and use_ema, by the names of validate.py, and
+            kernels.
         progress: Show a progress bar.
         lines: Print a line about device and kernels on stdout.
 
@@ -409,36 +405,15 @@ def class_indices(images: Any) -> dict[str, int]:
     return dict(sorted(classes.items(), key=lambda item: item[1]))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give the parser the arguments of `main`: validate.py's names. What is not given is as the training had it."""
-    parser.add_argument('--checkpoint', default='', metavar='FILE',
-                        help='checkpoint of a training, which needs no other flag; or other weights (safetensors, a '
-                             'state dict); the published ones of --model if not given')
-    parser.add_argument('-m', '--model', default=argparse.SUPPRESS, metavar='NAME',
-                        help="name of the model (default: the checkpoint's)")
-    parser.add_argument('--split', default=argparse.SUPPRESS, metavar='NAME',
-                        help="folder of the split, '' if there is none (default: as trained, or validation)")
-    average = parser.add_mutually_exclusive_group()
-    average.add_argument('--use-ema', action='store_true', default=argparse.SUPPRESS,
-                         help="measure the checkpoint's moving average (default: as trained)")
-    average.add_argument('--no-ema', dest='use_ema', action='store_false', default=argparse.SUPPRESS,
-                         help='measure the weights themselves')
-    parser.add_argument('--crop-mode', default=argparse.SUPPRESS, choices=CROP_MODES,
-                        help="timm's way of cropping (default: as trained)")
-    for name in FLAGS:
-        add_key(parser, KEYS[name], 'as trained')
-    add_key(parser, KEYS['kernels'])
-
-
 def main(args: argparse.Namespace) -> int:
-    """Evaluate as the parsed arguments of `add_arguments` say, and print one line.
+    """Evaluate as the parsed arguments of `add_eval_arguments` say, and print one line.
 
     Raises:
         ValueError: naming what is wrong with the model, the weights or the images.
         OSError: if a file or folder is missing.
     """
     given = {name: value for name, value in vars(args).items()
-             if name in (*FLAGS, 'model', 'split', 'use_ema', 'crop_mode', 'kernels')}
+             if name in (*EVAL, 'model', 'split', 'use_ema', 'crop_mode', 'kernels')}
     metrics = evaluate_checkpoint(args.checkpoint, given, lines=True)
     print(f"{metrics['name']} at {metrics['img_size']} px on {metrics['images']} images: "
           f"top-1 {metrics['top1']:.4f} %, top-5 {metrics['top5']:.4f} %, loss {metrics['loss']:.4f}")

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ..kernels.library import chosen
 from ..weights.description import Description
+from .arguments import PROBE
 from .evaluation import (
     Conditions,
     autocast,
@@ -31,9 +32,9 @@ from .evaluation import (
     open_images,
     prepare_device,
 )
-from .recipes import KEYS, add_key, check_settings
+from .recipes import KEYS, check_settings
 
-__all__ = ['LinearProbe', 'add_arguments', 'choose_decay', 'fit_classifier', 'linear_probe', 'main', 'pooled_features',
+__all__ = ['LinearProbe', 'choose_decay', 'fit_classifier', 'linear_probe', 'main', 'pooled_features',
            'probe_weights']
 
 #: Penalties that are tried, for features of variance 1.
@@ -41,8 +42,6 @@ DECAYS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 ITERATIONS = 50
 CALIBRATION = 512  # images that give batch normalisation its statistics
 HELD_OUT = 5  # every fifth training image decides on the penalty
-FLAGS = ('data_dir', 'model_kwargs', 'img_size', 'crop_pct', 'mean', 'std', 'interpolation', 'batch_size', 'workers',
-         'device', 'amp', 'amp_dtype', 'channels_last')
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,7 @@ def probe_weights(
 
     Args:
         checkpoint: See `evaluation.evaluate_checkpoint`; images are fed as its training recorded it.
-        settings: Those of `FLAGS` and model, by the names of validate.py, and kernels.
+        settings: Those of `arguments.PROBE` and model, by the names of validate.py, and kernels.
         seed: Random parameters of this seed instead of weights.
         progress: Show progress bars.
         lines: Print a line about device and kernels on stdout.
@@ -233,26 +232,13 @@ def probe_weights(
                             calibrate=seed is not None, progress=progress)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give the parser the arguments of `main`: those of `randwire-zoo eval`, as far as they concern it."""
-    parser.add_argument('--checkpoint', default='', metavar='FILE',
-                        help='checkpoint of a training, or other weights; the published ones of --model if not given')
-    parser.add_argument('-m', '--model', default=argparse.SUPPRESS, metavar='NAME',
-                        help="name of the model (default: the checkpoint's)")
-    parser.add_argument('--random', type=int, metavar='SEED', help='random parameters of this seed instead, as a mark')
-    parser.add_argument('--no-progress', action='store_true', help='no progress bars')
-    for name in FLAGS:
-        add_key(parser, KEYS[name], 'as trained')
-    add_key(parser, KEYS['kernels'])
-
-
 def main(args: argparse.Namespace) -> int:
-    """Probe as the parsed arguments of `add_arguments` say, and print one line.
+    """Probe as the parsed arguments of `add_probe_arguments` say, and print one line.
 
     Raises:
         ValueError, OSError: see `probe_weights`.
     """
-    given = {name: value for name, value in vars(args).items() if name in (*FLAGS, 'model', 'kernels')}
+    given = {name: value for name, value in vars(args).items() if name in (*PROBE, 'model', 'kernels')}
     found = probe_weights(args.checkpoint, given, args.random, not args.no_progress, lines=True)
     print(f'linear classifier of {found.num_features:,} features at {found.img_size} px, fitted to {found.training:,} '
           f'images with penalty {found.decay:g}: on {found.held_out:,} others top-1 {found.top1:.2f} %, mean over '

@@ -19,10 +19,10 @@ from ..weights.description import build_model
 from ..weights.files import check_weights, save_weights
 from .digits import write_digits
 from .evaluation import evaluate_folder, open_images
-from .recipes import KEYS, add_key, load_recipe
+from .recipes import load_recipe
 from .trainer import LAST, SUMMARY, TrainingResult, train
 
-__all__ = ['Quickstart', 'add_arguments', 'main', 'quickstart']
+__all__ = ['Quickstart', 'main', 'quickstart']
 
 RECIPE = 'digits/randwire_ws_pico'
 #: Of the held-out digits, per cent. Chance never came near it in the runs on record (docs/data/digits.jsonl, with
@@ -140,16 +140,6 @@ def _finish(
     temporary.replace(weights)
     return Quickstart(
         folder, weights, pictures, metrics['top1'], int(metrics['images']), equal_logits, seconds)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give the parser the arguments of `main`."""
-    parser.add_argument('--output', metavar='DIR', default='output/quickstart',
-                        help='folder for everything (default: %(default)s)')
-    parser.add_argument('--seed', type=int, metavar='N', help="seed of the training (default: the recipe's)")
-    parser.add_argument('--epochs', type=int, metavar='N', help="epochs (default: the recipe's)")
-    add_key(parser, KEYS['kernels'])
-    parser.add_argument('--no-progress', action='store_true', help='no progress bars, not even on a terminal')
 
 
 def main(args: argparse.Namespace) -> int:

@@ -15,15 +15,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
-from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.utils import ParseKwargs
-
 from ..errors import nearest
 from ..files import read_yaml
 
 __all__ = ['DEFAULTS', 'KEYS', 'OWN', 'STOCK', 'Key', 'add_key', 'add_recipe_arguments', 'check_settings',
-           'learning_rate', 'load_recipe', 'public_settings', 'read_packaged', 'recipe_names', 'scheduled_epochs']
+           'learning_rate', 'load_recipe', 'packaged_names', 'public_settings', 'read_packaged', 'recipe_names',
+           'scheduled_epochs']
 
 
 @dataclass(frozen=True)
@@ -327,6 +324,9 @@ def scheduled_epochs(settings: Mapping[str, Any]) -> int:
 
     Checkpoints and summary.csv count epochs from 0, as timm does: the last one of a whole training is one less.
     """
+    import torch
+    from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+
     args = argparse.Namespace(**{**DEFAULTS, **settings})
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
     return int(create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=1)[1])
@@ -402,7 +402,7 @@ def add_key(group: Any, key: Key, default: str = '') -> None:
         # train.py can switch on only; here a recipe's `amp: true` can also be switched off, with --no-amp.
         kwargs['action'] = 'store_true' if key.name.startswith('no_') else argparse.BooleanOptionalAction
     elif key.kind is dict:
-        kwargs.update(nargs=key.many, action=ParseKwargs, metavar='KEY=VALUE')
+        kwargs.update(nargs=key.many, action=_ParseKwargs, metavar='KEY=VALUE')
     else:
         kwargs.update(type=key.kind, nargs=key.many, metavar=key.kind.__name__.upper())
         if key.many == '?':
@@ -410,6 +410,21 @@ def add_key(group: Any, key: Key, default: str = '') -> None:
         if key.choices:
             kwargs.update(choices=key.choices, metavar=None)
     group.add_argument(*key.flags, **kwargs)
+
+
+class _ParseKwargs(argparse.Action):
+    """timm's action of that name, which is imported where there is something to parse."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+                 option_string: str | None = None) -> None:
+        from timm.utils import ParseKwargs
+
+        ParseKwargs(self.option_strings, self.dest, nargs=self.nargs)(parser, namespace, values, option_string)
+
+
+def packaged_names(kind: str) -> list[str]:
+    """The yaml files in a folder of the packaged configs, such as `studies`, without their suffix, sorted."""
+    return sorted(path.stem for path in (_folder() / kind).glob('*.yaml'))
 
 
 def _folder() -> Path:

@@ -62,9 +62,9 @@ from ..weights.description import WEIGHT_SOURCES, Description
 from ..weights.errors import loading
 from .distillation import NumberedImages, RecordedTeacher
 from .evaluation import Conditions, autocast, class_indices, default_device, evaluate, open_images, prepare_device
-from .recipes import DEFAULTS, KEYS, add_recipe_arguments, check_settings, learning_rate, load_recipe
+from .recipes import DEFAULTS, KEYS, check_settings, learning_rate, load_recipe
 
-__all__ = ['PeerFailure', 'TrainingResult', 'add_arguments', 'main', 'read_summary', 'seed_everything', 'train']
+__all__ = ['PeerFailure', 'TrainingResult', 'main', 'read_summary', 'seed_everything', 'train']
 
 SUMMARY = 'summary.csv'
 LAST = 'last.pth.tar'
@@ -146,16 +146,8 @@ def train(
             torch.distributed.destroy_process_group()
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give the parser the arguments of `main`: a recipe, and a flag per key."""
-    parser.add_argument('-c', '--config', metavar='FILE',
-                        help='recipe: a yaml file, or a packaged one such as digits/randwire_ws_pico')
-    parser.add_argument('--no-progress', action='store_true', help='no progress bars, not even on a terminal')
-    add_recipe_arguments(parser)
-
-
 def main(args: argparse.Namespace) -> int:
-    """Train as the parsed arguments of `add_arguments` say.
+    """Train as the parsed arguments of `add_train_arguments` say.
 
     Raises:
         ValueError, OSError: see `train`.
