@@ -4,8 +4,8 @@
         --json docs/data/tin200_small_s1.json
 
 The sizes are the paper's Table 4 in small: the network as it is, shown smaller and larger images, up to 320/224 of the
-side that it was trained for. The run's checkpoint is measured as well: before its large tensors were
-rounded to float16.
+side that it was trained for. The run's checkpoint is measured as well: before its large tensors were rounded to
+float16. `--card` adds the table to the own words of a staged folder's card.
 """
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from typing import Any
 from common import add_json_argument, write_json
 from tables import format_table, trained_table
 
+from randwire_zoo.files import write_atomically
+from randwire_zoo.hub.card import START, own_text
 from randwire_zoo.models import find_weights
 from randwire_zoo.training.evaluation import Conditions, evaluate_checkpoint, evaluate_description
 from randwire_zoo.training.recipes import load_recipe
@@ -48,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--run', type=Path, required=True, help='folder of the training')
     parser.add_argument('--times', type=float, nargs='+', default=TIMES, help='sides of the images, of the trained one')
     parser.add_argument('--workers', type=int, default=1)
+    parser.add_argument('--card', type=Path, help='README.md of the staged folder')
     add_json_argument(parser)
     args = parser.parse_args(arguments)
     row = find_weights(args.weights)
@@ -61,7 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         'float32': {key: unrounded[key] for key in ('top1', 'top5', 'loss')},
         'history': read_summary(args.run / SUMMARY),
         'sizes': measure(row.name, args.data_dir, args.times, args.workers)})
-    print(format_table(trained_table([record])))
+    table = trained_table([record])
+    print(format_table(table))
+    if args.card is not None:
+        card = args.card.read_text(encoding='utf-8')
+        words = own_text(card)
+        write_atomically(args.card, card.replace(
+            f'{START}\n{words}\n', f'{START}\n{words}\n\nImages so many times as large as in the training, top-1 in '
+            f'%:\n\n{format_table(table, "github")}\n', 1))
 
 
 if __name__ == '__main__':

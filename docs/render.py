@@ -539,7 +539,9 @@ def weights() -> str:
     for name, row in _package('weights.json').items():
         place = 'in the package' if row.get('file') else f'[{row["repo_id"]}](https://huggingface.co/{row["repo_id"]})'
         top1 = row.get('metrics', {}).get('top1')
-        rows.append([f'`{name}`', row.get('description') or '', str(row['num_classes']), str(row['input_size'][-1]),
+        card = f'docs/weights/{name}/README.md'
+        shown = f'[`{name}`]({card})' if (ROOT / card).is_file() else f'`{name}`'
+        rows.append([shown, row.get('description') or '', str(row['num_classes']), str(row['input_size'][-1]),
                      '–' if top1 is None else f'{top1:.2f}', f'{row["size"] / 1e6:.1f}', place])
     return tables.tabulate(rows, ['weights', 'trained on', 'classes', 'pixels', 'top-1 (%)', 'MB', ''], 'github',
                            disable_numparse=True)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from randwire_zoo import deploy, use_kernels
 from randwire_zoo.complexity import count_complexity
 from randwire_zoo.graphs import Graph
+from randwire_zoo.hub.card import END, START, own_text
 from randwire_zoo.network import Stage
 from randwire_zoo.ordering import lowest_peak_order, peak_memory
 from randwire_zoo.training.evaluation import evaluate_folder
@@ -44,9 +46,12 @@ def test_published_weights_are_measured_at_several_sizes_beside_the_course_of_a_
                 tmp_path / split / str(label) / '0.png')
     run = train('digits/randwire_ws_pico', data_dir=str(tmp_path), epochs=1, warmup_epochs=0, batch_size=10, workers=0,
                 output=str(tmp_path), experiment='run', progress=False)
-    path = tmp_path / 'record.json'
+    path, card = tmp_path / 'record.json', tmp_path / 'README.md'
+    card.write_text(f'# A card\n\n{START}\nMy words.\n{END}\n\n| other |\n')
     trained.main(['randwire_ws_pico.digits', '--data-dir', str(tmp_path), '--run', str(tmp_path / 'run'), '--times',
-                  '0.5', '1', '--workers', '0', '--json', str(path)])
+                  '0.5', '1', '--workers', '0', '--json', str(path), '--card', str(card)])
+    table, = re.findall(r'^My words\.\n\nImages .*:\n\n((?:\|.*\n)+)$', own_text(card.read_text()) + '\n', re.MULTILINE)
+    assert '0.5×' in table and '(32 px)' in table and card.read_text().startswith('# A card')
     found = json.loads(path.read_text('utf-8'))
     assert str(tmp_path) not in path.read_text('utf-8') and found['commit']
     results = found['results']

@@ -40,6 +40,7 @@ from randwire_zoo.weights.description import Description
 from randwire_zoo.weights.files import read_metadata, save_weights
 from randwire_zoo.weights.manifest import HubError, PublishedWeights, fetch, read_rows, set_aside
 
+ROOT = Path(__file__).resolve().parents[1]
 NAME, REPO = 'randwire_ws_pico', 'someone/pico'
 STAGE = ['--tag', 'noise', '--license', 'mit']
 TINY: dict[str, Any] = {'graph': 'ws(2,0)', 'channels': 4, 'num_nodes': 4, 'num_classes': 3}
@@ -906,6 +907,22 @@ def test_rows_of_the_manifest_are_pulled_and_verified_as_they_were_when_the_row_
     altered, branch = client.run(home, offline)
     assert 'it is not in the cache, and HF_HUB_OFFLINE is set' in one_line(altered, 3)
     assert 'the cache knows it as' in altered['err'] and branch['code'] == 0
+
+
+@pytest.mark.parametrize('name', sorted(path.name for path in (ROOT / 'docs' / 'weights').glob('*.*')))
+def test_the_weights_in_the_package_and_their_cards_are_what_a_repository_can_hold(
+        name: str, server: HubServer, client: HubClient, tmp_path: Path) -> None:
+    """Cards lie in docs/weights, without the weights themselves."""
+    row = WEIGHTS[name]
+    folder = Path(shutil.copytree(ROOT / 'docs' / 'weights' / name, tmp_path / 'staged'))
+    shutil.copy(fetch(row), folder / 'model.safetensors')
+    pushed, = client.hub(tmp_path / 'home', ['push', folder, f'someone/{name}'])
+    assert pushed['code'] == 0, pushed
+    found = read_rows_of(pushed['out'])[name]
+    place = {'repo_id': None, 'revision': None, 'is_default': row.is_default}
+    assert replace(found, file=row.file, **place) == row
+    verified, = client.hub(tmp_path / 'fresh', ['verify', f'someone/{name}@{found.revision}'])
+    assert verified['code'] == 0 and 'computes the logits of its probe' in verified['out'], verified
 
 
 def read_rows_of(text: str) -> dict[str, PublishedWeights]:
