@@ -261,6 +261,20 @@ def trained_table(rows: Sequence[Record]) -> Table:
     return Table(['weights', 'epochs', 'top-1 before rounding (%)', *(f'{times:g}×' for times in columns)], lines)
 
 
+def transfer_table(record: Record) -> Table:
+    """Accuracy on another data set by what a network started from."""
+    starts = {'weights': 'the weights', 'random': 'random parameters', 'teacher': 'the teacher'}
+    lines = []
+    for row in record['results']['rows']:
+        probe, tuned = row['probe'], [run['top1'] for run in row['fine_tuned']]
+        spread = f' ± {statistics.stdev(tuned):.2f} ({len(tuned)} seeds)' if len(tuned) > 1 else ''
+        lines.append([f'`{row["network"]}`', starts[row['start']], str(row['img_size']), f'{probe["num_features"]:,}',
+                      f'{probe["top1"]:.2f}', f'{probe["mean_per_class"]:.2f}',
+                      f'{statistics.mean(tuned):.2f}{spread}' if tuned else '–'])
+    return Table(['network', 'from', 'px', 'features', 'linear probe, top-1 (%)', 'mean over classes (%)',
+                  'fine-tuned, top-1 (%)'], lines)
+
+
 def accuracy_differences(record: Record) -> list[float]:
     """Of every seed, the points by which the native kernels' accuracy is above that of torch's."""
     found = {(run['seed'], run['kernels']): run['top1'] for run in record['results']['runs']}

@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from timm.models import save_for_hf
 
 from randwire_zoo import deploy, use_kernels
 from randwire_zoo.complexity import count_complexity
@@ -22,7 +23,8 @@ from randwire_zoo.hub.card import END, START, own_text
 from randwire_zoo.network import Stage
 from randwire_zoo.ordering import lowest_peak_order, peak_memory
 from randwire_zoo.training.evaluation import evaluate_folder
-from randwire_zoo.training.trainer import train
+from randwire_zoo.training.recipes import load_recipe
+from randwire_zoo.training.trainer import read_summary, train
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'benchmarks'))
@@ -34,6 +36,39 @@ import ordering  # noqa: E402
 import speed  # noqa: E402
 import tables  # noqa: E402
 import trained  # noqa: E402
+import transfer  # noqa: E402
+
+
+def test_transfer_from_weights_random_parameters_and_a_teacher_goes_on_where_it_was(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, data = np.random.default_rng(0), tmp_path / 'images'
+    for split, count in (('train', 32), ('val', 6)):
+        for label in range(2):
+            (data / split / str(label)).mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 128, (16, 16, 3)) + 120 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(data / split / str(label) / f'{index}.png')
+    teacher: Any = timm.create_model('test_efficientnet')
+    save_for_hf(teacher, str(tmp_path / 'teacher'), safe_serialization=True)
+    command = ['--data-dir', str(data), '--output', str(tmp_path / 'runs'), '--weights', 'randwire_ws_pico.digits',
+               '--network', 'randwire_ws_pico', '--teacher', str(tmp_path / 'teacher'), '--img-size', '32',
+               '--seeds', '1', '--epochs', '1', '--workers', '0', '--device', 'cpu', '--json', str(tmp_path / 'record.json')]
+    transfer.main([*command[:-2], '--seeds'])  # the probes alone
+    assert 'fine-tuned' in capsys.readouterr().out
+    monkeypatch.setattr(transfer, 'probe_weights', None)  # what was measured is not measured again
+    transfer.main(command)
+    found = json.loads((tmp_path / 'record.json').read_text('utf-8'))
+    rows = {row['start']: row for row in found['results']['rows']}
+    assert {start: row['network'] for start, row in rows.items()} == {
+        'weights': 'randwire_ws_pico.digits', 'random': 'randwire_ws_pico', 'teacher': 'test_efficientnet'}
+    for start, row in rows.items():
+        run, = (tmp_path / 'runs').glob(f'{start}_*s1')
+        top1 = read_summary(run / 'summary.csv')[-1]['eval_top1']
+        assert row['fine_tuned'] == [{'seed': 1, 'epochs': 1, 'top1': pytest.approx(top1, rel=1e-5)}]
+        assert load_recipe(run / 'args.yaml')['lr_base'] == (0.4 if start == 'random' else 0.08)
+        assert row['probe']['training'] == 64 and row['probe']['held_out'] == 12
+    assert str(tmp_path) not in (tmp_path / 'record.json').read_text('utf-8')
+    assert [line[0] for line in tables.transfer_table(found).rows] == [f'`{row["network"]}`' for row in rows.values()]
 
 
 def test_published_weights_are_measured_at_several_sizes_beside_the_course_of_a_training(
