@@ -52,7 +52,8 @@ def test_transfer_from_weights_random_parameters_and_a_teacher_goes_on_where_it_
     save_for_hf(teacher, str(tmp_path / 'teacher'), safe_serialization=True)
     command = ['--data-dir', str(data), '--output', str(tmp_path / 'runs'), '--weights', 'randwire_ws_pico.digits',
                '--network', 'randwire_ws_pico', '--teacher', str(tmp_path / 'teacher'), '--img-size', '32',
-               '--seeds', '1', '--epochs', '1', '--workers', '0', '--device', 'cpu', '--json', str(tmp_path / 'record.json')]
+               '--seeds', '1', '--epochs', '1', '--workers', '0', '--device', 'cpu',
+               '--json', str(tmp_path / 'record.json')]
     transfer.main([*command[:-2], '--seeds'])  # the probes alone
     assert 'fine-tuned' in capsys.readouterr().out
     monkeypatch.setattr(transfer, 'probe_weights', None)  # what was measured is not measured again
