@@ -275,6 +275,24 @@ def transfer_table(record: Record) -> Table:
                   'fine-tuned, top-1 (%)'], lines)
 
 
+def detection_table(record: Record) -> Table:
+    """Box AP by data set and start, over the seeds, and when AP50 has passed 50 in each."""
+    found: dict[tuple[str, str], list[Any]] = {}
+    for row in record['results']['rows']:
+        found.setdefault((row['data'], row['start']), []).append(row['history'])
+    lines = []
+    for (data, start), runs in found.items():
+        cells = []
+        for metric in ('AP', 'AP50'):
+            values = [run[-1][metric] for run in runs]
+            spread = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
+            cells.append(f'{statistics.mean(values):.1f}{spread}')
+        first = [next((str(point['iteration']) for point in run if point['AP50'] > 50), 'never') for run in runs]
+        lines.append([data, {'weights': 'the weights', 'random': 'random parameters'}[start], str(len(runs)),
+                      str(runs[0][-1]['iteration']), *cells, ', '.join(first)])
+    return Table(['images', 'from', 'seeds', 'iterations', 'AP', 'AP50', 'AP50 above 50 at'], lines)
+
+
 def accuracy_differences(record: Record) -> list[float]:
     """Of every seed, the points by which the native kernels' accuracy is above that of torch's."""
     found = {(run['seed'], run['kernels']): run['top1'] for run in record['results']['runs']}

@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'benchmarks'))
 
 import common  # noqa: E402
+import detectors  # noqa: E402
 import floors  # noqa: E402
 import interoperator  # noqa: E402
 import ordering  # noqa: E402
@@ -70,6 +71,53 @@ def test_transfer_from_weights_random_parameters_and_a_teacher_goes_on_where_it_
         assert row['probe']['training'] == 64 and row['probe']['held_out'] == 12
     assert str(tmp_path) not in (tmp_path / 'record.json').read_text('utf-8')
     assert [line[0] for line in tables.transfer_table(found).rows] == [f'`{row["network"]}`' for row in rows.values()]
+
+
+TRAIN_NET = '''
+import json, sys
+from pathlib import Path
+options = dict(zip(*[iter(sys.argv[sys.argv.index("OUTPUT_DIR"):])] * 2))
+folder = Path(options["OUTPUT_DIR"])
+with open(folder / "calls", "a") as calls:
+    calls.write(json.dumps([sys.argv[1:sys.argv.index("OUTPUT_DIR")], options]) + "\\n")
+frozen, resumed = options["MODEL.BACKBONE.FREEZE_AT"] == "2", "--resume" in sys.argv
+points = {99: 20, 199: 60, 300: 70} if frozen else {99: 10, 199: 49, 300: 50}
+for iteration, ap50 in points.items():
+    if not resumed or iteration > 99:
+        with open(folder / "metrics.json", "a") as file:
+            file.write(json.dumps({"iteration": iteration, "bbox/AP": ap50 / 2, "bbox/AP50": ap50}) + "\\n")
+    if iteration == 99 and not frozen and not resumed:
+        (folder / "last_checkpoint").touch()
+        sys.exit("killed")
+(folder / "model_final.pth").touch()
+'''
+
+
+def test_detectors_from_weights_and_from_random_parameters_have_one_budget(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'train_net.py').write_text(TRAIN_NET)
+    monkeypatch.setenv('DETECTRON2_TRAIN_NET', str(tmp_path / 'train_net.py'))
+    command = ['--data-dir', str(tmp_path), '--weights', 'randwire://randwire_ws_small_s1.some', '--data', 'bccd',
+               '--seeds', '3', '--iterations', '300', '--output', str(tmp_path / 'runs'),
+               '--json', str(tmp_path / 'record.json')]
+    with pytest.raises(RuntimeError, match=r'ended with 1: see .*bccd_random_s3.stdout.txt'):
+        detectors.main(command)
+    for _ in range(2):  # the second time there is nothing to do
+        detectors.main(command)
+    results = json.loads((tmp_path / 'record.json').read_text('utf-8'))['results']['rows']
+    assert [(row['start'], [(point['iteration'], point['AP50']) for point in row['history']]) for row in results] == [
+        ('weights', [(100, 20), (200, 60), (300, 70)]), ('random', [(100, 10), (200, 49), (300, 50)])]
+    table = capsys.readouterr().out
+    assert '70.0 200' in ' '.join(table.split()) and '50.0 never' in ' '.join(table.split())
+    calls = {start: [json.loads(line) for line in (tmp_path / 'runs' / f'bccd_{start}_s3' / 'calls').read_text(
+        ).splitlines()] for start in ('weights', 'random')}
+    assert [len(found) for found in calls.values()] == [1, 2] and '--resume' in calls['random'][1][0]
+    one, other = (found[0][1] for found in calls.values())
+    assert {key: (value, other[key]) for key, value in one.items() if value != other[key]} == {
+        'OUTPUT_DIR': (str(tmp_path / 'runs' / 'bccd_weights_s3'), str(tmp_path / 'runs' / 'bccd_random_s3')),
+        'MODEL.WEIGHTS': ('randwire://randwire_ws_small_s1.some', ''), 'MODEL.BACKBONE.FREEZE_AT': ('2', '0'),
+        'MODEL.RESNETS.NORM': ('FrozenBN', 'BN')}
+    assert (one['SEED'], one['SOLVER.MAX_ITER'], one['SOLVER.STEPS']) == ('3', '300', '(240,)')
 
 
 def test_published_weights_are_measured_at_several_sizes_beside_the_course_of_a_training(

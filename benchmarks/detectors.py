@@ -1,0 +1,97 @@
+"""Detectors from trained weights, as the paper's recipe has it, beside the same detectors from random parameters.
+
+    python benchmarks/detectors.py --data-dir data --weights randwire://randwire_ws_small_s1.tin200_kd \
+        --output output/detection --json docs/data/detection.json
+
+From weights: FREEZE_AT 2 and FrozenBN; from random parameters everything is trained. All else is the same, through
+detectron2's train_net.py. The same command goes on where it was interrupted. DATA_DIR holds `bccd/` and `coco/` as the
+configs have them.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from common import ROOT, add_json_argument, write_json
+from tables import detection_table, format_table
+
+from randwire_zoo.studies.work import train_net
+
+CONFIGS = {name: f'{name}/faster_rcnn_randwire_ws_small_s1.yaml' for name in ('bccd', 'coco128')}
+
+
+def fine_tune(
+        folder: Path, config: Path, data_dir: Path, period: int, options: Sequence[str]) -> list[dict[str, float]]:
+    """Run train_net.py, go on with it, or take what it left: iteration, AP and AP50 of every evaluation.
+
+    Raises:
+        RuntimeError: if it fails, naming its log.
+    """
+    metrics = folder / 'metrics.json'
+    if not (folder / 'model_final.pth').is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        resume = ['--resume'] if (folder / 'last_checkpoint').is_file() else []
+        with open(folder / 'stdout.txt', 'a', encoding='utf-8') as log:
+            done = subprocess.run(
+                [sys.executable, str(train_net()), '--config-file', str(config), *resume, 'OUTPUT_DIR', str(folder),
+                 *options], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env={
+                    **os.environ, 'DETECTRON2_DATASETS': str(data_dir),
+                    'DETECTRON2_ENV_MODULE': 'randwire_zoo.detection.datasets'})
+        if done.returncode:
+            raise RuntimeError(f'train_net.py ended with {done.returncode}: see {folder / "stdout.txt"}')
+    lines = [json.loads(line) for line in metrics.read_text('utf-8').splitlines()]
+    # Iterations count from 0, but for what is measured after the last one; a resumed run may measure twice.
+    found = {number + 1 if (number + 1) % period == 0 else number: line
+             for line in lines if 'bbox/AP' in line for number in [line['iteration']]}
+    return [{'iteration': number, 'AP': _number(line['bbox/AP']), 'AP50': _number(line['bbox/AP50'])}
+            for number, line in sorted(found.items())]
+
+
+def _number(value: float) -> float:
+    return 0.0 if math.isnan(value) else value  # detectron2's NaN: not one box found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data-dir', type=Path, required=True)
+    parser.add_argument('--output', type=Path, required=True, help='folder of the trainings')
+    parser.add_argument('--weights', required=True, help='what MODEL.WEIGHTS takes')
+    parser.add_argument('--data', nargs='+', choices=CONFIGS, default=list(CONFIGS))
+    parser.add_argument('--seeds', type=int, nargs='+', default=(1, 2, 3))
+    parser.add_argument('--iterations', type=int, nargs='+', metavar='N',
+                        help="budget, one for each of --data; the configs' own if not given")
+    parser.add_argument('--period', type=int, default=100, metavar='N', help='iterations between evaluations')
+    parser.add_argument('--options', nargs='*', default=(), metavar='KEY VALUE', help='for both starts alike')
+    add_json_argument(parser)
+    args = parser.parse_args(arguments)
+    if args.iterations and len(args.iterations) != len(args.data):
+        parser.error(f'--iterations needs a number for each of {", ".join(args.data)}')
+    starts = {
+        'weights': ['MODEL.WEIGHTS', args.weights, 'MODEL.BACKBONE.FREEZE_AT', '2', 'MODEL.RESNETS.NORM', 'FrozenBN'],
+        'random': ['MODEL.WEIGHTS', '', 'MODEL.BACKBONE.FREEZE_AT', '0', 'MODEL.RESNETS.NORM', 'BN']}
+    rows = []
+    for seed in args.seeds:  # a whole comparison comes first, its repetitions later
+        for index, data in enumerate(args.data):
+            budget: list[str] = []
+            if args.iterations:
+                budget = ['SOLVER.MAX_ITER', str(args.iterations[index]),
+                          'SOLVER.STEPS', f'({round(0.8 * args.iterations[index])},)']
+            for start, options in starts.items():
+                history = fine_tune(
+                    args.output / f'{data}_{start}_s{seed}', ROOT / 'configs' / CONFIGS[data], args.data_dir,
+                    args.period, ['MODEL.DEVICE', 'cpu', *options, 'SEED', str(seed),
+                                  'TEST.EVAL_PERIOD', str(args.period), *budget, *args.options])
+                rows.append({'data': data, 'start': start, 'seed': seed, 'history': history})
+                print(data, start, seed, history[-1], flush=True)
+    record = write_json(args, {'rows': rows})
+    print(format_table(detection_table(record)))
+
+
+if __name__ == '__main__':
+    main()
