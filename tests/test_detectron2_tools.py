@@ -39,6 +39,9 @@ OPTIONS = [
     'SOLVER.CHECKPOINT_PERIOD', '80', 'TEST.EVAL_PERIOD', '0']
 
 
+FINE_TUNING = sorted(path for path in (CONFIGS / 'finetune').glob('*.yaml') if path.stem != 'base')
+
+
 @pytest.fixture(scope='module')
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for DETECTRON2_DATASETS, with the data sets shapes_train and shapes_val."""
@@ -144,6 +147,13 @@ def tools(trained: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -
         'dataloader.test.dataset.names=shapes_val', 'model.backbone.bottom_up.name=randwire_ws_pico',
         'model.roi_heads.num_classes=2', 'dataloader.train.mapper.augmentations.0.short_edge_length=[128]',
         'dataloader.test.mapper.augmentations.0.short_edge_length=128']
+    fine_tuning = [  # the network and the weights that are here, two small images a step and few proposals
+        'MODEL.RPN.POST_NMS_TOPK_TRAIN', '50', 'MODEL.RPN.POST_NMS_TOPK_TEST', '20',
+        'MODEL.DEVICE', 'cpu', 'MODEL.BACKBONE.NAME', 'build_randwire_ws_pico_fpn_backbone',
+        'MODEL.WEIGHTS', 'randwire://randwire_ws_pico.digits', 'MODEL.ROI_HEADS.NUM_CLASSES', '2', 'DATASETS.TRAIN',
+        "('shapes_train',)", 'DATASETS.TEST', "('shapes_val',)", 'DATALOADER.NUM_WORKERS', '0', 'INPUT.MIN_SIZE_TRAIN',
+        '(96,)', 'INPUT.MIN_SIZE_TEST', '96', 'SOLVER.IMS_PER_BATCH', '2', 'SOLVER.STEPS', '(1,)',
+        'SOLVER.MAX_ITER', '2', 'TEST.EVAL_PERIOD', '0', 'OUTPUT_DIR', '.']
     return Tools(folder, data, {
         # First, while nobody has registered the data sets that it names.
         'lazy': command('lazyconfig_train_net.py', *lazy, 'train.init_checkpoint=randwire://randwire_ws_pico.digits'),
@@ -153,7 +163,8 @@ def tools(trained: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -
         'eval': command('train_net.py', '--config', CONFIG, '--eval-only', *options),
         'eval augmented': command('train_net.py', '--config', CONFIG, '--eval-only', *options, 'TEST.AUG.ENABLED',
                                   'True', 'TEST.AUG.MIN_SIZES', '(112,128)'),
-        'benchmark': command('benchmark.py', '--config', CONFIG, '--task', 'eval', *options)})
+        'benchmark': command('benchmark.py', '--config', CONFIG, '--task', 'eval', *options),
+        **{path.stem: command('train_net.py', '--config', path, *fine_tuning) for path in FINE_TUNING}})
 
 
 @pytest.fixture(scope='module')
@@ -212,6 +223,20 @@ def test_lazyconfig_train_net_trains_and_evaluates_the_twin(tools: Tools) -> Non
     assert 'copypaste: Task: bbox' in tools['lazy']
     assert metrics(tools.folder / 'lazy')[-1]['iteration'] == 4
     assert 'copypaste: Task: bbox' in tools['lazy eval']
+
+
+@pytest.mark.parametrize('config', FINE_TUNING, ids=lambda path: path.stem)
+def test_a_recipe_for_ones_own_images_trains_what_was_not_trained_before(config: Path, tools: Tools) -> None:
+    assert 'copypaste: Task: bbox' in tools[config.stem] or 'No predictions from the model' in tools[config.stem]
+    assert 'MODEL.WEIGHTS is empty' not in tools[config.stem]
+    state = torch.load(tools.folder / config.stem / 'model_final.pth', weights_only=False)['model']
+    start = timm.create_model('randwire_ws_pico', pretrained=True).state_dict()
+    moved = {name.split('.')[2] for name, tensor in state.items() if name.startswith('backbone.bottom_up.')
+             and name.endswith('weight') and not torch.equal(tensor, start[name.removeprefix('backbone.bottom_up.')])}
+    assert moved == {'conv3', 'conv4', 'conv5'}
+    statistics = [name for name in state if name.startswith('backbone.bottom_up.') and 'running_mean' in name]
+    assert statistics and all(torch.equal(state[name], start[name.removeprefix('backbone.bottom_up.')])
+                              for name in statistics)
 
 
 def test_analyze_model_counts_all_of_the_backbone(inspection: Tools) -> None:
