@@ -120,7 +120,7 @@ def typed_run(settings: Mapping[str, Any], dataset: str | None, metrics: Mapping
         if not value:
             raise CheckFailed(f'{option} must be given: these weights come without settings of a training (args.yaml)')
     return Run(Description.from_settings(settings, for_training=False), str(dataset), metrics=dict(metrics),
-               conditions=Conditions(), split='')
+               conditions=Conditions())
 
 
 def _describe(checkpoint: Path, use_ema: bool) -> tuple[str | None, int, str]:
@@ -193,7 +193,7 @@ def _read_detectron2(settings: dict[str, Any], step: int, dataset: str, summary:
     if settings['INPUT']['FORMAT'] != 'RGB':
         raise CheckFailed(f'the detector was trained on {settings["INPUT"]["FORMAT"]} images; timm has RGB')
     arguments = {'num_classes': 0, 'head': False}
-    cfg = build_model(name, device='meta', **arguments).pretrained_cfg
+    cfg = build_model(name, device='meta').pretrained_cfg
     network = Description(
         name, arguments, cfg['input_size'], tuple(round(value / 255, 6) for value in model['PIXEL_MEAN']),
         tuple(round(value / 255, 6) for value in model['PIXEL_STD']), cfg['interpolation'], cfg['crop_pct'])

@@ -1,0 +1,173 @@
+"""What a training has left of itself, as `hub stage` reads it: timm's files, detectron2's files, or what was typed."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+
+from randwire_zoo.hub.runs import CheckFailed, find_records, is_training_checkpoint, read_metrics, read_run, typed_run
+from randwire_zoo.weights.files import save_weights
+
+NAME = 'randwire_ws_pico'
+SUMMARY = ('epoch,train_loss,eval_loss,eval_top1,eval_top5\n0,2.5,2.25,20.0,60.0\n1,2.0,1.75,40.5,80.0\n'
+           '1,2.0,1.5,41.5,81.0\n')
+
+
+def write_timm(folder: Path, **changes: Any) -> Path:
+    """A run folder of timm: the moving average of the second epoch, which was written twice."""
+    settings = {'model': f'{NAME}.digits', 'num_classes': 3, 'epochs': 2, 'seed': 7, 'val_split': 'held out', 'lr': 0.5,
+                'data_dir': '/home/me/data/leaves', 'img_size': 48, 'mean': [0.5] * 3, 'std': [0.25] * 3,
+                'interpolation': 'bilinear', 'crop_pct': 0.9, 'sched': 'cosine', 'model_ema': True, 'amp': True,
+                'amp_dtype': 'bfloat16', 'output': '/home/me/output', 'smoothing': None, 'model_kwargs': {
+                    'node_op': 'conv', 'pretrained_cfg_overlay': {'file': '/home/me/x'}}, **changes}
+    (folder / 'args.yaml').write_text(yaml.safe_dump({key: value for key, value in settings.items() if value != ...}))
+    (folder / 'summary.csv').write_text(SUMMARY)
+    torch.save({'arch': NAME, 'epoch': 1, 'state_dict': {}, 'state_dict_ema': {}}, folder / 'last.pth.tar')
+    return folder
+
+
+def read(folder: Path, checkpoint: str = 'last.pth.tar', **options: Any) -> Any:
+    settings, history = find_records(folder)
+    assert settings is not None
+    return read_run(folder / checkpoint, settings, history, **options)
+
+
+def test_a_run_of_timm_is_read_whole_and_only_what_may_be_is_published(tmp_path: Path) -> None:
+    run = read(write_timm(tmp_path))
+    assert (run.dataset, run.unit, run.step, run.steps, run.seed, run.split, run.weights) == (
+        'leaves', 'epoch', 1, 2, 7, 'held out', 'average')
+    assert run.metrics == {'top1': 41.5, 'top5': 81.0, 'loss': 1.5}
+    network = run.network
+    assert network.architecture == NAME and network.input_size == (3, 48, 48) and network.crop_pct == 0.9
+    assert network.arguments['num_classes'] == 3 and network.arguments['node_op'] == 'conv'
+    assert run.conditions.amp_dtype is None and run.conditions.split == 'held out'
+    assert str(run.conditions.data_dir) == '/home/me/data/leaves'
+    assert run.settings['model'] == NAME and run.settings['data_dir'] == 'leaves' and run.settings['lr'] == 0.5
+    assert run.settings['model_kwargs'] == {'node_op': 'conv'}
+    assert 'smoothing' not in run.settings and '/home/me' not in json.dumps(run.settings)
+
+
+def test_what_was_asked_comes_before_what_is_recorded_and_the_trained_weights_have_no_figures_of_their_average(
+        tmp_path: Path) -> None:
+    run = read(write_timm(tmp_path), use_ema=False, dataset='Leaves of trees')
+    assert run.weights == 'trained' and run.metrics == {} and run.dataset == 'Leaves of trees'
+    run = read(write_timm(tmp_path, model_ema=False), use_ema=False)
+    assert run.metrics['top1'] == 41.5
+    run = read(write_timm(tmp_path, dataset='hfds/leaves', data_dir=...))
+    assert run.dataset == 'hfds/leaves' and 'data_dir' not in run.settings
+    for name, message in (('randwire_ws_c109', f'of a training of {NAME}, not of randwire_ws_c109'),):
+        with pytest.raises(CheckFailed, match=message):
+            read(write_timm(tmp_path), name=name)
+    with pytest.raises(CheckFailed, match=r'does not say which data .* name them with --dataset'):
+        read(write_timm(tmp_path, data_dir=...))
+
+
+@pytest.mark.parametrize(('epochs', 'steps'), [(1, 2), ('5', 5), (5, 5)])
+def test_a_training_is_as_long_as_its_settings_or_as_it_became(epochs: object, steps: int, tmp_path: Path) -> None:
+    assert read(write_timm(tmp_path, epochs=epochs)).steps == steps
+
+
+def test_settings_that_are_none_or_lack_something_are_named(tmp_path: Path) -> None:
+    for key in ('epochs', 'seed', 'val_split'):
+        with pytest.raises(CheckFailed, match=f'args.yaml lacks {key}$'):
+            read(write_timm(tmp_path, **{key: ...}))
+    (tmp_path / 'args.yaml').write_text('- a list')
+    with pytest.raises(CheckFailed, match=r'args\.yaml holds no settings of a training'):
+        read(tmp_path)
+
+
+def test_weights_of_the_zoo_say_their_epoch_and_what_they_are_themselves(tmp_path: Path) -> None:
+    model = timm.create_model(NAME, num_classes=3)
+    save_weights(model, tmp_path / 'a.safetensors', epoch='1', weights='trained')
+    save_weights(model, tmp_path / 'b.safetensors', epoch='0')
+    save_weights(model, tmp_path / 'c.safetensors')
+    write_timm(tmp_path, model_kwargs=...)
+    run = read(tmp_path, 'a.safetensors')
+    assert (run.step, run.weights, run.metrics) == (1, 'trained', {})
+    run = read(tmp_path, 'b.safetensors')
+    assert (run.step, run.steps, run.weights, run.metrics['top1']) == (0, 2, '', 20.0)
+    with pytest.raises(CheckFailed, match='does not say of which epoch it is'):
+        read(tmp_path, 'c.safetensors')
+    assert [is_training_checkpoint(tmp_path / name) for name in (
+        'a.safetensors', 'c.safetensors', 'last.pth.tar', 'args.yaml')] == [True, False, True, False]
+
+
+def write_detectron2(folder: Path, **changes: Any) -> Path:
+    settings = {'SEED': 3, 'VERSION': 2, 'OUTPUT_DIR': '/home/me/output', 'INPUT': {'FORMAT': 'RGB'},
+                'DATASETS': {'TRAIN': ['cells_train'], 'TEST': ['cells_a', 'cells_b']}, 'SOLVER': {'MAX_ITER': 8},
+                'MODEL': {'BACKBONE': {'NAME': f'build_{NAME}_fpn_backbone'}, 'WEIGHTS': 'C:\\data\\first.pth',
+                          'PIXEL_MEAN': [127.5] * 3, 'PIXEL_STD': [51.0] * 3,
+                          'FILES': ['~/a.pth', './b.pth', '/home/me/c.pth', 'd/e']}, **changes}
+    (folder / 'config.yaml').write_text(yaml.safe_dump(settings))
+    (folder / 'metrics.json').write_text('{"iteration": 8, "bbox/AP": 12.5, "bbox/AP50": 30.0, "total_loss": 1.0}\n')
+    torch.save({'model': {}, 'iteration': 7}, folder / 'model_final.pth')
+    return folder
+
+
+def test_a_run_of_detectron2_is_read_whole_and_places_of_the_machine_are_left_out(tmp_path: Path) -> None:
+    run = read(write_detectron2(tmp_path), 'model_final.pth')
+    assert (run.dataset, run.unit, run.step, run.steps, run.seed, run.split, run.conditions) == (
+        'cells_train', 'iteration', 7, 8, 3, 'cells_a, cells_b', None)
+    assert run.metrics == {'bbox/AP': 12.5, 'bbox/AP50': 30.0}
+    assert run.network.arguments == {'num_classes': 0, 'head': False} and run.network.input_size == (3, 64, 64)
+    assert run.network.mean == (0.5,) * 3 and run.network.std == (0.2,) * 3
+    assert 'OUTPUT_DIR' not in run.settings and run.settings['SOLVER'] == {'MAX_ITER': 8}
+    assert run.settings['MODEL']['WEIGHTS'] == 'first.pth'
+    assert run.settings['MODEL']['FILES'] == ['a.pth', 'b.pth', 'c.pth', 'd/e']
+    assert read(write_detectron2(tmp_path, SOLVER={'MAX_ITER': 4}), 'model_final.pth', dataset='Cells').steps == 8
+    with pytest.raises(CheckFailed, match='the detector was trained on BGR images; timm has RGB'):
+        read(write_detectron2(tmp_path, INPUT={'FORMAT': 'BGR'}), 'model_final.pth')
+    run = read(write_detectron2(tmp_path, MODEL={
+        'BACKBONE': {'NAME': 'build_randwire_ws_c109_retinanet_fpn_backbone'}, 'PIXEL_MEAN': [0] * 3,
+        'PIXEL_STD': [255] * 3}), 'model_final.pth')
+    assert run.network.architecture == 'randwire_ws_c109' and run.network.std == (1.0,) * 3
+
+
+def test_the_files_of_a_training_are_found_as_far_as_they_are_there(tmp_path: Path) -> None:
+    assert find_records(tmp_path) == (None, None)
+    for name, expected in (('summary.csv', (None, 'summary.csv')), ('args.yaml', ('args.yaml', 'summary.csv'))):
+        (tmp_path / name).touch()
+        assert find_records(tmp_path) == tuple(name and tmp_path / name for name in expected)
+    (tmp_path / 'summary.csv').unlink()
+    assert find_records(tmp_path) == (tmp_path / 'args.yaml', None)
+    (tmp_path / 'args.yaml').unlink()
+    (tmp_path / 'metrics.json').touch()
+    assert find_records(tmp_path) == (None, tmp_path / 'metrics.json')
+    (tmp_path / 'config.yaml').touch()
+    assert find_records(tmp_path) == (tmp_path / 'config.yaml', tmp_path / 'metrics.json')
+
+
+def test_figures_are_those_of_the_step_and_numbers(tmp_path: Path) -> None:
+    path = tmp_path / 'metrics.json'
+    rows = [{'iteration': 3, 'bbox/AP': 1.0}, {'iteration': 7, 'bbox/AP': 2.0}, {'iteration': 9, 'bbox/AP50': 3.0}]
+    path.write_text('\n'.join(map(json.dumps, rows)))
+    assert read_metrics(path, 7) == read_metrics(path, 6) == {'bbox/AP': 2.0}
+    for step in (8, 4):
+        with pytest.raises(CheckFailed, match=f'has no bbox/AP for step {step}'):
+            read_metrics(path, step)
+    path.write_text('{"iteration": 7, "bbox/AP": NaN}')
+    with pytest.raises(CheckFailed, match='has no bbox/AP for step 7'):
+        read_metrics(path, 7)
+    (tmp_path / 'summary.csv').write_text(SUMMARY.replace('41.5', ''))
+    assert read_metrics(tmp_path / 'summary.csv', 0) == {'top1': 20.0, 'top5': 60.0, 'loss': 2.25}
+    with pytest.raises(CheckFailed, match='has no top1 for step 1'):
+        read_metrics(tmp_path / 'summary.csv', 1)
+    with pytest.raises(CheckFailed, match='has no epoch 2'):
+        read_metrics(tmp_path / 'summary.csv', 2)
+
+
+def test_what_is_typed_stands_in_for_a_run() -> None:
+    run = typed_run({'model': NAME, 'num_classes': 4}, 'leaves', {'top1': 50.0})
+    assert (run.dataset, run.unit, run.step, run.steps, run.seed, run.split, run.settings, run.weights) == (
+        'leaves', '', 0, 0, None, '', {}, '')
+    assert run.metrics == {'top1': 50.0} and run.conditions is not None and run.conditions.data_dir is None
+    assert run.network.architecture == NAME and run.network.arguments['num_classes'] == 4
+    with pytest.raises(CheckFailed, match='--model must be given'):
+        typed_run({}, 'leaves', {})
+    with pytest.raises(CheckFailed, match='--dataset must be given'):
+        typed_run({'model': NAME}, '', {})
