@@ -293,6 +293,15 @@ def detection_table(record: Record) -> Table:
     return Table(['images', 'from', 'seeds', 'iterations', 'AP', 'AP50', 'AP50 above 50 at'], lines)
 
 
+def detector_start_table(record: Record) -> Table:
+    """What detectors have learnt of a few images, by what was changed."""
+    lines = []
+    for row in record['results']['rows']:
+        losses = [f'{row["losses"][name]:.2f}' for name in ('loss_rpn_cls', 'loss_cls', 'loss_box_reg')]
+        lines.append([row['case'], f'{row["found"]} of {row["objects"]}', *losses, f'{row["moved"]:.3f}'])
+    return Table(['backbone', 'objects found', 'loss: objectness', 'classes', 'boxes', 'backbone moved by'], lines)
+
+
 def accuracy_differences(record: Record) -> list[float]:
     """Of every seed, the points by which the native kernels' accuracy is above that of torch's."""
     found = {(run['seed'], run['kernels']): run['top1'] for run in record['results']['runs']}
