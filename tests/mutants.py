@@ -242,7 +242,7 @@ def in_a_child(job: Callable[[], int], seconds: float | None, log: str | None) -
             if seconds is not None:
                 limit = int(5 + 3 * seconds)
                 resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
-                resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))
+                resource.setrlimit(resource.RLIMIT_DATA, (12 << 30, 12 << 30))
             status = job()
         except BaseException:
             traceback.print_exc()

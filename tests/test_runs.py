@@ -7,28 +7,10 @@ from typing import Any
 
 import pytest
 import timm
-import torch
-import yaml
+from run_files import NAME, SUMMARY, write_detectron2, write_timm
 
 from randwire_zoo.hub.runs import CheckFailed, find_records, is_training_checkpoint, read_metrics, read_run, typed_run
 from randwire_zoo.weights.files import save_weights
-
-NAME = 'randwire_ws_pico'
-SUMMARY = ('epoch,train_loss,eval_loss,eval_top1,eval_top5\n0,2.5,2.25,20.0,60.0\n1,2.0,1.75,40.5,80.0\n'
-           '1,2.0,1.5,41.5,81.0\n')
-
-
-def write_timm(folder: Path, **changes: Any) -> Path:
-    """A run folder of timm: the moving average of the second epoch, which was written twice."""
-    settings = {'model': f'{NAME}.digits', 'num_classes': 3, 'epochs': 2, 'seed': 7, 'val_split': 'held out', 'lr': 0.5,
-                'data_dir': '/home/me/data/leaves', 'img_size': 48, 'mean': [0.5] * 3, 'std': [0.25] * 3,
-                'interpolation': 'bilinear', 'crop_pct': 0.9, 'sched': 'cosine', 'model_ema': True, 'amp': True,
-                'amp_dtype': 'bfloat16', 'output': '/home/me/output', 'smoothing': None, 'model_kwargs': {
-                    'node_op': 'conv', 'pretrained_cfg_overlay': {'file': '/home/me/x'}}, **changes}
-    (folder / 'args.yaml').write_text(yaml.safe_dump({key: value for key, value in settings.items() if value != ...}))
-    (folder / 'summary.csv').write_text(SUMMARY)
-    torch.save({'arch': NAME, 'epoch': 1, 'state_dict': {}, 'state_dict_ema': {}}, folder / 'last.pth.tar')
-    return folder
 
 
 def read(folder: Path, checkpoint: str = 'last.pth.tar', **options: Any) -> Any:
@@ -95,18 +77,6 @@ def test_weights_of_the_zoo_say_their_epoch_and_what_they_are_themselves(tmp_pat
         read(tmp_path, 'c.safetensors')
     assert [is_training_checkpoint(tmp_path / name) for name in (
         'a.safetensors', 'c.safetensors', 'last.pth.tar', 'args.yaml')] == [True, False, True, False]
-
-
-def write_detectron2(folder: Path, **changes: Any) -> Path:
-    settings = {'SEED': 3, 'VERSION': 2, 'OUTPUT_DIR': '/home/me/output', 'INPUT': {'FORMAT': 'RGB'},
-                'DATASETS': {'TRAIN': ['cells_train'], 'TEST': ['cells_a', 'cells_b']}, 'SOLVER': {'MAX_ITER': 8},
-                'MODEL': {'BACKBONE': {'NAME': f'build_{NAME}_fpn_backbone'}, 'WEIGHTS': 'C:\\data\\first.pth',
-                          'PIXEL_MEAN': [127.5] * 3, 'PIXEL_STD': [51.0] * 3,
-                          'FILES': ['~/a.pth', './b.pth', '/home/me/c.pth', 'd/e']}, **changes}
-    (folder / 'config.yaml').write_text(yaml.safe_dump(settings))
-    (folder / 'metrics.json').write_text('{"iteration": 8, "bbox/AP": 12.5, "bbox/AP50": 30.0, "total_loss": 1.0}\n')
-    torch.save({'model': {}, 'iteration': 7}, folder / 'model_final.pth')
-    return folder
 
 
 def test_a_run_of_detectron2_is_read_whole_and_places_of_the_machine_are_left_out(tmp_path: Path) -> None:
