@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,7 +111,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     os.environ['DETECTRON2_DATASETS'] = str(args.data_dir)
     register_coco_folders(args.data_dir, [args.dataset])
-    logging.disable(logging.WARNING)
     rows = []
     for case in args.cases:
         if args.weights or 'weights' not in case:

@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from shapes import write_shapes
 from timm.models import save_for_hf
 
 from randwire_zoo import deploy, use_kernels
@@ -30,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'benchmarks'))
 
 import common  # noqa: E402
+import detector_start  # noqa: E402
 import detectors  # noqa: E402
 import floors  # noqa: E402
 import interoperator  # noqa: E402
@@ -71,6 +73,21 @@ def test_transfer_from_weights_random_parameters_and_a_teacher_goes_on_where_it_
         assert row['probe']['training'] == 64 and row['probe']['held_out'] == 12
     assert str(tmp_path) not in (tmp_path / 'record.json').read_text('utf-8')
     assert [line[0] for line in tables.transfer_table(found).rows] == [f'`{row["network"]}`' for row in rows.values()]
+
+
+def test_the_beginning_of_a_detector_is_measured_on_the_images_it_is_trained_on(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip('detectron2')
+    write_shapes(tmp_path / 'few', 'train', 4)
+    monkeypatch.setenv('DETECTRON2_DATASETS', '')
+    detector_start.main(['--data-dir', str(tmp_path), '--dataset', 'few_train', '--cases', 'pico, digits',
+                         'pico, digits, four times the rate', 'small_s1, weights, FrozenBN', '--iterations', '40',
+                         '--size', '96', '--images', '2', '--json', str(tmp_path / 'record.json')])
+    slow, fast = json.loads((tmp_path / 'record.json').read_text('utf-8'))['results']['rows']  # no weights, no case
+    assert slow['objects'] == fast['objects'] == 4  # a shape in each half of two images
+    assert slow['options'] == [] and fast['options'] == ['SOLVER.BASE_LR', '0.08']
+    assert 0 < slow['moved'] < fast['moved']
+    assert fast['losses']['loss_rpn_cls'] < 0.5 * slow['losses']['loss_rpn_cls'] and slow['found'] <= fast['found'] <= 4
 
 
 TRAIN_NET = '''
