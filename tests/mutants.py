@@ -66,7 +66,7 @@ MODULES: dict[str, list[str]] = {
     'randwire_zoo/weights/manifest.py': ['test_manifest', 'test_hub'],
     'randwire_zoo/weights/description.py': ['test_description'],
     'randwire_zoo/ordering.py': ['test_ordering'],
-    'randwire_zoo/provenance.py': ['test_training', 'test_studies'],
+    'randwire_zoo/provenance.py': ['test_provenance'],
     'randwire_zoo/studies/analysis.py': ['test_study_report'],
     'randwire_zoo/studies/measures.py': ['test_study_measures'],
     'randwire_zoo/studies/damage.py': ['test_damage'],

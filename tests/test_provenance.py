@@ -1,0 +1,81 @@
+"""What a figure was made with is said as it is."""
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import datetime, timedelta, timezone
+from importlib import import_module, metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+import randwire_zoo
+from randwire_zoo.kernels import library
+from randwire_zoo.provenance import provenance
+
+module = import_module('randwire_zoo.provenance')
+
+
+def test_versions_kernels_threads_and_date_are_those_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        found = provenance()
+    finally:
+        torch.set_num_threads(threads)
+    assert found['threads'] == threads + 1 and found['kernels'] == 'torch'
+    assert found['randwire_zoo'] == randwire_zoo.__version__ and found['python'] == platform.python_version()
+    assert found['torch'] == torch.__version__ and found['timm'] == metadata.version('timm')
+    assert (found['device'] is None) == (not torch.cuda.is_available())
+    date = datetime.fromisoformat(found['date'])
+    assert date.utcoffset() == timedelta(0) and date.microsecond == 0
+    assert timedelta(0) <= datetime.now(timezone.utc) - date < timedelta(minutes=5)
+    monkeypatch.setattr(library, '_in_use', 'native')
+    assert provenance()['kernels'] == 'native'
+
+
+def test_the_processor_is_counted_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = tmp_path / 'cpuinfo'
+    monkeypatch.setattr(module, 'Path', lambda name: read if name == '/proc/cpuinfo' else Path(name))
+    processor = module._processor.__wrapped__
+    read.write_text('processor\t: 0\nmodel name\t: A: B 9\n\nprocessor\t: 1\nmodel name\t: A: B 9\nflags: model name\n')
+    assert processor() == '2 × A: B 9'
+    monkeypatch.setattr(platform, 'machine', lambda: 'riscv64')
+    for name in ('a long name', ''):
+        monkeypatch.setattr(platform, 'processor', lambda name=name: name)
+        read.write_text('processor\t: 0\n')  # as on machines whose cores have no name there
+        assert processor() == (name or 'riscv64')
+        read.unlink()
+        assert processor() == (name or 'riscv64')
+
+
+def test_the_commit_is_that_of_the_checkout_and_says_where_it_was_changed(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> str:
+        return subprocess.run(['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=b', *arguments],
+                              check=True, capture_output=True, text=True).stdout.strip()
+
+    package = tmp_path / 'package'
+    package.mkdir()
+    (package / '__init__.py').write_text('1')
+    (tmp_path / 'other.py').write_text('1')
+    monkeypatch.setattr(module, '__file__', str(package / 'provenance.py'))
+    monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(tmp_path.parent))
+    commit = module._commit.__wrapped__
+    assert commit() is None, 'no checkout'
+    git('init', '-q')
+    git('add', 'other.py')
+    git('commit', '-q', '-m', 'a')
+    assert commit() is None, "another project's checkout"
+    git('add', '.')
+    git('commit', '-q', '-m', 'b')
+    assert commit() == git('rev-parse', 'HEAD')
+    (package / 'new.py').write_text('1')
+    (tmp_path / 'other.py').write_text('2')
+    assert commit() == git('rev-parse', 'HEAD'), 'what belongs to the package is as it was'
+    (package / '__init__.py').write_text('2')
+    assert commit() == git('rev-parse', 'HEAD') + '+'
+    monkeypatch.setenv('PATH', os.devnull)
+    assert commit() is None, 'no git'
