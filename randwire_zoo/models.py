@@ -147,8 +147,11 @@ def _names_no_weights(kwargs: Mapping[str, Any]) -> bool:
 
 def _no_weights(variant: str) -> str:
     """What there is instead, in one line that begins as timm's own."""
-    how = ('name a tag' if variant == 'randwire' else
-           f'train it: randwire-zoo train -c tin200/randwire_ws_small_s1 --model {variant}')
+    if variant == 'randwire':
+        how = 'name a tag'
+    else:
+        recipe = 'randwire_ws_c109' if ARCHITECTURES[variant].regime == 'regular' else 'randwire_ws_small_s1'
+        how = f'train it: randwire-zoo train -c tin200/{recipe}' + (f' --model {variant}' if variant != recipe else '')
     return (f'No pretrained weights exist for {variant}; there are {", ".join(sorted(WEIGHTS)) or "none"}. '
             f'Use pretrained=False, or {how}')
 

@@ -29,6 +29,7 @@ from randwire_zoo.frozen import load_graphs
 from randwire_zoo.graphs import Graph, graphs_sha256
 from randwire_zoo.models import ARCHITECTURES, Architecture
 from randwire_zoo.network import NODE_OPS, Stage
+from randwire_zoo.training.recipes import load_recipe
 from randwire_zoo.weights.manifest import PACKAGED, read_manifest
 
 PICO = 'randwire_ws_pico'
@@ -173,12 +174,19 @@ def test_a_name_documents_itself_and_its_paper(name: str) -> None:
     assert doc and (name == 'randwire' or f'C = {ARCHITECTURES[name].channels}' in doc)
 
 
-def test_a_name_without_weights_says_which_have_some_and_how_to_train_it() -> None:
-    assert 'randwire_ba_small_s5' not in timm.list_models(pretrained=True)
+@pytest.mark.parametrize('name, recipe', [
+    ('randwire_ba_small_s5', 'tin200/randwire_ws_small_s1 --model randwire_ba_small_s5'),
+    ('randwire_ws_c154', 'tin200/randwire_ws_c109 --model randwire_ws_c154')])
+def test_a_name_without_weights_says_which_have_some_and_how_to_train_it(name: str, recipe: str) -> None:
+    assert name not in timm.list_models(pretrained=True)
     with pytest.raises(RuntimeError, match=(
-            r'^No pretrained weights exist for randwire_ba_small_s5; there are .*randwire_ws_pico\.digits.*'
-            r'or train it: randwire-zoo train -c tin200/randwire_ws_small_s1 --model randwire_ba_small_s5$')):
-        timm.create_model('randwire_ba_small_s5', pretrained=True, device='meta')
+            rf'^No pretrained weights exist for {name}; there are .*randwire_ws_pico\.digits.*'
+            rf'or train it: randwire-zoo train -c {recipe}$')):
+        timm.create_model(name, pretrained=True, device='meta')
+    assert load_recipe(recipe.split()[0])['epochs'] and name in ARCHITECTURES
+
+
+def test_an_unknown_tag_is_no_weights() -> None:
     with pytest.raises(RuntimeError, match='Invalid pretrained tag'):
         timm.create_model('randwire_ws_small_s1.in1k', device='meta')
 
