@@ -5,26 +5,16 @@
 // padded, and the last vector of a pixel is read and written in part. Sums are taken in float within an image and in
 // double across images; each thread has its own, which are added in the order of the threads: the same number of
 // threads gives the same bits.
-#include "node_forward.h"
+#include "memory.h"
 #include "pointwise.h"
 #include "stage.h"
+#include "stage_backward.h"
 #include "stage_forward.h"
+#include "vectors.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <memory>
-#include <new>
-#include <type_traits>
-#include <vector>
-
-namespace {
-
-#include "node_backward.h"
-#include "stage_backward.h"
-
-}  // namespace
 
 #define EXPORT(NAME, T)                                                                                              \
   extern "C" int64_t packed_bytes_##NAME(int64_t in_channels, int64_t out_channels) {                                \

@@ -16,12 +16,8 @@ namespace {
 
 #ifdef _OPENMP
 int max_threads() { return omp_get_max_threads(); }
-int num_threads() { return omp_get_num_threads(); }
-int thread_number() { return omp_get_thread_num(); }
 #else  // a compiler without OpenMP: one thread
 int max_threads() { return 1; }
-int num_threads() { return 1; }
-int thread_number() { return 0; }
 #endif
 
 // Memory aligned to vectors; zeros, unless every element will be written before it is read.
@@ -30,7 +26,7 @@ template <class T> struct Buffer {
   Buffer(Buffer&& other) : data(other.data) { other.data = nullptr; }
   Buffer(const Buffer&) = delete;
   explicit Buffer(int64_t size, bool zeroed = true) {
-    const size_t bytes = (size * sizeof(T) + 63) / 64 * 64;
+    const size_t bytes = (size * sizeof(T) + 127) / 64 * 64;
     data = static_cast<T*>(std::aligned_alloc(64, bytes));
     if (data == nullptr) throw std::bad_alloc();
     if (zeroed) std::memset(static_cast<void*>(data), 0, bytes);

@@ -1,26 +1,15 @@
-// Sums over all pixels, per channel: BN's statistics, and what its gradients need.
+// Sums over all pixels, per channel: BN's statistics.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <vector>
 
 #include "memory.h"
 #include "vectors.h"
 
 namespace {
 
-// Adds the threads' [rows][lanes] to [rows][channels].
-std::vector<double> reduce(const std::vector<std::vector<double>>& threads, int64_t rows, int64_t channels) {
-  std::vector<double> to(rows * channels);
-  for (int64_t row = 0; row < rows; row++)
-    for (int64_t c = 0; c < channels; c++)
-      for (const auto& thread : threads)
-        if (!thread.empty()) to[row * channels + c] += thread[row * padded(channels) + c];
-  return to;
-}
-
-// One thread's sums of what it has seen of a node's output, per channel: of x and of x * x, for mean and variance.
+// Sums of what one task has made of a node's output, per channel: of x and of x * x, for mean and variance.
 class Moments {
   static constexpr int64_t PIXELS = 64;  // that are summed up in float, as differences from the first of them
   const int64_t lanes;
@@ -71,34 +60,5 @@ class Moments {
     }
   }
 };
-
-// Per channel, over all pixels, [2][channels]: the sums of x and of x * y, for the gradients of BN.
-template <class T>
-std::vector<double> sums_and_products(const T* x, const T* y, int64_t pixels, int64_t channels) {
-  const int64_t lanes = padded(channels), step = 64;
-  const int threads = max_threads();
-  std::vector<std::vector<double>> all(threads);
-#pragma omp parallel num_threads(threads)
-  {
-    std::vector<double> total(2 * lanes, 0.0);
-#pragma omp for schedule(static)
-    for (int64_t begin = 0; begin < pixels; begin += step)
-      for (int64_t c = 0; c < channels; c += LANES) {
-        const int64_t n = std::min(LANES, channels - c);
-        Vec one = zeros(), two = zeros();
-        for (int64_t i = begin; i < std::min(begin + step, pixels); i++) {
-          const Vec value = load(x + i * channels + c, n);
-          one += value;
-          two += value * load(y + i * channels + c, n);
-        }
-        for (int64_t lane = 0; lane < n; lane++) {
-          total[c + lane] += one[lane];
-          total[lanes + c + lane] += two[lane];
-        }
-      }
-    all[thread_number()] = total;
-  }
-  return reduce(all, 2, channels);
-}
 
 }  // namespace

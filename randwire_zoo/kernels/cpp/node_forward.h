@@ -112,21 +112,25 @@ void node_rows(const NodeTask<T>& task, int64_t begin, int64_t end, LastRows& la
   }
 }
 
-// The same for few pixels and a large matrix: all pixels are shared, and each thread takes a part of the matrix.
+// The same for few pixels and a large matrix, in two steps. First rows begin to end of what is between the convolutions;
 template <class T, int S>
-void node_parts(const NodeTask<T>& task, typename Operand<T>::type* hidden, LastRows& last) {
+void hidden_rows(const NodeTask<T>& task, int64_t begin, int64_t end, typename Operand<T>::type* hidden,
+                 LastRows& last) {
   const Shape& s = task.shape;
-  const int64_t me = thread_number(), threads = num_threads(), lanes = padded(s.channels);
-  const int64_t all_rows = s.batch * s.out_height(), pixels = all_rows * s.out_width();
-  const int64_t first_row = all_rows * me / threads;
-  for (int64_t row = first_row; row < all_rows * (me + 1) / threads; row++) {
-    if (row == first_row || row % s.out_height() == 0) last.rows.clear();
-    hidden_row<T, S>(task, row, last.rows, hidden + row * s.out_width() * lanes);
+  for (int64_t row = begin; row < end; row++) {
+    if (row == begin || row % s.out_height() == 0) last.rows.clear();
+    hidden_row<T, S>(task, row, last.rows, hidden + row * s.out_width() * padded(s.channels));
   }
-#pragma omp barrier
-  // Pixels of one panel, then those of the next, in units of vectors: each thread has as many.
+}
+
+// then all pixels times a part of the matrix.
+template <class T>
+void multiply_part(const NodeTask<T>& task, const typename Operand<T>::type* hidden, int64_t part, int64_t parts) {
+  const Shape& s = task.shape;
+  const int64_t lanes = padded(s.channels), pixels = s.batch * s.out_height() * s.out_width();
+  // Pixels of one panel, then those of the next, in units of vectors: each part has as many.
   const int64_t all = padded(task.out_channels) / LANES * pixels;
-  const int64_t from = all * me / threads, to = all * (me + 1) / threads;
+  const int64_t from = all * part / parts, to = all * (part + 1) / parts;
   auto nothing = [] {};
   for (int64_t panel = 0; panel < panels_of(task.out_channels); panel++) {
     const int64_t start = panel_start(task.out_channels, panel), next = panel_start(task.out_channels, panel + 1);

@@ -70,13 +70,6 @@ void sum_row(const Sum<T>& sum_of, int64_t offset, int64_t width, int64_t channe
   }
 }
 
-// Runs `pass(begin, end)` on parts of [0, pixels), a few thousand values at a time for each thread.
-template <class Pass> void over_pixels(int64_t pixels, int64_t channels, Pass pass) {
-  const int64_t step = std::max<int64_t>(8192 / channels, 1);
-#pragma omp parallel for schedule(static)
-  for (int64_t begin = 0; begin < pixels; begin += step) pass(begin, std::min(begin + step, pixels));
-}
-
 // out = sum, for some pixels.
 template <class T> void sum_pixels(const Sum<T>& sum_of, T* out, int64_t begin, int64_t end, int64_t channels) {
   const int64_t lanes = padded(channels), count = sum_of.count;
@@ -90,10 +83,6 @@ template <class T> void sum_pixels(const Sum<T>& sum_of, T* out, int64_t begin, 
         sum += load_all(weights + k * lanes + c) * load(inputs[k] + x * channels + c, n);
       store(out + x * channels + c, sum, n);
     }
-}
-
-template <class T> void sum(const Sum<T>& sum_of, T* out, int64_t pixels, int64_t channels) {
-  over_pixels(pixels, channels, [&](int64_t begin, int64_t end) { sum_pixels(sum_of, out, begin, end, channels); });
 }
 
 }  // namespace
