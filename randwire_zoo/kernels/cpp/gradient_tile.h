@@ -255,12 +255,40 @@ template <class T> class GradientTile {
         const float* rows[3];
         for (int ky = 0; ky < 3; ky++) rows[ky] = grad_row(block, image_in_tile, y + (ky - 1) * s.d);
         convolve_row<1>(rows, s.d, w, s.width, rectify);
+      } else if (s.d == 1) {
+        const float* const here = grad_row(block, image_in_tile, y / 2) + LANES;
+        if (y % 2) {
+          const float* const rows[] = {grad_row(block, image_in_tile, y / 2 + 1) + LANES, here};
+          const Vec* const taps[] = {w, w + 6};
+          transposed_pairs<2>(rows, taps, rectify);
+        } else {
+          const Vec* const taps[] = {w + 3};
+          transposed_pairs<1>(&here, taps, rectify);
+        }
       } else {
         transposed_row(block, image_in_tile, y, w);
         for (int64_t x = 0; x < s.width; x++) rectify(x, load_all(row_grad.data + (s.d + x) * LANES));
       }
     }
     store_all(total_now.data + c, total);
+  }
+
+  // A row of the gradient of a convolution with stride 2, from the rows of the output that it has gone to, with the taps
+  // by which it has: one for pixels of even number, two for the others.
+  template <int ROWS, class Emit>
+  ALWAYS void transposed_pairs(const float* const* rows, const Vec* const* w, Emit emit) const {
+    for (int64_t x = 0; x < s.width; x += 2) {
+      Vec even = zeros(), odd = zeros();
+#pragma GCC unroll 2
+      for (int i = 0; i < ROWS; i++) {
+        const float* const from = rows[i] + x / 2 * LANES;
+        const Vec here = load_all(from);
+        even += w[i][1] * here;
+        odd += w[i][2] * here + w[i][0] * load_all(from + LANES);
+      }
+      emit(x, even);
+      if (x + 1 < s.width) emit(x + 1, odd);
+    }
   }
 
   // Writes it, and takes its dots with the sources: in the order of memory.
@@ -314,7 +342,7 @@ template <class T> class GradientTile {
     });
   }
 
-  // Row y of the gradient of a convolution with stride, to row_grad from pixel d on.
+  // Row y of the gradient of a convolution with stride and dilation, to row_grad from pixel d on.
   void transposed_row(int64_t block, int64_t image_in_tile, int64_t y, const Vec* w) {
     float* const g = row_grad.data;
     std::fill(g, g + (s.width + 2 * s.d) * LANES, 0.0f);
