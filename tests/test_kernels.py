@@ -175,8 +175,9 @@ def test_what_is_frozen_gets_no_gradient_and_changes_no_other() -> None:
 
 def test_the_same_number_of_threads_gives_the_same_bits(threads: int) -> None:
     operands, settings = a_learning_stage((5, 40, 30, 30, 1, 1, 3, 40), torch.float32)
-    for first, second in zip(*[gradients(operands, settings, plans.run) for _ in range(2)], strict=True):
-        assert first is None or torch.equal(first, second)
+    # Several times, as threads take tasks in another order each time.
+    for first, *others in zip(*[gradients(operands, settings, plans.run) for _ in range(4)], strict=True):
+        assert first is None or all(torch.equal(first, other) for other in others)
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
