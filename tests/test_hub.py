@@ -1041,6 +1041,18 @@ def test_a_bad_file_in_the_cache_is_set_aside_and_fetched_once_more_and_what_is_
             set_aside(file, 'a')
 
 
+def test_what_a_repository_lacks_is_named_with_the_row_that_asks_for_it(
+        server: HubServer, client: HubClient, tmp_path: Path) -> None:
+    commit = server.create(REPO, {'config.json': b'{}'})
+    row = PublishedWeights(f'{NAME}.x', 'b' * 64, 1, 3, 'a' * 64, 'mit', repo_id=REPO, revision=commit)
+    message = f'{NAME}.x ({REPO}@{commit}): the repository has no model.safetensors'
+    with client.asking(tmp_path / 'home'), pytest.raises(HubError, match=f'^{re.escape(message)}'):
+        fetch(row)
+    row = replace(row, repo_id=None, revision=None, file='weights/none.safetensors')
+    with pytest.raises(FileNotFoundError, match=rf'^{NAME}\.x \(weights/none\.safetensors\): there is no such file$'):
+        fetch(row)
+
+
 def refuse(*args: Any) -> None:
     raise OSError(1, 'no way')
 

@@ -20,7 +20,14 @@ from randwire_zoo.errors import nearest, one_line
 from randwire_zoo.frozen import load_graphs
 from randwire_zoo.graphs import graphs_sha256
 from randwire_zoo.weights.errors import loading
-from randwire_zoo.weights.files import check_weights, read_graphs, read_metadata, save_weights
+from randwire_zoo.weights.files import (
+    check_weights,
+    is_large,
+    read_graphs,
+    read_metadata,
+    round_to_half,
+    save_weights,
+)
 
 NETWORK: dict[str, Any] = {'channels': 4, 'num_nodes': 6, 'num_classes': 3}
 
@@ -201,3 +208,23 @@ def test_an_error_is_one_line_of_bounded_length_with_the_nearest_words(tmp_path:
     for error in (IndexError('x'), KeyboardInterrupt()):
         with pytest.raises(type(error)), loading(path):
             raise error
+
+
+def test_large_kernels_are_rounded_and_everything_else_is_kept(tmp_path: Path) -> None:
+    for tensor, large in ((torch.zeros(32, 32), True), (torch.zeros(31, 33), False), (torch.zeros(2048), False),
+                          (torch.zeros(64, 64, dtype=torch.int64), False), (torch.zeros(1, 1024, dtype=torch.bfloat16),
+                                                                           True)):
+        assert is_large(tensor) == large, (tensor.shape, tensor.dtype)
+    model: Any = timm.create_model('randwire', **{**NETWORK, 'channels': 32})
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    large = {name for name, tensor in before.items() if tensor.ndim > 1 and tensor.numel() > 1023}
+    assert 0 < len(large) < len(before)
+    round_to_half(model)
+    save_weights(model, tmp_path / 'half.safetensors', half=True)
+    save_weights(model, tmp_path / 'whole.safetensors')
+    half, whole = (safetensors.torch.load_file(tmp_path / f'{name}.safetensors') for name in ('half', 'whole'))
+    for name, tensor in before.items():
+        expected = torch.from_numpy(tensor.numpy().astype('float16')) if name in large else tensor
+        assert half[name].dtype == expected.dtype and torch.equal(half[name], expected), name
+        assert whole[name].dtype == tensor.dtype and torch.equal(whole[name], expected.to(tensor.dtype)), name
+        assert torch.equal(model.state_dict()[name], whole[name])
