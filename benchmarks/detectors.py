@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 from common import ROOT, add_json_argument, write_json
 from tables import detection_table, format_table
 
+from randwire_zoo.studies.processes import run_child
 from randwire_zoo.studies.work import train_net
 
 CONFIGS = {name: f'{name}/faster_rcnn_randwire_ws_small_s1.yaml' for name in ('bccd', 'coco128')}
@@ -38,13 +38,12 @@ def fine_tune(
         folder.mkdir(parents=True, exist_ok=True)
         resume = ['--resume'] if (folder / 'last_checkpoint').is_file() else []
         with open(folder / 'stdout.txt', 'a', encoding='utf-8') as log:
-            done = subprocess.run(
+            code = run_child(
                 [sys.executable, str(train_net()), '--config-file', str(config), *resume, 'OUTPUT_DIR', str(folder),
-                 *options], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env={
-                    **os.environ, 'DETECTRON2_DATASETS': str(data_dir),
-                    'DETECTRON2_ENV_MODULE': 'randwire_zoo.detection.datasets'})
-        if done.returncode:
-            raise RuntimeError(f'train_net.py ended with {done.returncode}: see {folder / "stdout.txt"}')
+                 *options], log, {**os.environ, 'DETECTRON2_DATASETS': str(data_dir),
+                                  'DETECTRON2_ENV_MODULE': 'randwire_zoo.detection.datasets'}, None)
+        if code:
+            raise RuntimeError(f'train_net.py ended with {code}: see {folder / "stdout.txt"}')
     lines = [json.loads(line) for line in metrics.read_text('utf-8').splitlines()]
     # Iterations count from 0, but for what is measured after the last one; a resumed run may measure twice.
     found = {number + 1 if (number + 1) % period == 0 else number: line
