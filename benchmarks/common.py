@@ -35,7 +35,9 @@ def describe(args: argparse.Namespace | None = None) -> dict[str, Any]:
         args: The arguments of the script. Folders among them are no one else's and go, but for the commit of the clone
             that lies there.
     """
-    folders = {name: value for name, value in vars(args or argparse.Namespace()).items() if isinstance(value, Path)}
+    values = vars(args or argparse.Namespace())
+    folders = {name: Path(value) for name, value in values.items() if isinstance(value, Path) or (
+        isinstance(value, str) and os.path.isabs(value))}  # what may be a file or a name is text
     command = shlex.join(['python', f'benchmarks/{Path(sys.argv[0]).name}', *sys.argv[1:]])
     for name, folder in folders.items():
         command = command.replace(shlex.quote(str(folder)), folder.name if folder.suffix else name.upper())

@@ -148,6 +148,12 @@ def latency(*names: str) -> str:
 
 
 @figure
+def detector_start(name: str) -> str:
+    """What detectors have learnt of a few images."""
+    return _markdown(tables.detector_start_table(_record(name)))
+
+
+@figure
 def setting(name: str, key: str) -> str:
     """What a record was measured with: 'batch', 'size' or 'threads'."""
     return str(_record(name)[key] if key == 'threads' else _record(name)['results'][key])

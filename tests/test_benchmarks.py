@@ -1,6 +1,7 @@
 """The benchmarks: what they write, and what they say a machine can do at most."""
 from __future__ import annotations
 
+import argparse
 import ctypes
 import json
 import re
@@ -135,6 +136,15 @@ def test_detectors_from_weights_and_from_random_parameters_have_one_budget(
         'MODEL.WEIGHTS': ('randwire://randwire_ws_small_s1.some', ''), 'MODEL.BACKBONE.FREEZE_AT': ('2', '0'),
         'MODEL.RESNETS.NORM': ('FrozenBN', 'BN')}
     assert (one['SEED'], one['SOLVER.MAX_ITER'], one['SOLVER.STEPS']) == ('3', '300', '(240,)')
+
+
+def test_a_record_names_no_folder_whether_it_is_given_as_a_path_or_as_what_may_be_a_name(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, other = str(tmp_path / 'last.pth.tar'), str(tmp_path / 'images')
+    monkeypatch.setattr(sys, 'argv', ['some.py', '--weights', file, '--network', 'resnet18', '--data-dir', other])
+    args = argparse.Namespace(weights=file, network='resnet18', data_dir=Path(other))
+    assert common.describe(args)['command'] == (
+        'python benchmarks/some.py --weights last.pth.tar --network resnet18 --data-dir DATA_DIR')
 
 
 def test_published_weights_are_measured_at_several_sizes_beside_the_course_of_a_training(
