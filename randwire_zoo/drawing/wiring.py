@@ -30,6 +30,7 @@ RADIUS = 0.34  # of a node
 LEVEL = 1.4  # from one row of isolated nodes to the next
 INCHES = 0.36  # for one unit
 MAX_INCHES = 30.0  # a side of the picture; larger graphs are drawn smaller
+EASILY_READ = 30.0  # units: words in a picture as wide as this are as large as those of a page
 WIDE = 1.7  # width to height, of a picture of several panels
 MATRIX = 12.0  # units, a side of the largest matrix of a picture
 POINTS_PER_UNIT = 36.0  # of Graphviz
@@ -148,13 +149,16 @@ def graphs_figure(
         panels.append(_Matrix(graph, largest) if as_matrix else _Nodes(graph))
 
     margin, header = 0.9, (1.9 if any(names) else 1.3)
-    sizes = [(max(panel.box[1] - panel.box[0], 8.5) + 2 * margin, panel.box[3] - panel.box[2] + header + 2 * margin)
+    sizes = [(max(panel.box[1] - panel.box[0], 8.5) + 2 * margin, panel.box[3] - panel.box[2] + 2 * margin)
              for panel in panels]
-    rows = _rows(sizes)
+    rows = _rows([(width, height + header) for width, height in sizes])
     widths = [sum(sizes[i][0] for i in row) for row in rows]
-    heights = [max(sizes[i][1] for i in row) for row in rows]
-    head, foot = (2.0 if title else 0.4), 1.6
-    total_width = max(*widths, 0.34 * len(title) + 2 * margin, 15.0)
+    # Wide drawings are shown smaller, and their words are larger, as far as a panel has room for its own.
+    large = max(min(max(widths) / EASILY_READ, 0.17 * min(width for width, _ in sizes), 4.0), 1.0)
+    header *= large
+    heights = [max(sizes[i][1] for i in row) + header for row in rows]
+    head, foot = (2.0 if title else 0.4) * large, 1.6 * large
+    total_width = max(*widths, 0.34 * large * len(title) + 2 * margin, 15.0)
     total_height = sum(heights) + head + foot
     unit = min(INCHES, MAX_INCHES / total_width, MAX_INCHES / total_height)
     points = unit / INCHES  # scales fonts and lines with everything else
@@ -172,18 +176,18 @@ def graphs_figure(
             axes.set_ylim(top + margin + header - row_height, top + margin + header)
             axes.set_axis_off()
             panel.draw(axes, f'{names[i]}-' if names[i] else '', points, colours)
-            axes.text(centre, top + margin + 1.15, names[i], ha='center', va='bottom', fontsize=13 * points,
-                      color=colours.ink, fontweight='bold')
-            axes.text(centre, top + margin + 0.95, _caption(graphs[i]), ha='center', va='top', fontsize=9 * points,
-                      color=colours.edge)
+            axes.text(centre, top + margin + 1.15 * large, names[i], ha='center', va='bottom',
+                      fontsize=13 * large * points, color=colours.ink, fontweight='bold')
+            axes.text(centre, top + margin + 0.95 * large, _caption(graphs[i]), ha='center', va='top',
+                      fontsize=9 * large * points, color=colours.edge)
             bar.update()
     bar.close()
     if title:
-        figure.text(0.5, 1 - 0.55 / total_height, title, ha='center', va='top', fontsize=15 * points,
+        figure.text(0.5, 1 - 0.55 * large / total_height, title, ha='center', va='top', fontsize=15 * large * points,
                     color=colours.ink)
     kinds = dict.fromkeys(kind for kind in _KINDS if any(kind in map(panel.kind, range(panel.graph.num_nodes))
                                                          for panel in panels))
-    _draw_legend(figure, list(kinds), as_matrix, total_height, points, colours)
+    _draw_legend(figure, list(kinds), as_matrix, total_height / large, large * points, colours)
     return figure
 
 

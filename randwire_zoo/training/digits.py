@@ -39,7 +39,7 @@ def write_digits(folder: str | Path) -> Path:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError:
-        raise ValueError("the digits come with scikit-learn: pip install 'randwire-zoo[digits]'") from None
+        raise ValueError('the digits come with scikit-learn: pip install scikit-learn') from None
     digits = load_digits()
     # 0 … 16 to 0 … 255
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
