@@ -159,6 +159,10 @@ class Stage(nn.Module):
         drop_path_rate: Probability, per minibatch, of removing one edge of this stage when it runs on its own.
         first_edge: Where this stage's removable edges start in the network's `kept_edges`.
         architecture: What the wiring mark says of the network beside the graph, see `weights.mark.WiringMark`.
+
+    Attributes:
+        recompute: Training in fp32 on the native kernels, compute the nodes once more in the backward pass, where they
+            would otherwise be kept from the forward pass on.
     """
 
     # Annotated here because TorchScript cannot infer the type of an empty list.
@@ -177,6 +181,7 @@ class Stage(nn.Module):
         self.architecture = architecture
         self.drop_path_rate = drop_path_rate
         self.first_edge = first_edge
+        self.recompute = False
         self.num_outputs = len(graph.outputs)
         # Size of the stage's input in units of one node's output.
         self.input_size = in_chs * stride * stride / out_chs
@@ -406,6 +411,8 @@ class RandWire(nn.Module):
                 # Its share of the rate, so that every edge of the network is removed equally often.
                 stage.drop_path_rate = drop_path_rate * stage.num_edges / max(num_edges, 1)
                 first_edge += stage.num_edges
+                # Conv2 has few nodes at the highest resolution: a twentieth of a step's work, a third of its memory.
+                stage.recompute = regime == 'regular' and index == first_graph
                 self.add_module(name, stage)
             self.feature_info.append({'num_chs': out_chs, 'reduction': reduction, 'module': name})
             in_chs = out_chs

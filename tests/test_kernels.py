@@ -173,6 +173,15 @@ def test_what_is_frozen_gets_no_gradient_and_changes_no_other() -> None:
             assert ours is None if i in frozen else all_ours is None or torch.equal(ours, all_ours)
 
 
+def test_nodes_that_were_not_kept_are_computed_again(threads: int) -> None:
+    operands, settings = a_learning_stage((3, 20, 14, 14, 2, 1, 2, 40), torch.float32)
+    assert plans.run(operands, settings).nodes
+    again = dataclasses.replace(settings, keep=False)
+    assert not plans.run(operands, again).nodes
+    for kept, computed in zip(*[gradients(operands, s, plans.run) for s in (settings, again)], strict=True):
+        assert kept is None or torch.equal(kept, computed)
+
+
 def test_the_same_number_of_threads_gives_the_same_bits(threads: int) -> None:
     operands, settings = a_learning_stage((5, 40, 30, 30, 1, 1, 3, 40), torch.float32)
     # Several times, as threads take tasks in another order each time.

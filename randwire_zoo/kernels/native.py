@@ -77,8 +77,8 @@ def run_stage(stage: Any, x: Tensor, kept_edges: Optional[Tensor]) -> Optional[T
         eps=[node.norm.eps for node in nodes if node.norm is not None], of_batch=of_batch,
         sources=[source for sources in stage.sources for source in sources],
         in_degrees=[len(sources) for sources in stage.sources],
-        outputs=[i for i, is_output in enumerate(stage.is_output) if is_output], **steps, keep=learns,
-        constant=deployed))
+        outputs=[i for i, is_output in enumerate(stage.is_output) if is_output], **steps,
+        keep=learns and not (stage.recompute and x.dtype == torch.float32), constant=deployed))
     if any(of_batch):
         for i, node in enumerate(nodes):
             if node.norm.training and type(node.norm) is nn.BatchNorm2d and node.norm.running_mean is not None:

@@ -13,7 +13,8 @@ and bf16 data beside fp32 parameters, as under autocast), with shapes for fake t
     out: [B, C, H', W'], channels_last: the mean of the output nodes
     mean, variance: [N, C] fp32, what each node normalised by, the variance biased; where that is the batch, the caller
         brings the running statistics up to date
-    nodes: if `keep` is set, what the N 1×1 convolutions put out, each like `out`; otherwise none
+    nodes: if `keep` is set, what the N 1×1 convolutions put out, each like `out`; otherwise none, and the backward pass
+        computes them again
     gradients: those of all operands in one row, empty where they are not `needed`
 
 Nothing else is written to memory: the nodes that read an output apply its BN as they sum, since both are linear, and a
@@ -28,6 +29,7 @@ an `autograd.Function`, since what `torch.library.register_autograd` makes fails
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from operator import is_
 from typing import Any, NamedTuple, Optional
 
@@ -206,8 +208,10 @@ def _gradients(ctx: Any, grad: Optional[Tensor], needed: Sequence[Any]) -> list[
     operands = nested(saved[:count], settings)
     mean, variance, *nodes = saved[count:]
     # To be differentiated again, or asked for by an outer transform, or for many gradients at once.
-    if torch.is_grad_enabled() or not nodes or not _has_memory(grad):
+    if torch.is_grad_enabled() or operands.norm_weight is None or not _has_memory(grad):
         return _gradients_by_torch(operands, settings, grad)
+    if not nodes:  # they were not kept: the same again
+        *_, nodes = torch.ops.randwire_zoo.stage(*operands, *replace(settings, keep=True).values())
     found = torch.ops.randwire_zoo.stage_backward(
         grad, *operands, mean, variance, nodes, list(needed), *settings.values())
     return [t if wanted and i not in STATISTICS else None

@@ -67,7 +67,7 @@ class Settings:
         stride: Of the nodes that read the stage's input.
         input_dilation: Of the same nodes.
         dilation: Of all others.
-        keep: Put out `nodes`, which the backward pass reads.
+        keep: Put out `nodes`, which the backward pass reads, and without which it computes them again.
         constant: The matrices hardly ever change: keep what they are laid out as.
     """
 
