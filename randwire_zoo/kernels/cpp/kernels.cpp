@@ -3,8 +3,8 @@
 // All tensors are dense NHWC ("channels_last"). Vectors of per-channel numbers are padded to a multiple of LANES with
 // zeros, and so are the rows of data kept between two passes, so that inner loops have no remainder; tensors are not
 // padded, and the last vector of a pixel is read and written in part. Sums are taken in float within an image and in
-// double across images; each thread has its own, which are added in the order of the threads: the same number of
-// threads gives the same bits.
+// double across images; each task has its own, which are added in the order of the tasks: the same number of threads
+// gives the same bits.
 #include "memory.h"
 #include "pointwise.h"
 #include "stage.h"
