@@ -154,6 +154,12 @@ def detector_start(name: str) -> str:
 
 
 @figure
+def transferred(name: str) -> str:
+    """Linear probe and fine-tuning on another data set."""
+    return _markdown(tables.transfer_table(_record(name)))
+
+
+@figure
 def setting(name: str, key: str) -> str:
     """What a record was measured with: 'batch', 'size' or 'threads'."""
     return str(_record(name)[key] if key == 'threads' else _record(name)['results'][key])
