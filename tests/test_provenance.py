@@ -42,6 +42,8 @@ def test_the_processor_is_counted_and_named(tmp_path: Path, monkeypatch: pytest.
     processor = module._processor.__wrapped__
     read.write_text('processor\t: 0\nmodel name\t: A: B 9\n\nprocessor\t: 1\nmodel name\t: A: B 9\nflags: model name\n')
     assert processor() == '2 × A: B 9'
+    read.write_text('model name\t: One\n')
+    assert processor() == '1 × One'
     monkeypatch.setattr(platform, 'machine', lambda: 'riscv64')
     for name in ('a long name', ''):
         monkeypatch.setattr(platform, 'processor', lambda name=name: name)

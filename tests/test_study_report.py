@@ -458,6 +458,16 @@ def test_what_was_removed_is_known_by_its_graph_and_tested_against_random_order(
                for graph in graphs for node in range(8)]
     assert damage_correlation(rows, 'nodes', 'betweenness').values == pytest.approx(
         [np.corrcoef(between, list(by_depth.values()))[0, 1]])
+    # Of edges, the betweenness of the edge and the depth of its target.
+    entries = [[name, *edge, len(graph.predecessors[edge[1]]), rng.random()]
+               for name, graph in zip(deep, graphs, strict=True) for edge in graph.edges]
+    losses = [entry[-1] for entry in entries]
+    between = [networkx.edge_betweenness_centrality(graph.to_networkx().to_undirected())[edge]
+               for graph in graphs for edge in graph.edges]
+    edges_alone = [row('ws(4,0.75)', 1, 50.0, damage={'images': 300, 'top1': 50.0, 'nodes': [], 'edges': entries})]
+    for measure, values in (('betweenness', between), ('depth', [deep[entry[0]][entry[2]] for entry in entries])):
+        assert damage_correlation(edges_alone, 'edges', measure).values == pytest.approx(
+            [np.corrcoef(values, losses)[0, 1]])
     # By chance: p is that of a permutation test by itself.
     rows = [row('ws(4,0.75)', 1, 50.0, damage=of(by_chance))]
     found = damage_correlation(rows, 'nodes', 'depth')
