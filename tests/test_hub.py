@@ -1179,16 +1179,16 @@ def test_a_silent_hub_ends_a_command_after_its_timeout_and_at_the_first_interrup
     wait_for(lambda: all(f'HEAD /{REPO}/resolve/{revision}/model.safetensors' in server.log
                          for revision in ('main', '1' * 40)))
     waiting[1].send_signal(signal.SIGINT)
-    began = time.monotonic()
-    assert waiting[1].wait(30) == 130 and 'interrupted' in waiting[1].communicate()[1]
-    assert waiting[0].wait(30) == 3 and time.monotonic() - began < 25
+    # The exit status says what ended each; the limits only end a test that hangs.
+    assert waiting[1].wait(120) == 130 and 'interrupted' in waiting[1].communicate()[1]
+    assert waiting[0].wait(120) == 3
     assert f'{REPO}: gave up after 2 s (--timeout)' in waiting[0].communicate()[1]
 
     server.silent = 'PUT'  # an upload, which the client leaves to threads of its own
     upload = start('push', staged, 'someone/new', '--timeout', 60)
     wait_for(lambda: any(request.startswith('PUT') for request in server.log))
     upload.send_signal(signal.SIGINT)
-    assert upload.wait(30) == 130 and 'interrupted' in upload.communicate()[1]
+    assert upload.wait(120) == 130 and 'interrupted' in upload.communicate()[1]
     assert list(server.files('someone/new')) == ['.gitattributes'], 'half a push'
 
 

@@ -29,9 +29,9 @@ from ..weights.errors import loading
 from .arguments import DATA, EVAL
 from .recipes import DEFAULTS, KEYS, check_settings
 
-__all__ = ['Conditions', 'autocast', 'class_indices', 'default_device', 'evaluate',
-           'evaluate_checkpoint', 'evaluate_description', 'evaluate_folder', 'find_description', 'load_network', 'main',
-           'open_images', 'prepare_device']
+__all__ = ['Conditions', 'autocast', 'checked', 'class_indices', 'default_device', 'evaluate', 'evaluate_checkpoint',
+           'evaluate_description', 'evaluate_folder', 'find_description', 'load_network', 'main', 'open_images',
+           'prepare_device']
 
 
 def evaluate(
@@ -243,8 +243,7 @@ def evaluate_checkpoint(
         ValueError: naming what is wrong with a setting, the model, the weights or the images.
         KernelError: if the native kernels were asked for and cannot be built.
     """
-    given = {name: value for name, value in (settings or {}).items() if value is not None}
-    given = {**given, **check_settings({name: value for name, value in given.items() if name in KEYS})}
+    given = checked(settings)
     description, recorded = find_description(checkpoint, given)
     use_ema = given.get('use_ema')
     conditions = Conditions.from_settings({**recorded, **given})
@@ -262,6 +261,12 @@ def evaluate_checkpoint(
             print(header, flush=True)
         metrics = evaluate_description(model, description, conditions, device, workers, progress)
     return {'name': given.get('model') or description.architecture, **metrics}
+
+
+def checked(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings that are given, those of recipes as `recipes.check_settings` reads them."""
+    given = {name: value for name, value in (settings or {}).items() if value is not None}
+    return {**given, **check_settings({name: value for name, value in given.items() if name in KEYS})}
 
 
 def load_network(checkpoint: str | Path, description: Description, name: str = '', use_ema: bool = False) -> nn.Module:

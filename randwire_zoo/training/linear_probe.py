@@ -25,6 +25,7 @@ from .arguments import PROBE
 from .evaluation import (
     Conditions,
     autocast,
+    checked,
     class_indices,
     default_device,
     find_description,
@@ -32,7 +33,6 @@ from .evaluation import (
     open_images,
     prepare_device,
 )
-from .recipes import KEYS, check_settings
 
 __all__ = ['LinearProbe', 'choose_decay', 'fit_classifier', 'linear_probe', 'main', 'pooled_features',
            'probe_weights']
@@ -211,8 +211,7 @@ def probe_weights(
         ValueError: naming what is wrong with a setting, the model, the weights or the images.
         KernelError: if the native kernels were asked for and cannot be built.
     """
-    given = {name: value for name, value in (settings or {}).items() if value is not None}
-    given = {**given, **check_settings({name: value for name, value in given.items() if name in KEYS})}
+    given = checked(settings)
     if seed is not None and checkpoint:
         raise ValueError('random parameters and a checkpoint are two things; name one of them')
     description, recorded = find_description(checkpoint, given)
