@@ -4,7 +4,7 @@
         --json docs/data/tin200_small_s1.json
 
 The sizes are the paper's Table 4 in small: the network as it is, shown smaller and larger images, up to 320/224 of the
-side that it was trained for. The run's checkpoint is measured as well: before its large tensors were rounded to
+side of the last ones that it was trained on. The run's checkpoint is measured as well: before its large tensors were rounded to
 float16. `--card` adds the table to the own words of a staged folder's card.
 """
 from __future__ import annotations
@@ -25,16 +25,16 @@ from randwire_zoo.training.recipes import load_recipe
 from randwire_zoo.training.trainer import LAST, SUMMARY, read_summary
 from randwire_zoo.weights.description import Description
 
-TIMES = (0.5, 0.75, 1, 1.25, 1.43)  # of the trained side, to the nearest multiple of 8
+TIMES = (0.5, 0.75, 1, 1.25, 1.43)  # of the side in training, to the nearest multiple of 8
 
 
-def measure(name: str, data_dir: Path, times: Sequence[float], workers: int) -> list[dict[str, float]]:
-    """Top-1, top-5 and loss in fp32 by how many times as large as those of the training the images are."""
+def measure(name: str, data_dir: Path, side: int, times: Sequence[float], workers: int) -> list[dict[str, float]]:
+    """Top-1, top-5 and loss in fp32 by how many times `side` that of the images is."""
     network = Description.from_settings({'model': name, 'pretrained': True}, for_training=False)
     model: Any = network.create_model(name, pretrained=True)
     found = []
     for factor in times:
-        size = 8 * round(factor * network.input_size[-1] / 8)
+        size = 8 * round(factor * side / 8)
         metrics = evaluate_description(model, network.with_settings({'img_size': size}),
                                        Conditions(data_dir, batch_size=100, channels_last=True), workers=workers)
         found.append({'times': factor, 'size': size,
@@ -57,13 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if row is None:
         parser.error(f'the manifest has no {args.weights}')
     settings = load_recipe(args.run / 'args.yaml')
+    side = (settings.get('train_img_sizes') or [row.input_size[-1]])[-1]
     unrounded = evaluate_checkpoint(args.run / LAST, {'amp': False, 'data_dir': str(args.data_dir)})
     record = write_json(args, {
-        'weights': row.name, 'sha256': row.sha256, 'bytes': row.size, 'trained_size': row.input_size[-1],
+        'weights': row.name, 'sha256': row.sha256, 'bytes': row.size, 'trained_size': side,
         'recipe': {key: settings[key] for key in ('epochs', 'seed', 'batch_size', 'train_img_sizes')},
         'float32': {key: unrounded[key] for key in ('top1', 'top5', 'loss')},
         'history': read_summary(args.run / SUMMARY),
-        'sizes': measure(row.name, args.data_dir, args.times, args.workers)})
+        'sizes': measure(row.name, args.data_dir, side, args.times, args.workers)})
     table = trained_table([record])
     print(format_table(table))
     if args.card is not None:

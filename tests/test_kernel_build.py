@@ -60,6 +60,40 @@ def test_a_library_is_built_once_and_private(folder: Path, monkeypatch: pytest.M
     assert len(runs(folder)) == 1
 
 
+def test_who_waits_for_another_process_takes_what_that_one_built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_library()
+    path = library(folder)
+    aside = path.rename(folder.parent / 'aside.so')
+
+    def locked_when_the_other_is_done(descriptor: int, operation: int) -> None:
+        assert os.path.samestat(os.fstat(descriptor), folder.stat()) and operation == build.fcntl.LOCK_EX
+        aside.rename(path)
+    monkeypatch.setattr(build.fcntl, 'flock', locked_when_the_other_is_done)
+    assert load_library()._name == str(path)
+    assert len(runs(folder)) == 1
+
+
+def test_without_locks_it_is_built_all_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*args: Any) -> None:
+        raise OSError(38, 'Function not implemented')
+    monkeypatch.setattr(build.fcntl, 'flock', no_locks)
+    load_library()
+    library(folder).unlink()
+    monkeypatch.setattr(build, 'fcntl', None)  # as on Windows
+    load_library()
+    assert len(runs(folder)) == 2 and library(folder)
+
+
+def test_somebody_at_a_terminal_is_told_what_takes_so_long(
+        folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    load_library()
+    assert capsys.readouterr() == ('', '')
+    library(folder).unlink()
+    monkeypatch.setattr(build.sys.stderr, 'isatty', lambda: True, raising=False)
+    load_library()
+    assert capsys.readouterr() == ('', 'building the native kernels for this processor, once\n')
+
+
 def test_another_source_compiler_or_processor_is_another_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_library()
     monkeypatch.setattr(build, '_processor', lambda: 'flags: of another processor')
@@ -73,6 +107,21 @@ def test_another_source_compiler_or_processor_is_another_library(folder: Path, m
 def test_the_processor_is_told_by_its_flags() -> None:
     found = build._processor()
     assert found.split()[0] in ('flags', 'Features') and found in Path('/proc/cpuinfo').read_text()
+
+
+@pytest.mark.parametrize(('cpuinfo', 'found'), [
+    ('processor : 0\nflags : fpu sse\nprocessor : 1\nflags : other\n', 'flags : fpu sse'),
+    ('processor : 0\nFeatures : fp asimd\n', 'Features : fp asimd'), ('processor : 0\n', ''), (None, 'some processor'),
+], ids=['x86', 'ARM', 'unknown', 'not on Linux'])
+def test_what_tells_processors_apart(cpuinfo: str | None, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_text(path: Path, encoding: str) -> str:
+        assert (str(path), encoding) == ('/proc/cpuinfo', 'utf-8')
+        if cpuinfo is None:
+            raise FileNotFoundError(2, 'No such file or directory')
+        return cpuinfo
+    monkeypatch.setattr(build.Path, 'read_text', read_text)
+    monkeypatch.setattr(build.platform, 'processor', lambda: 'some processor')
+    assert build._processor() == found
 
 
 @pytest.mark.parametrize('damage', [
@@ -175,6 +224,32 @@ def test_what_no_flags_help_is_told_as_the_compiler_tells_it(folder: Path, monke
     with pytest.raises(KernelError, match=r'^\S+ could not build the native kernels: error: -O3\?$'):
         load_library()
     assert not any(folder.iterdir()), 'something half built was left behind'
+
+
+@pytest.mark.parametrize(('says', 'told'), [
+    ('echo "a.h: warning: unused" >&2; echo "a.h:3: error: what is this?" >&2; echo "a.h:4: error: and this?" >&2',
+     'a.h:3: error: what is this?'),
+    ('echo "out of memory" >&2', 'out of memory'), ('true', 'no message')], ids=['errors', 'no error', 'nothing'])
+def test_what_is_told_of_a_compiler_is_its_first_error(
+        folder: Path, says: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(os.environ['CXX']).write_text(f'#!/bin/sh\n{says}\nexit 1\n')
+    with pytest.raises(KernelError) as error:
+        load_library()
+    assert str(error.value) == f'{os.environ["CXX"]} could not build the native kernels: {told}'
+
+
+def test_a_compiler_that_is_not_there_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('CXX', 'no-such-compiler -m64')
+    with pytest.raises(KernelError, match=r"^the native kernels need a C\+\+ compiler, and there is no "
+                                          r"'no-such-compiler': install g\+\+ or set CXX$"):
+        load_library()
+
+
+def test_what_was_built_and_does_not_load_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = Path(os.environ['CXX'])
+    compiler.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\necho no library > "$2"\n')
+    with pytest.raises(KernelError, match=r'^the native kernels were built and cannot be loaded: \S+\.so: '):
+        load_library()
 
 
 def load_only(monkeypatch: pytest.MonkeyPatch, c_library: SimpleNamespace) -> None:
