@@ -252,5 +252,6 @@ def check(operands: Operands, settings: Settings) -> None:
             ('edge_weights', operands.edge_weights, (edges,), torch.float32),
             *[(name, getattr(operands, name), (count, channels), torch.float32) for name in Operands._fields[2:FLAT]],
             *[('a bias', bias, (channels,), x.dtype) for bias in operands.biases]):
-        fits(tensor is None or (tensor.shape == shape and tensor.dtype == dtype and tensor.device == device),
-             '{} must be {} {} on {}, got {}', name, dtype, shape, device, tensor)
+        if tensor is not None and (tensor.shape, tensor.dtype, tensor.device) != (shape, dtype, device):
+            raise ValueError(f'a stage cannot be computed: {name} must be {dtype} {shape} on {device}, got '
+                             f'{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}')
