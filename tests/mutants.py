@@ -71,7 +71,7 @@ MODULES: dict[str, list[str]] = {
     'randwire_zoo/studies/measures.py': ['test_study_measures'],
     'randwire_zoo/studies/damage.py': ['test_damage'],
     'randwire_zoo/kernels/build.py': ['test_kernel_build'],
-    'randwire_zoo/kernels/library.py': ['test_kernels', 'test_operators', 'test_kernel_build'],
+    'randwire_zoo/kernels/library.py': ['test_kernels', 'test_operators', 'test_kernel_build', 'test_kernel_choice'],
     'randwire_zoo/kernels/native.py': ['test_kernels', 'test_operators', 'test_operators_property'],
     'randwire_zoo/kernels/operators.py': ['test_kernels', 'test_operators', 'test_operators_property'],
     'randwire_zoo/kernels/stages.py': ['test_kernels', 'test_operators', 'test_operators_property'],

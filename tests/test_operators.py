@@ -22,7 +22,7 @@ from randwire_zoo import use_kernels
 from randwire_zoo.graphs import Graph
 from randwire_zoo.kernels import native
 from randwire_zoo.kernels import operators as plans
-from randwire_zoo.kernels.stages import Operands, Settings
+from randwire_zoo.kernels.stages import Operands, Settings, check
 from randwire_zoo.network import Node, Stage
 
 COMPILER = os.environ.get('CXX', 'c++').split()[0]
@@ -644,6 +644,8 @@ WRONG: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     (r'among them, got \(1, 1\)', {}, {'outputs': [1, 1]}),
     ('strides are 1 and 2 and dilations positive, got 3, 1 and 1', {}, {'stride': 3}),
     ('dilations positive, got 2, 1 and 0', {}, {'dilation': 0}),
+    ('got 2, 1 and 1048576', {}, {'dilation': 2 ** 20}),
+    ('got 2, 1048576 and 1', {}, {'input_dilation': 2 ** 20}),
     ('got 2, -1 and 1', {}, {'input_dilation': -1})]
 
 
@@ -658,6 +660,11 @@ def test_operands_that_do_not_fit_are_refused_with_and_without_data(
         for x in operands(**of_operands)])
     with pytest.raises(ValueError, match=f'^a stage cannot be computed: (.* )?{message.replace("DEVICE", device)}'):
         plans.run(moved, settings(**of_settings))
+
+
+def test_sizes_up_to_the_limits_fit() -> None:
+    for limits in ({'dilation': 2 ** 20 - 1}, {'input_dilation': 2 ** 20 - 1}, {'stride': 1}):
+        check(operands(), settings(**limits))
 
 
 def test_operands_that_fit_are_computed_however_they_lie_in_memory() -> None:
@@ -683,6 +690,101 @@ def test_gradients_of_something_else_are_refused(changed: dict[str, Any]) -> Non
         torch.ops.randwire_zoo.stage_backward(
             arguments['grad'], *given, *[arguments[name] for name in ('mean', 'variance', 'nodes', 'needed')],
             *chosen.values())
+
+
+BACKWARD = {  # what a backward pass of `operands()` is given that does not fit, and the whole of what is said of it
+    'grad': (torch.ones(3, 5, 5, 5), 'grad and 2 nodes must be torch.float32 (3, 5, 5, 4)'),
+    'mean': (torch.ones(2, 4), 'statistics must be those of the forward pass'),
+    'norm_weight': (None, 'only stages with BN have a backward pass')}
+
+
+@pytest.mark.parametrize('name', BACKWARD)
+def test_what_a_backward_pass_is_refused_for(name: str) -> None:
+    wrong, message = BACKWARD[name]
+    without = name == 'norm_weight'
+    given = operands(norm_weight=None, norm_bias=None, mean=None, variance=None) if without else operands()
+    chosen = settings(eps=[], of_batch=[]) if without else settings(keep=True)
+    grad, mean = (wrong if name == 'grad' else torch.ones(3, 5, 5, 4)), (wrong if name == 'mean' else torch.zeros(2, 5))
+    with pytest.raises(ValueError) as error:
+        torch.ops.randwire_zoo.stage_backward(grad, *given, mean, torch.ones(2, 5), [torch.ones(3, 5, 5, 4)] * 2,
+                                              [True] * len(given.flat()), *chosen.values())
+    assert str(error.value) == f'randwire_zoo::stage_backward: {message}'
+
+
+def test_addresses_are_taken_of_what_lies_in_memory_as_it_is_said_to() -> None:
+    library, f32 = plans.kernels, torch.float32
+    x = images().contiguous(memory_format=torch.channels_last)
+    assert library._picture(x, (3, 3, 9, 8), f32) == library._numbers(x.permute(0, 2, 3, 1), (3, 9, 8, 3), f32) == (
+        x.data_ptr())
+    for wrong, shape, dtype in ((x.double(), x.shape, f32), (x, (3, 3, 8, 9), f32), (x.to('meta'), x.shape, f32),
+                                (x.contiguous(), x.shape, f32), (x, x.shape, torch.bfloat16)):
+        with pytest.raises(ValueError) as error:
+            library._picture(wrong, shape, dtype)
+        assert str(error.value) == (
+            f'the native kernels take {dtype} {tuple(shape)} in channels_last on the CPU here, got {wrong.dtype} '
+            f'(3, 3, 9, 8) on {wrong.device} with strides {wrong.stride()}')
+    row = torch.ones(8)
+    for wrong, shape in ((row.double(), (8,)), (row, (4,)), (row[::2], (4,)), (row.to('meta'), (8,))):
+        with pytest.raises(ValueError) as error:
+            library._numbers(wrong, shape)
+        assert str(error.value) == (
+            f'the native kernels take contiguous torch.float32 {shape} on the CPU here, got {wrong.dtype} '
+            f'{tuple(wrong.shape)} on {wrong.device} with strides {wrong.stride()}')
+    with pytest.raises(ValueError, match=r'^the native kernels compute on the CPU, and this stage is on meta$'):
+        library.stage(Operands(*[[t.to('meta') for t in given] if isinstance(given, list) else given.to('meta')
+                                 for given in operands()]), settings())
+    assert library.samples([row, row[:4], row.clone()]) == library.samples([row, row[:4], row])
+    assert library.samples([row]) != library.samples([2 * row])
+    for wrong in (row[::2], row.to('meta')):
+        with pytest.raises(ValueError, match=r'^the native kernels take samples of contiguous tensors on the CPU$'):
+            library.samples([row, wrong])
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+def test_matrices_are_laid_out_where_cache_lines_begin(dtype: torch.dtype) -> None:
+    library = plans.kernels
+    for _ in range(8):  # wherever the memory is
+        packed = library.pack_pointwise(torch.randn(5, 3), dtype)
+        assert packed.dtype is torch.uint8 and packed.data_ptr() % 64 == 0
+        assert len(packed) == library._packed_bytes(3, 5, dtype) >= 15 * dtype.itemsize
+    assert torch.equal(library.pack_pointwise(torch.ones(5, 3), dtype), library.pack_pointwise(
+        torch.ones(5, 3).to(dtype), dtype))
+    for wrong in (torch.ones(5, 3, 1), torch.ones(5, 3).double(), torch.ones(0, 3)):
+        with pytest.raises(ValueError) as error:
+            library.pack_pointwise(wrong, dtype)
+        assert str(error.value) == (
+            f'the native kernels take a float32 or bfloat16 matrix here, got {wrong.dtype} {tuple(wrong.shape)} on cpu '
+            f'with strides {wrong.stride()}')
+    without_bn = operands(norm_weight=None, norm_bias=None, mean=None, variance=None)
+    packed = [library.pack_pointwise(matrix.flatten(1), torch.float32) for matrix in without_bn.pointwise]
+    expected = library.stage(without_bn, settings(eps=[], of_batch=[]))
+    assert torch.equal(library.stage(without_bn, settings(eps=[], of_batch=[]), lambda: packed).out, expected.out)
+    for other in ([packed[0], packed[1][:-1]], [packed[0], packed[1].view(torch.int8)]):
+        with pytest.raises(ValueError, match=r'^this is no matrix \(5, \d, 1, 1\) from pack_pointwise: torch\.u?int8 '):
+            library.stage(without_bn, settings(eps=[], of_batch=[]), lambda other=other: other)
+    with pytest.raises(ValueError, match='shorter'):
+        library.stage(without_bn, settings(eps=[], of_batch=[]), lambda: packed[:1])
+
+
+@pytest.mark.parametrize('seed', range(12))
+def test_memory_is_taken_again_as_soon_as_nobody_reads_it_and_no_sooner(seed: int) -> None:
+    torch.manual_seed(seed)
+    count, outputs = 12, {11, *torch.randint(12, (2,)).tolist()}
+    wiring = [(-1,)] + [(-1,) if torch.rand(()) < 0.2 else tuple(sorted({*torch.randint(i, (3,)).tolist()}))
+                        for i in range(1, count)]
+    read = {source for sources in wiring for source in sources}
+    outputs |= {i for i in range(count) if i not in read}
+    slots = plans.kernels._slots(tuple(wiring), tuple(sorted(outputs)))
+    holds: dict[int, int] = {}
+    most = 0
+    for i, sources in enumerate(wiring):
+        assert all(holds[slots[source]] == source for source in sources if source >= 0), 'written over, and then read'
+        needed = {j for j in range(i) if j in outputs or any(j in later for later in wiring[i:])}
+        assert slots[i] not in {slots[j] for j in needed}
+        most = max(most, len(needed) + 1)
+        holds[slots[i]] = i
+    assert all(holds[slots[i]] == i for i in outputs)
+    assert max(slots) + 1 == len({*slots}) == most  # what a node reads is needed as long as it is computed
 
 
 # Deployed networks
