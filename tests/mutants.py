@@ -10,8 +10,9 @@ child that imports the project and runs those tests that reach the changed line,
 still does the same, `accepted` where it does not and no test is worth it. A survivor that is not named there, or a name
 that survives no more, is reported, and the exit status is 1. `tests/mutants.json` keeps the numbers.
 
-Left alone are imports, annotations, `__all__`, what error messages say, and the encoding of files, which only shows
-where the locale is no UTF-8; False as an argument is not made None; a string is altered in one way, not in three.
+Left alone are imports, annotations, `__all__`, what error messages say, the encoding of files, which only shows where
+the locale is no UTF-8, and `strict` of zip, an assertion that holds; False as an argument is not made None; a string is
+altered in one way, not in three.
 """
 from __future__ import annotations
 
@@ -52,6 +53,7 @@ VERDICTS = BUILD / 'verdicts.jsonl'  # of earlier runs, so that a killed mutant 
 SURVIVORS = ROOT / 'tests' / 'survivors.yaml'
 SUMMARY = ROOT / 'tests' / 'mutants.json'
 BESIDE = ('configs', 'detection', 'hub')  # packages of randwire_zoo that lie beside it
+ALONE = ('encoding', 'strict')  # arguments
 
 # What is mutated, and the tests that answer for it.
 MODULES: dict[str, list[str]] = {
@@ -127,7 +129,7 @@ def mutants_of(path: str, root: Path = ROOT) -> list[Mutant]:
             return False
         old, new = ([(arg.keyword and arg.keyword.value, getattr(arg.value, 'value', '')) for arg in call.args]
                     for call in (node, other))
-        return any(keyword == 'encoding' and (keyword, value) not in new for keyword, value in old) or any(
+        return any(keyword in ALONE and (keyword, value) not in new for keyword, value in old) or any(
             (was[1], becomes[1]) == ('False', 'None') for was, becomes in zip(old, new, strict=False))
 
     statements = set(map(id, wrapper.module.body))
@@ -149,7 +151,7 @@ def mutants_of(path: str, root: Path = ROOT) -> list[Mutant]:
             self.statement += id(node) in statements
             if isinstance(node, (cst.Annotation, cst.Import, cst.ImportFrom, cst.Raise)):
                 return False
-            if isinstance(node, cst.Arg) and node.keyword and node.keyword.value == 'encoding':
+            if isinstance(node, cst.Arg) and node.keyword and node.keyword.value in ALONE:
                 return False
             if isinstance(node, cst.Assign) and getattr(node.targets[0].target, 'value', None) == '__all__':
                 return False
