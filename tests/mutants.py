@@ -78,7 +78,8 @@ MODULES: dict[str, list[str]] = {
     'randwire_zoo/kernels/operators.py': ['test_kernels', 'test_operators', 'test_operators_property'],
     'randwire_zoo/kernels/stages.py': ['test_kernels', 'test_operators', 'test_operators_property'],
     **{f'hub/{name}.py': ['test_manifest', 'test_hub', 'test_cards', 'test_runs'] for name in (
-        'card', 'checks', 'config', 'probe', 'publishing', 'runs', 'staging', 'transfer')},
+        'card', 'checks', 'config', 'probe', 'publishing', 'runs', 'staging')},
+    'hub/transfer.py': ['test_transfer'],
 }
 # Tests that start one interpreter after another, for what others show in their own. Running them for every mutant would
 # take days; a mutant that they alone would notice counts as a survivor.
