@@ -15,8 +15,8 @@ from randwire_zoo.weights.manifest import HubError
 
 
 @pytest.fixture(autouse=True)
-def none_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, '_going_on', [])
+def none_before() -> None:
+    transfer._going_on.clear()
 
 
 @pytest.fixture
