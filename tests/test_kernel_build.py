@@ -1,12 +1,13 @@
 """Building and keeping the kernels: nothing is loaded that somebody else could have put there, or that is not whole.
 
-A stand-in for the compiler copies a library that was built before, which takes no time.
+A stand-in for the compiler copies a library of one function, which takes no time.
 """
 from __future__ import annotations
 
 import ctypes
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,10 +25,18 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, 'geteuid'), reason='owners and permissions are those of POSIX')]
 
 
+@pytest.fixture(scope='module')
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the stand-in copies."""
+    folder = tmp_path_factory.mktemp('built')
+    (folder / 'library.cpp').write_text('extern "C" int samples() { return 1; }\n')
+    subprocess.run([COMPILER, '-shared', '-fPIC', '-o', folder / 'library.so', folder / 'library.cpp'], check=True)
+    return folder / 'library.so'
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a stand-in for the compiler puts the library, counting its runs in `runs`."""
-    built = load_library()._name
     compiler = tmp_path / 'compiler'
     compiler.write_text(
         f'#!/bin/sh\necho "$@" >> {tmp_path}/runs\n'
@@ -134,7 +143,7 @@ def test_a_broken_library_is_built_again(folder: Path, damage: Callable[[bytes],
     path.unlink()  # what this process has loaded stays as it is
     path.write_bytes(damage(whole))
     path.chmod(0o755)
-    assert load_library().samples
+    assert load_library().samples() == 1
     assert library(folder).read_bytes() == whole
     assert len(runs(folder)) == 2
 
