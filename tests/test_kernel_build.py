@@ -262,9 +262,8 @@ def test_what_was_built_and_does_not_load_is_said(folder: Path, monkeypatch: pyt
 
 
 def load_only(monkeypatch: pytest.MonkeyPatch, c_library: SimpleNamespace) -> None:
-    """Let this be what the process finds as its C library; its kernels, loaded once, stay what they are."""
-    kernels.use_kernels('native')
-    kernels.use_kernels('torch')
+    """Let this be what the process finds as its C library, and let there be kernels."""
+    monkeypatch.setattr(kernels, '_library', lambda: None)
     monkeypatch.setattr(ctypes, 'CDLL', lambda name: c_library)
 
 
