@@ -1,8 +1,8 @@
 """The LazyConfig twin of faster_rcnn_randwire.yaml, for detectron2's lazyconfig_train_net.py:
 
-    python tools/lazyconfig_train_net.py --config configs/faster_rcnn_randwire.py train.init_checkpoint=FILE
+    python tools/lazyconfig_train_net.py --config configs/faster_rcnn_randwire.py
 
-Another network: model.backbone.bottom_up.name=randwire_ws_c154; any network of the generator:
+Another network: model.backbone.bottom_up.name=randwire_ws_c154 train.init_checkpoint=FILE; any network of the generator:
 model.backbone.bottom_up.name=randwire '+model.backbone.bottom_up.graph="er(0.2)"'.
 """
 from importlib.util import find_spec
@@ -26,6 +26,7 @@ dataloader = _common('data/coco.py', 'dataloader')
 lr_multiplier = _common('coco_schedule.py', 'lr_multiplier_1x')
 optimizer = _common('optim.py', 'SGD')
 train = _common('train.py', 'train')
+train.init_checkpoint = 'randwire://randwire_ws_c109.tin200_kd'
 
 model.backbone.bottom_up = LazyCall(RandWireBackbone)(
     name='randwire_ws_c109', out_features=['res2', 'res3', 'res4', 'res5'], norm='FrozenBN', freeze_at=2)

@@ -23,6 +23,7 @@ from shapes import write_shapes
 from upstream import DETECTRON2, HOW, checkout
 
 from randwire_zoo.cli import main
+from randwire_zoo.models import find_weights
 from randwire_zoo.studies.results import read_results
 from randwire_zoo.studies.study import load_study
 
@@ -288,6 +289,11 @@ def test_every_packaged_config_is_understood(config: str, data: Path, tmp_path: 
     cfg.merge_from_file(str(CONFIGS / config))
     assert cfg.INPUT.FORMAT == 'RGB' and re.fullmatch(r'build_randwire_ws_c\d+_.*fpn_backbone', cfg.MODEL.BACKBONE.NAME)
     assert cfg.SOLVER.MAX_ITER == 90000 and cfg.SOLVER.IMS_PER_BATCH == 16
+    if cfg.MODEL.WEIGHTS:  # the package's own, of the network that is built, fed as it was trained
+        row = find_weights(cfg.MODEL.WEIGHTS.removeprefix('randwire://'))
+        assert row is not None and row.file and cfg.MODEL.BACKBONE.NAME.startswith(f'build_{row.architecture}_')
+        for pixels, numbers in ((cfg.MODEL.PIXEL_MEAN, row.mean), (cfg.MODEL.PIXEL_STD, row.std)):
+            assert pixels == pytest.approx([255 * number for number in numbers])
 
 
 def test_the_blood_cells_configs_run_what_the_documents_say_without_any_override() -> None:
