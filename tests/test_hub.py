@@ -1144,7 +1144,7 @@ def test_what_cannot_be_had_is_named_with_its_cause(
               'not published', 'the token may not do this']
     for target, result, cause in zip(targets, results, causes, strict=True):
         assert cause in one_line(result, 3) and f'{target}: ' in result['err'], result
-    usage = client.hub(home, ['pull', 'randwire_ws_c109'], ['verify', 'nothing'], ['pull', 'a/b/c@d'],
+    usage = client.hub(home, ['pull', 'randwire_ws_c154'], ['verify', 'nothing'], ['pull', 'a/b/c@d'],
                        ['manifest', 'add'])
     assert [result['code'] for result in usage] == [2, 2, 2, 2]
 
