@@ -4,8 +4,8 @@
         --json docs/data/tin200_small_s1.json
 
 The sizes are the paper's Table 4 in small: the network as it is, shown smaller and larger images, up to 320/224 of the
-side of the last ones that it was trained on. The run's checkpoint is measured as well: before its large tensors were rounded to
-float16. `--card` adds the table to the own words of a staged folder's card.
+side of the last ones that it was trained on. The run's checkpoint is measured as well: before its large tensors were
+rounded to float16. `--card` adds the table to the own words of a staged folder's card.
 """
 from __future__ import annotations
 
