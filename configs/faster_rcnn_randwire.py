@@ -2,8 +2,8 @@
 
     python tools/lazyconfig_train_net.py --config configs/faster_rcnn_randwire.py
 
-Another network: model.backbone.bottom_up.name=randwire_ws_c154 train.init_checkpoint=FILE; any network of the
-generator: model.backbone.bottom_up.name=randwire '+model.backbone.bottom_up.graph="er(0.2)"' train.init_checkpoint=FILE.
+Another network, with train.init_checkpoint=FILE: model.backbone.bottom_up.name=randwire_ws_c154; any network of the
+generator: model.backbone.bottom_up.name=randwire '+model.backbone.bottom_up.graph="er(0.2)"'.
 """
 from importlib.util import find_spec
 from pathlib import Path
