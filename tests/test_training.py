@@ -323,6 +323,12 @@ def test_a_bad_setting_is_one_line_and_nothing_is_written(
     assert not (tmp_path / 'output').exists()
 
 
+def test_no_other_optimiser_is_proposed_where_its_argument_is_wrong(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^cannot create the optimiser 'sgd': .* unexpected keyword argument 'foo'$"):
+        train(**{**PLAIN, 'data_dir': str(images), 'output': str(tmp_path), 'opt': 'sgd', 'opt_kwargs': {'foo': 1}},
+              progress=False)
+
+
 def test_without_a_model_nothing_is_trained_and_not_timms_default(images: Path) -> None:
     with pytest.raises(ValueError, match=r'name the network, with --model or in a recipe \(-c\)'):
         train(data_dir=str(images))

@@ -393,8 +393,9 @@ class _Run:
             return create_optimizer_v2(
                 self.task.get_trainable_module(), **optimizer_kwargs(cfg=self.args), **self.args.opt_kwargs)
         except (ValueError, TypeError, AssertionError) as error:
-            raise ValueError(f'cannot create the optimiser {self.args.opt!r}: {one_line(error)}'
-                             f'{nearest(self.args.opt, map(str, list_optimizers()))}') from error
+            known = [str(name) for name in list_optimizers()]
+            hint = '' if self.args.opt in known else nearest(self.args.opt, known)
+            raise ValueError(f'cannot create the optimiser {self.args.opt!r}: {one_line(error)}{hint}') from error
 
     def _eval_metric(self) -> str:
         return self.args.eval_metric if self.args.val_split else 'loss'
