@@ -17,11 +17,11 @@ namespace {
 // The elements that matrices are multiplied in, and how many pixels' (or inputs') elements one multiplication takes.
 template <class E> constexpr int64_t PAIRED = step_of(static_cast<E*>(nullptr));
 
-#ifdef __AVX512F__
-constexpr int TILE_VECTORS = 3, TILE_ROWS = 8;  // sums in registers: 24 of 32
-#else
-constexpr int TILE_VECTORS = 1, TILE_ROWS = 4;  // a vector is two registers: 8 of 16
-#endif
+// How the backward pass's products are cut, so that their sums, 24 or 12 vectors, stay in registers: that with a matrix
+// into panels of PRODUCT_VECTORS, as many pixels at a time as `product_rows_of` says; the matrix's own gradient into
+// TILE_VECTORS by TILE_ROWS, which divide LANES.
+constexpr int PRODUCT_VECTORS = MANY_REGISTERS ? 3 : 2, TILE_VECTORS = 3, TILE_ROWS = MANY_REGISTERS ? 8 : 4;
+constexpr int product_rows_of(int vectors) { return MANY_REGISTERS ? 8 : 12 / vectors; }
 
 constexpr int64_t AHEAD = 4096;  // bytes: a sum's inputs are fetched a page before their time
 
@@ -40,27 +40,15 @@ ALWAYS void store_plain(bfloat16* to, const Vec (&value)[2]) {
 #endif
 }
 
-// sums[m][v] += a[m] * b[v] for M elements, or pairs, of a that lie APART elements from each other.
-template <int M, int V, int64_t APART, class E>
-ALWAYS void outer_product(Vec (&sums)[M][V], const E* a, const E* b, int64_t next_vector) {
-#pragma GCC unroll 16
-  for (int m = 0; m < M; m++)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) sums[m][v] = multiply_add(sums[m][v], a + m * APART, b + v * next_vector);
-}
-
-// Calls run with COUNT as a constant: 1 to MOST.
-template <int MOST, class Run> ALWAYS void with_constant(int64_t count, Run run) {
-  if constexpr (MOST > 1)
-    if (count < MOST) return with_constant<MOST - 1>(count, run);
-  run(std::integral_constant<int, MOST>());
-}
-
-// Where a panel of at most TILE_VECTORS blocks begins; no panel is narrower than it has to be.
-ALWAYS int64_t panel_block(int64_t blocks, int64_t panel) {
-  const int64_t panels = ceil_div(blocks, TILE_VECTORS);
-  return blocks * panel / panels;
-}
+// Some neighbouring blocks of all: one of the panels of at most `most`, of which none is narrower than it has to be.
+struct Panel {
+  int64_t start, width;
+  ALWAYS Panel(int64_t blocks, int64_t panel, int most) {
+    const int64_t panels = ceil_div(blocks, most);
+    start = blocks * panel / panels;
+    width = blocks * (panel + 1) / panels - start;
+  }
+};
 
 // A weighted sum, vector by vector in the order of memory, for which this is as fast as the data come: U pixels at a
 // time, emit(first pixel, block, values).
@@ -97,13 +85,13 @@ template <class E>
 NEVER_INLINED void pack_transposed(const float* matrix, int64_t in_channels, int64_t out_channels, int64_t begin,
                                    int64_t end, E* packed) {
   constexpr int64_t step = PAIRED<E>;
-  const int64_t blocks = padded(in_channels) / LANES, panels = ceil_div(blocks, TILE_VECTORS);
+  const int64_t blocks = padded(in_channels) / LANES, panels = ceil_div(blocks, PRODUCT_VECTORS);
   const int64_t depth = ceil_div(out_channels, step) * step;
   for (int64_t o = begin; o < end; o += step)
     for (int64_t panel = 0; panel < panels; panel++) {
-      const int64_t first = panel_block(blocks, panel), last = panel_block(blocks, panel + 1);
-      E* to = packed + (first * depth + o * (last - first)) * LANES;
-      for (int64_t block = first; block < last; block++, to += LANES * step) {
+      const auto [start, width] = Panel(blocks, panel, PRODUCT_VECTORS);
+      E* to = packed + (start * depth + o * width) * LANES;
+      for (int64_t block = start; block < start + width; block++, to += LANES * step) {
         const float* from = matrix + o * in_channels + block * LANES;
         const int64_t n = std::min(LANES, in_channels - block * LANES);
         store_step(to, load(from, n), o + 1 < out_channels ? load(from + (step - 1) * in_channels, n) : zeros());

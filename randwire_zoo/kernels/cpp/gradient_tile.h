@@ -139,13 +139,13 @@ template <class T> class GradientTile {
         places.resize((image + 1) * s.pixels, static_cast<int32_t>(tiling.slots * s.in_blocks * in_slot));
     }
     const int64_t size = places.size();
-    const int64_t panels = ceil_div(s.in_blocks, TILE_VECTORS);
-    fetch.spread_over(panels * ceil_div(size, TILE_ROWS));
+    const int64_t panels = ceil_div(s.in_blocks, PRODUCT_VECTORS);
+    fetch.spread_over(panels * ceil_div(size, product_rows_of(PRODUCT_VECTORS)));
     const int64_t depth = s.depth(), whole_blocks = depth / LANES, rest = depth % LANES;
     for (int64_t panel = 0; panel < panels; panel++) {
-      const int64_t start = panel_block(s.in_blocks, panel), width = panel_block(s.in_blocks, panel + 1) - start;
-      const E* b_start = of->packed + start * LANES * depth;
-      with_constant<TILE_VECTORS>(width, [&](auto vectors) {
+      const Panel its(s.in_blocks, panel, PRODUCT_VECTORS);
+      const E* b_start = of->packed + its.start * LANES * depth;
+      with_constant<PRODUCT_VECTORS>(its.width, [&](auto vectors) {
         constexpr int V = decltype(vectors)::value;
         int64_t p = 0;
         auto rows_at_once = [&](auto rows) {
@@ -161,19 +161,19 @@ template <class T> class GradientTile {
             for (int64_t block = 0; block < whole_blocks; block++, a += s.next)
 #pragma GCC unroll 1
               for (int64_t i = 0; i < LANES; i += step, b += V * LANES * step)
-                outer_product<M, V, LANES>(sums, a + i, b, LANES * step);
+                outer_product(sums, a + i, LANES, b, LANES * step);
             for (int64_t i = 0; i < rest; i += step, b += V * LANES * step)
-              outer_product<M, V, LANES>(sums, a + i, b, LANES * step);
-            float* to = grads.data + start * in_slot;
+              outer_product(sums, a + i, LANES, b, LANES * step);
+            float* to = grads.data + its.start * in_slot;
 #pragma GCC unroll 16
             for (int m = 0; m < M; m++)
 #pragma GCC unroll 4
               for (int v = 0; v < V; v++) store_all(to + v * in_slot + places[p + m], sums[m][v]);
           }
         };
-        rows_at_once(std::integral_constant<int, TILE_ROWS>());
-        rows_at_once(std::integral_constant<int, TILE_ROWS / 2>());
-        rows_at_once(std::integral_constant<int, TILE_ROWS / 4>());
+        rows_at_once(std::integral_constant<int, product_rows_of(V)>());
+        rows_at_once(std::integral_constant<int, product_rows_of(V) / 2>());
+        rows_at_once(std::integral_constant<int, product_rows_of(V) / 4>());
         rows_at_once(std::integral_constant<int, 1>());
       });
     }

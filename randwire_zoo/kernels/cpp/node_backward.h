@@ -127,7 +127,8 @@ template <class T> class NodeBackward {
     const int64_t panel = task / matrix_parts(), part = task % matrix_parts(), parts = matrix_parts();
     const E *const from = (step > 1 ? pairs : inner)[group % 2].data;
     constexpr int64_t near = 192;  // steps at a time: a panel's elements stay in the first caches
-    const int64_t start = panel_block(s.in_blocks, panel), width = panel_block(s.in_blocks, panel + 1) - start;
+    const Panel its(s.in_blocks, panel, TILE_VECTORS);
+    const int64_t start = its.start, width = its.width;
     const int64_t last = std::min(LANES, in_channels - (start + width - 1) * LANES);  // columns of the last vector
     for (int64_t begin = 0; begin < depth; begin += near) {
       const int64_t end = std::min(begin + near, depth);
@@ -145,7 +146,7 @@ template <class T> class NodeBackward {
             const E* a = from + block * next + begin * LANES * step + o * step;
             const E* b = hidden.data + start * next + begin * LANES * step;
             for (int64_t i = begin; i < end; i++, a += LANES * step, b += LANES * step)
-              outer_product<M, V, step>(totals, a, b, next);
+              outer_product(totals, a, step, b, next);
             const int64_t rows = s.out_channels - block * LANES - o;  // that there are
 #pragma GCC unroll 16
             for (int m = 0; m < M; m++)

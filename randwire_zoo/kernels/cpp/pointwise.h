@@ -10,17 +10,13 @@
 
 namespace {
 
-// Output channels are computed in panels of a few vectors, as many pixels at a time as leave all sums in registers, of
-// which AVX-512 has 32 of a whole vector each, and AVX2 16 of half a vector.
-#ifdef __AVX512F__
-constexpr int64_t WIDEST = 5;
-constexpr int rows_of(int vectors) { return vectors == 1 ? 24 : vectors == 2 ? 14 : vectors == 5 ? 5 : 7; }
-constexpr int64_t BLOCK = 35;  // whole blocks of 5 and of 7 pixels
-#else
-constexpr int64_t WIDEST = 1;
-constexpr int rows_of(int) { return 6; }
-constexpr int64_t BLOCK = 6;
-#endif
+// Output channels are computed in panels of a few vectors, as many pixels at a time as leave all sums in registers.
+constexpr int WIDEST = MANY_REGISTERS ? 5 : 2;
+constexpr int rows_of(int vectors) {
+  if (!MANY_REGISTERS) return vectors == 1 ? 12 : 6;
+  return vectors == 1 ? 24 : vectors == 2 ? 14 : vectors == 5 ? 5 : 7;
+}
+constexpr int64_t BLOCK = MANY_REGISTERS ? 35 : 12;  // whole blocks of 5 and of 7 pixels, or of 6
 
 int64_t packed_size(int64_t in_channels, int64_t out_channels) { return padded(in_channels) * padded(out_channels); }
 
@@ -121,6 +117,18 @@ template <class M, class E> void pack_matrix(const M* matrix, int64_t in_channel
     pack_rows(matrix, in_channels, out_channels, block, packed);
 }
 
+// sums[m][v] += a[m] * b[v] for M elements, or pairs, of a that lie `apart` elements from each other.
+template <int M, int V, class E>
+ALWAYS void outer_product(Vec (&sums)[M][V], const E* a, int64_t apart, const E* b, int64_t next_vector) {
+  Vec vectors[V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; v++) vectors[v] = load_operand(b + v * next_vector);
+#pragma GCC unroll 32
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) sums[m][v] = multiply_add(sums[m][v], a + m * apart, vectors[v]);
+}
+
 // M pixels of a times a panel of V vectors.
 template <int M, int V, class E, class T>
 ALWAYS void multiply_block(const E* a, int64_t lanes, const E* panel, int64_t depth, const float* bias, T* to,
@@ -131,13 +139,8 @@ ALWAYS void multiply_block(const E* a, int64_t lanes, const E* panel, int64_t de
   for (int m = 0; m < M; m++)
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++) sums[m][v] = load_all(bias + v * LANES);
-  for (int64_t i = 0; i < depth; i += step) {
-#pragma GCC unroll 32
-    for (int m = 0; m < M; m++)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; v++)
-        sums[m][v] = multiply_add(sums[m][v], a + m * lanes + i, panel + i * V * LANES + v * LANES * step);
-  }
+  for (int64_t i = 0; i < depth; i += step)
+    outer_product(sums, a + i, lanes, panel + i * V * LANES, LANES * step);
 #pragma GCC unroll 32
   for (int m = 0; m < M; m++)
 #pragma GCC unroll 8
@@ -178,20 +181,11 @@ void multiply_panel(const E* a, int64_t pixels, int64_t in_channels, const E* pa
   const int64_t lanes = padded(in_channels), depth = (in_channels + 1) / 2 * 2;  // whole pairs; what is added are zeros
   const int64_t start = panel_start(out_channels, panel);
   const int64_t vectors = (panel_start(out_channels, panel + 1) - start) / LANES;
-  auto run = [&](auto count) {
+  with_constant<WIDEST>(vectors, [&](auto count) {
     constexpr int V = decltype(count)::value;
     multiply_pixels<rows_of(V), V>(a, pixels, lanes, packed + start * lanes, depth, bias + start, to + start,
                                    out_channels, out_channels - start, meanwhile);
-  };
-  switch (vectors) {
-    case 1: return run(std::integral_constant<int, 1>());
-#ifdef __AVX512F__
-    case 2: return run(std::integral_constant<int, 2>());
-    case 3: return run(std::integral_constant<int, 3>());
-    case 4: return run(std::integral_constant<int, 4>());
-    default: return run(std::integral_constant<int, 5>());
-#endif
-  }
+  });
 }
 
 }  // namespace

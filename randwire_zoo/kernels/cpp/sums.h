@@ -43,7 +43,7 @@ ALWAYS void sum_row_of(const Sum<T>& sum_of, int64_t offset, int64_t width, int6
     auto run = [&](int64_t c, int64_t n) INLINED {
       Vec sum = PLAIN ? zeros() : load_all(bias + c);
       for (int64_t k = 0; k < k_end; k++)
-        sum += (PLAIN ? zeros() + edge_weights[k] : load_all(weights + k * lanes + c)) * load(inputs[k] + pixel + c, n);
+        sum += (PLAIN ? all_of(edge_weights[k]) : load_all(weights + k * lanes + c)) * load(inputs[k] + pixel + c, n);
       store_all(to + x * lanes + c, rectify ? relu(sum) : sum);
     };
     int64_t c = 0;
