@@ -121,9 +121,9 @@ def floors(kind: str) -> str:
 
 
 @figure
-def peak(kind: str) -> str:
+def peak(kind: str, name: str = 'floors') -> str:
     """G multiply-adds/s."""
-    return f'{tables.peak_rate(_record("floors")["results"]["dtypes"][TYPES[kind]]) / 1e9:.0f}'
+    return f'{tables.peak_rate(_record(name)["results"]["dtypes"][TYPES[kind]]) / 1e9:.0f}'
 
 
 @figure
