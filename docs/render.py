@@ -154,12 +154,6 @@ def detector_start(name: str) -> str:
 
 
 @figure
-def detected(name: str) -> str:
-    """Box AP of detectors from trained weights and from random parameters."""
-    return _markdown(tables.detection_table(_record(name)))
-
-
-@figure
 def transferred(name: str) -> str:
     """Linear probe and fine-tuning on another data set."""
     return _markdown(tables.transfer_table(_record(name)))
