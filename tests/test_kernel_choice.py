@@ -5,6 +5,7 @@ A stand-in for the compiler copies a library that was built before; another is n
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import threading
 from pathlib import Path
@@ -51,6 +52,19 @@ def header(kernels_: str | None = None, device: str = 'cpu', **more: Any) -> str
         assert f'kernels {kernels.kernels_in_use()}' in said
     assert kernels._in_use == before
     return said
+
+
+@pytest.mark.parametrize('capability', ['DEFAULT', 'AVX2', 'AVX512'])
+def test_bf16_on_a_processor_without_instructions_for_it_is_said_to_be_slow(
+        capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: capability)
+    monkeypatch.setattr(platform, 'machine', lambda: 'x86_64')
+    slow = '; bfloat16, for which this processor has no instructions: full precision is several times as fast'
+    assert header('torch', amp_dtype='bfloat16').endswith(slow) == (capability != 'AVX512')
+    for device, amp_dtype in (('cpu', None), ('cpu', 'float16'), ('meta', 'bfloat16')):
+        assert header('torch', device, amp_dtype=amp_dtype).endswith('kernels torch')
+    monkeypatch.setattr(platform, 'machine', lambda: 'aarch64')
+    assert header('torch', amp_dtype='bfloat16').endswith('kernels torch')
 
 
 def test_native_kernels_are_chosen_where_they_can_be_had_and_the_reason_is_said_where_not(

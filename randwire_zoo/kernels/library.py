@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
@@ -66,7 +67,8 @@ def kernels_in_use() -> str:
 
 
 @contextmanager
-def chosen(kernels: Optional[str], device: str | torch.device, threads: Optional[int] = None) -> Iterator[str]:
+def chosen(kernels: Optional[str], device: str | torch.device, threads: Optional[int] = None,
+           amp_dtype: Optional[str] = None) -> Iterator[str]:
     """What a command of ours computes with while the block lasts: on the CPU the native kernels, if they can be had.
 
     What is said counts first, in this order: `kernels`, `use_kernels`, RANDWIRE_ZOO_KERNELS. Only if none of them says
@@ -76,9 +78,11 @@ def chosen(kernels: Optional[str], device: str | torch.device, threads: Optional
         kernels: 'torch', 'native', or None.
         device: Where the networks are.
         threads: How many the line names, if not those of this process.
+        amp_dtype: The lower precision that the command computes in, if any.
 
     Yields:
-        A line for the command's header: device, threads, kernels with their instructions, or why there are none.
+        A line for the command's header: device, threads, kernels with their instructions, or why there are none, and
+        whether full precision would be faster.
 
     Raises:
         ValueError: if it is neither, or `kernels` are native and the device is not the CPU.
@@ -105,7 +109,10 @@ def chosen(kernels: Optional[str], device: str | torch.device, threads: Optional
             reason = f' ({instruction_set()})'
         name = f' ({torch.cuda.get_device_name(device)})' if device.type == 'cuda' else ''
         count = threads or torch.get_num_threads()
-        yield f'device {device}{name}, {count} thread{"s" if count > 1 else ""}, kernels {in_use}{reason}'
+        slow = '; bfloat16, for which this processor has no instructions: full precision is several times as fast' if (
+            device.type == 'cpu' and amp_dtype == 'bfloat16' and platform.machine().lower() in ('x86_64', 'amd64')
+            and not torch.backends.cpu.get_cpu_capability().startswith('AVX512')) else ''
+        yield f'device {device}{name}, {count} thread{"s" if count > 1 else ""}, kernels {in_use}{reason}{slow}'
     finally:
         _in_use = before
 

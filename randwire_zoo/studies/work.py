@@ -113,7 +113,8 @@ def chosen_kernels(
     from ..kernels.library import chosen
     from ..training.evaluation import default_device
     settings = study.recipe_settings if study.recipe else {}
-    return chosen(kernels or settings.get('kernels'), default_device(settings.get('device')), threads)
+    return chosen(kernels or settings.get('kernels'), default_device(settings.get('device')), threads,
+                  settings.get('amp_dtype') if settings.get('amp') else None)
 
 
 def _environment() -> dict[str, str]:

@@ -256,7 +256,7 @@ def evaluate_checkpoint(
     device = default_device(given.get('device') or _here(recorded.get('device')))
     workers = given.get('workers', recorded.get('workers', 2))
     model = load_network(checkpoint, description, given.get('model', ''), conditions.use_ema)
-    with chosen(given.get('kernels'), device) as header:
+    with chosen(given.get('kernels'), device, amp_dtype=conditions.amp_dtype) as header:
         if lines:
             print(header, flush=True)
         metrics = evaluate_description(model, description, conditions, device, workers, progress)

@@ -224,7 +224,7 @@ def probe_weights(
     else:
         torch.manual_seed(seed)
         network = description.create_model(given.get('model', ''))
-    with chosen(given.get('kernels'), device) as header:
+    with chosen(given.get('kernels'), device, amp_dtype=conditions.amp_dtype) as header:
         if lines:
             print(header, flush=True)
         return linear_probe(network, description, conditions, device=device, workers=given.get('workers', 2),

@@ -135,7 +135,8 @@ def train(
         with ExitStack() as stack:
             # What is compiled has no use for the native kernels.
             kernels = args.kernels or ('torch' if args.torchcompile else None)
-            training.say(_together(args, lambda: stack.enter_context(chosen(kernels, device))))
+            amp_dtype = args.amp_dtype if args.amp else None
+            training.say(_together(args, lambda: stack.enter_context(chosen(kernels, device, amp_dtype=amp_dtype))))
             training.connect()
             try:
                 return training.run()
