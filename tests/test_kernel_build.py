@@ -202,6 +202,16 @@ def test_a_folder_that_cannot_be_written_to_is_named(folder: Path, monkeypatch: 
         load_library()
 
 
+@pytest.mark.parametrize('asked', [None, ''])
+def test_without_a_word_the_compiler_is_cpp(folder: Path, asked: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = Path(os.environ['CXX'])
+    compiler.rename(compiler.with_name('c++'))
+    monkeypatch.setenv('PATH', f'{compiler.parent}:{os.environ["PATH"]}')
+    monkeypatch.setenv('CXX', '') if asked == '' else monkeypatch.delenv('CXX')
+    load_library()
+    assert len(runs(folder)) == 1
+
+
 @pytest.mark.parametrize(('refused', 'taken'), [
     ('', '-fopenmp'), ('-march=native', '-mcpu=native'), ('-mcpu=native', '-march=native'), ('-lomp', '-fopenmp')])
 def test_flags_are_those_that_the_compiler_takes(
