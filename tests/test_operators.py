@@ -390,6 +390,21 @@ def another_node(stage: Stage) -> None:
     stage.nodes[2].__class__ = AnotherNode
 
 
+class Wrapped(nn.Module):
+    """A node inside of something else, as tools put it there."""
+
+    def __init__(self, node: nn.Module) -> None:
+        super().__init__()
+        self.node = node
+
+    def forward(self, *args: Any) -> Any:
+        return self.node(*args)
+
+
+def a_wrapped_node(stage: Stage) -> None:
+    stage.nodes[2] = Wrapped(stage.nodes[2])
+
+
 def half_more(name: str) -> Callable[..., Any]:
     """What the class does, times 1.5."""
     return lambda module, *args: getattr(type(module), name)(module, *args) * 1.5
@@ -443,7 +458,8 @@ OTHERS: dict[str, Callable[[Stage], None]] = {
     'a subclass of BN': replace('bn', lambda old: AnotherNorm(5)),
     'GroupNorm': replace('bn', lambda old: nn.GroupNorm(1, 5)),
     'no norm': replace('bn', lambda old: nn.Identity(), ()),
-    'a subclass of Node': another_node, 'a transform of its own': an_own_transform,
+    'a subclass of Node': another_node, 'a node inside of another module': a_wrapped_node,
+    'a transform of its own': an_own_transform,
     'a weight made of others': lambda stage: nn.utils.parametrizations.weight_norm(stage.nodes[2].conv_pw) and None,
     **{f'a forward of its own of {name}': an_own_forward(of) for name, of in MODULES.items()},
     **{f'{kind} of {name}': hook(kind, of) for name, of in MODULES.items() for kind in (
@@ -495,6 +511,19 @@ def test_a_bn_without_running_statistics_takes_the_batchs(served: list[Any]) -> 
     expected = by_modules(learn, stage, images())
     assert_equal(learn(stage, images()), expected, 1e-4)
     assert [settings.of_batch for settings in served] == [[False, False, True, False, True]]
+
+
+def test_running_statistics_follow_in_bf16(served: list[Any]) -> None:
+    stage = a_stage(training=True).bfloat16()
+    exact = copy.deepcopy(stage).double()
+    with torch.no_grad():
+        stage(images().bfloat16())
+        use_kernels('torch')
+        exact(images().bfloat16().double())
+    assert len(served) == 1
+    for ours, theirs in zip(stage.nodes, exact.nodes, strict=True):
+        assert ours.bn.running_var.dtype == torch.bfloat16
+        assert_equal([ours.bn.running_mean, ours.bn.running_var], [theirs.bn.running_mean, theirs.bn.running_var], 0.05)
 
 
 def test_a_subclass_of_tensor_goes_through_the_modules(served: list[Any]) -> None:
