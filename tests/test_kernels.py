@@ -163,6 +163,14 @@ def test_the_backward_pass_of_nodes_in_bfloat16(shape: tuple[int, ...], paramete
             assert ours.dtype == theirs.dtype and length_of_error(ours, exact) < tolerance
 
 
+def test_a_stage_tells_the_statistics_that_it_has_normalised_by() -> None:
+    operands, settings = a_learning_stage((3, 20, 14, 14, 2, 1, 2, 40), torch.float32)
+    found, expected = plans.run(operands, settings), compute(double(operands, settings), settings)
+    assert found.mean.shape == found.variance.shape == (settings.num_nodes, 40)
+    assert length_of_error(found.mean, expected.mean.double()) < 1e-5
+    assert length_of_error(found.variance, expected.variance.double()) < 1e-5
+
+
 def test_what_is_frozen_gets_no_gradient_and_changes_no_other() -> None:
     operands, settings = a_learning_stage((2, 17, 9, 8, 1, 1, 3, 19), torch.float32)
     everything = gradients(operands, settings, plans.run)

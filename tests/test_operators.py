@@ -208,6 +208,43 @@ def test_torch_finds_nothing_wrong_with_the_operators(training: bool, monkeypatc
          [i % 3 > 0 for i in range(len(Operands(*operands).flat()))], *arguments[len(operands):]))
 
 
+@pytest.mark.parametrize('training', [False, True], ids=['running statistics', 'batch statistics'])
+def test_the_operators_themselves_take_batches_of_gradients_and_of_images(
+        training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, x = a_stage(training), images().requires_grad_()
+    x_first, *others = calls(stage, x, monkeypatch)
+    assert x_first is x
+
+    def operator(x: Tensor) -> Tensor:
+        return torch.ops.randwire_zoo.stage(x, *others)[0]
+
+    def of_modules(x: Tensor) -> Tensor:
+        use_kernels('torch')
+        return exact(x)
+    exact = copy.deepcopy(stage).double()
+    out, expected_out = operator(x), of_modules(exact_x := x.detach().double().requires_grad_())
+    directions = torch.stack([torch.ones_like(out), out.detach()])
+    assert_equal(
+        torch.autograd.grad(out, [x, *stage.parameters()], directions, is_grads_batched=True),
+        torch.autograd.grad(expected_out, [exact_x, *exact.parameters()], directions.double(), is_grads_batched=True),
+        1e-4)
+    several = torch.stack([x.detach(), 2 * x.detach() - 1], dim=1)
+    with torch.no_grad():
+        assert_equal(vmap(operator, in_dims=1)(several),
+                     torch.stack([of_modules(one) for one in several.double().unbind(1)]), 1e-4)
+        operands = others[:len(Operands._fields) - 1]
+        constants = others[len(operands):]
+        results = torch.ops.randwire_zoo.stage(x.detach(), *operands, *constants)
+
+        def backward(grad: Tensor) -> list[Tensor]:
+            _, mean, variance, nodes = results
+            needed = [True] * len(Operands(x, *operands).flat())
+            return torch.ops.randwire_zoo.stage_backward(grad, x.detach(), *operands, mean, variance, nodes, needed,
+                                                         *constants)
+        expected = [torch.stack(pair) for pair in zip(*map(backward, directions), strict=True)]
+        assert all(map(torch.equal, vmap(backward)(directions), expected))
+
+
 def test_operations_are_counted_as_without_the_kernels(served: list[Any]) -> None:
     model = timm.create_model('randwire', num_nodes=5, channels=6, num_classes=3)
     counts = []

@@ -28,7 +28,7 @@ an `autograd.Function`, since what `torch.library.register_autograd` makes fails
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from operator import is_
 from typing import Any, NamedTuple, Optional
@@ -285,22 +285,26 @@ def _stage_gradients(ctx: Any, grad: Optional[Tensor], *others: Any) -> tuple[An
     return _whole(_gradients(ctx, grad, needed), ctx.settings)
 
 
-def _stage_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
-    settings = Settings(*arguments[LISTS:])
-    (out, mean, variance, *nodes), _ = _Stage.vmap(
-        info, (None, *Operands(*in_dims[:LISTS]).flat()), settings, *Operands(*arguments[:LISTS]).flat())
-    return (out, mean, variance, nodes), (0, 0, 0, [0] * len(nodes))
+def _taken(value: Any, dims: Any, i: int) -> Any:
+    """Of what an operator is given under vmap, what one of the batch is given."""
+    if isinstance(value, (list, tuple)) and isinstance(dims, (list, tuple)):
+        return [_taken(one, dim, i) for one, dim in zip(value, dims, strict=True)]
+    return value if dims is None else value.select(dims, i)
 
 
-def _stage_backward_vmap(info: Any, in_dims: tuple[Any, ...], grad: Tensor, *arguments: Any) -> Any:
-    operands, *_, needed, settings = _backward_arguments(arguments)
+def _stacked(rows: Sequence[Any]) -> tuple[Any, Any]:
+    """Results, tensors or lists of them, as one of a batch, and where the batch then is."""
+    if isinstance(rows[0], Tensor):
+        return torch.stack(list(rows)), 0
+    columns = [_stacked(column) for column in zip(*rows, strict=True)]
+    return tuple(column for column, _ in columns), tuple(dim for _, dim in columns)
 
-    def gradients(grad: Tensor, *flat: Optional[Tensor]) -> list[Tensor]:
-        found = _gradients_by_torch(nested(flat, settings), settings, grad)
-        return [_none(grad) if t is None or not wanted else t for t, wanted in zip(found, needed, strict=True)]
-    in_row = (in_dims[0], *Operands(*in_dims[1:1 + LISTS]).flat())
-    results = torch.vmap(gradients, in_row, randomness=info.randomness)(grad, *operands.flat())
-    return results, [0] * len(results)
+
+def _one_by_one(operator: Any) -> Callable[..., Any]:
+    """The rule of vmap for whoever calls an operator itself, not `run`: transforms fail inside of such rules."""
+    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
+        return _stacked([operator(*_taken(arguments, in_dims, i)) for i in range(info.batch_size)])
+    return rule
 
 
 def _no_third_time(ctx: Any, *grads: Any) -> Any:
@@ -309,6 +313,6 @@ def _no_third_time(ctx: Any, *grads: Any) -> Any:
 
 
 _stage.register_autograd(_stage_gradients, setup_context=_stage_setup)
-_stage.register_vmap(_stage_vmap)
+_stage.register_vmap(_one_by_one(torch.ops.randwire_zoo.stage))
 _stage_backward.register_autograd(_no_third_time)
-_stage_backward.register_vmap(_stage_backward_vmap)
+_stage_backward.register_vmap(_one_by_one(torch.ops.randwire_zoo.stage_backward))
