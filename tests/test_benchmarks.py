@@ -78,7 +78,7 @@ def test_transfer_from_weights_random_parameters_and_a_teacher_goes_on_where_it_
 
 def test_the_beginning_of_a_detector_is_measured_on_the_images_it_is_trained_on(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip('detectron2')
+    pytest.importorskip('detectron2', reason='detectron2 is not installed (`make upstream` builds a wheel)')
     write_shapes(tmp_path / 'few', 'train', 4)
     monkeypatch.setenv('DETECTRON2_DATASETS', '')
     detector_start.main(['--data-dir', str(tmp_path), '--dataset', 'few_train', '--cases', 'pico, digits',

@@ -212,11 +212,14 @@ def test_stages_in_all_contexts_are_those_of_the_modules_in_float64(data: st.Dat
         assert found == expected
         return
     assert all(served), served
+    stride = stage.nodes[0].conv_dw.stride[0]
+    values = x.shape[0] * ((x.shape[2] - 1) // stride + 1) * ((x.shape[3] - 1) // stride + 1)
+    least = 1e-3 if values <= 4 else 1e-4  # BN of a few values per channel leaves little but rounding of its gradients
     for ours, theirs, truth in zip(found, by_modules, expected, strict=True):
         if context is under_autocast:  # in bf16 some pixels change sides at the ReLU, here a large part of them all
             assert distance(ours, truth) < max(0.3, 5 * distance(theirs, truth))
-        else:  # BN of two values per channel leaves little but rounding of its gradients
-            assert distance(ours, truth) < max(1e-3, 20 * distance(theirs, truth))
+        else:
+            assert distance(ours, truth) < max(least, 20 * distance(theirs, truth))
 
 
 @given(st.data())

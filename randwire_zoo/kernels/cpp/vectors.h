@@ -92,7 +92,7 @@ template <class T, int SIZE = LANES / 2> ALWAYS void copy_some(T* to, const T* f
   }
   if constexpr (SIZE > 1) copy_some<T, SIZE / 2>(to, from, n);
 }
-#ifdef __AVX2__
+#if defined(__AVX2__) && !defined(__AVX512F__)
 ALWAYS Vec load_some(const float* p, int64_t n) {
   static constexpr int32_t mask[2 * LANES] = {-1, -1, -1, -1, -1, -1, -1, -1};
   const __m256i first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(mask + LANES - n));
