@@ -65,12 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--seeds', type=int, nargs='+', default=(1, 2, 3))
     parser.add_argument('--iterations', type=int, nargs='+', metavar='N',
                         help="budget, one for each of --data; the configs' own if not given")
-    parser.add_argument('--period', type=int, default=100, metavar='N', help='iterations between evaluations')
+    parser.add_argument('--periods', type=int, nargs='+', metavar='N',
+                        help='iterations between evaluations, one for each of --data (100)')
     parser.add_argument('--options', nargs='*', default=(), metavar='KEY VALUE', help='for both starts alike')
     add_json_argument(parser)
     args = parser.parse_args(arguments)
-    if args.iterations and len(args.iterations) != len(args.data):
-        parser.error(f'--iterations needs a number for each of {", ".join(args.data)}')
+    for name in ('iterations', 'periods'):
+        if (given := getattr(args, name)) and len(given) != len(args.data):
+            parser.error(f'--{name} needs a number for each of {", ".join(args.data)}')
+    periods = args.periods or [100] * len(args.data)
     starts = {
         'weights': ['MODEL.WEIGHTS', args.weights, 'MODEL.BACKBONE.FREEZE_AT', '2', 'MODEL.RESNETS.NORM', 'FrozenBN'],
         'random': ['MODEL.WEIGHTS', '', 'MODEL.BACKBONE.FREEZE_AT', '0', 'MODEL.RESNETS.NORM', 'BN']}
@@ -84,8 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for start, options in starts.items():
                 history = fine_tune(
                     args.output / f'{data}_{start}_s{seed}', ROOT / 'configs' / CONFIGS[data], args.data_dir,
-                    args.period, ['MODEL.DEVICE', 'cpu', *options, 'SEED', str(seed),
-                                  'TEST.EVAL_PERIOD', str(args.period), *budget, *args.options])
+                    periods[index], ['MODEL.DEVICE', 'cpu', *options, 'SEED', str(seed),
+                                  'TEST.EVAL_PERIOD', str(periods[index]), *budget, *args.options])
                 rows.append({'data': data, 'start': start, 'seed': seed, 'history': history})
                 print(data, start, seed, history[-1], flush=True)
     record = write_json(args, {'rows': rows})
