@@ -484,11 +484,13 @@ def put_in(mutant: Mutant, functions: dict[tuple[str, int], list[FunctionType]])
     candidates = [code for code in around - inner if (code.co_name, code.co_firstlineno) in functions]
     if not candidates:
         return False
-    code = max(candidates, key=lambda code: code.co_firstlineno)
-    for function in functions[code.co_name, code.co_firstlineno]:
-        if len(code.co_freevars) != len(function.__code__.co_freevars):
-            return False
-        function.__code__ = code.replace(co_filename=function.__code__.co_filename)
+    outer = max(candidates, key=lambda code: code.co_firstlineno)
+    # A function within it may be there by itself, too: what a decorator returned when the file was imported.
+    for code in (outer, *(inside for inside in codes(outer) if inside.co_firstlineno <= mutant.lines.start)):
+        for function in functions.get((code.co_name, code.co_firstlineno), ()):
+            if len(code.co_freevars) != len(function.__code__.co_freevars):
+                return False
+            function.__code__ = code.replace(co_filename=function.__code__.co_filename)
     return True
 
 
