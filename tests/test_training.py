@@ -102,6 +102,22 @@ def test_a_killed_run_continues_to_the_weights_of_an_uninterrupted_one(images: P
     assert differences(best['state_dict'], other['state_dict']) == []
 
 
+def test_images_kept_in_memory_are_read_once_and_change_nothing(
+        images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {**PLAIN, 'epochs': 3, 'data_dir': str(images), 'output': str(tmp_path), 'progress': False}
+    plain, opened, open_image = train(**settings, experiment='plain'), [], Image.open
+
+    def counted(file: Any, *args: Any, **kwargs: Any) -> Any:
+        opened.append(file.name)
+        return open_image(file, *args, **kwargs)
+    monkeypatch.setattr(Image, 'open', counted)
+    kept = train(**settings, experiment='kept', cache_images=True)
+    assert len(opened) == len(set(opened)) == 3 * 15 + 3 * 3
+    assert plain.folder is not None and kept.folder is not None
+    states = [load(folder / 'last.pth.tar')['state_dict'] for folder in (plain.folder, kept.folder)]
+    assert differences(*states) == [] and plain.history == kept.history
+
+
 def test_a_run_leaves_the_files_of_train_py(images: Path, tmp_path: Path) -> None:
     result = train(**{**PLAIN, 'epochs': 2}, data_dir=str(images), output=str(tmp_path), experiment='run',
                    progress=False)
@@ -308,6 +324,7 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line_and_nothing_is_written(imag
      'the warm-up would lower the rate: warmup_lr is 0.1, and the rate of this batch 0.00625'),
     ({'mixup': 0.5, 'batch_size': 7}, ValueError, 'even batch_size, got 7'),
     ({'aug_repeats': 3}, ValueError, 'aug_repeats needs several processes'),
+    ({'cache_images': True, 'workers': 2}, ValueError, 'cache_images needs workers 0, got 2'),
     ({'opt': 'sgdd'}, ValueError,
      "cannot create the optimiser 'sgdd': Optimizer sgdd not found in registry; did you mean sgd"),
     ({'resume': 'nothing.pth.tar'}, FileNotFoundError, 'no checkpoint at nothing.pth.tar'),

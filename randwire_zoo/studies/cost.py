@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from torch.utils.data import Subset
 
 from ..training.evaluation import Conditions, default_device
+from ..training.images import CachedImages
 from ..weights.description import Description
 from .study import Network, Study, data_folder
 
@@ -81,18 +83,21 @@ def measure_cost(study: Study, networks: Sequence[Network], data_dir: str | None
 
 
 def _images(study: Study, network: Network, settings: dict[str, Any]) -> tuple[tuple[int, int], float]:
-    """How many there are of each split, and the seconds that one takes to be loaded."""
+    """How many there are of each split, and the seconds that one takes to be loaded, on average over the epochs."""
     from timm.data import create_loader
     description = Description.from_settings({**settings, 'model': network.model, 'model_kwargs': network.kwargs})
     held_out = Conditions.from_settings(settings)
     splits = [replace(held_out, split=split).open(description) for split in (settings['train_split'], held_out.split)]
-    batch = min(64, len(splits[0]))
-    counts = (len(splits[0]), len(splits[1]))
-    loader = create_loader(splits[0], batch_size=batch, is_training=True, num_workers=0, persistent_workers=False,
-                           device=torch.device('cpu'), color_jitter=settings['color_jitter'],
+    some = Subset(splits[0], range(min(64, len(splits[0]))))
+    images: Any = CachedImages(some)
+    loader = create_loader(images, batch_size=len(some), is_training=True, num_workers=0,
+                           persistent_workers=False, device=torch.device('cpu'), color_jitter=settings['color_jitter'],
                            auto_augment=settings['aa'], re_prob=settings['reprob'], **{
                                **description.data_config(), 'interpolation': settings['train_interpolation']})
-    return counts, _seconds(lambda: next(iter(loader)), lambda: None) / batch
+    decoding = _seconds(lambda: [some[number] for number in range(len(some))], lambda: None)
+    handling = _seconds(lambda: list(loader), lambda: None)
+    decoded = 1 if settings['cache_images'] else settings['epochs']  # times
+    return (len(splits[0]), len(splits[1])), (handling + decoding * decoded / settings['epochs']) / len(some)
 
 
 def _step(study: Study, network: Network, settings: dict[str, Any], device: torch.device, batch: int,

@@ -245,7 +245,7 @@ class Study:
         if self.recipe:
             # On either kernels accuracies are equal but for noise, and each row says on which they were.
             decisive['recipe'] = {name: value for name, value in self.recipe_settings.items()
-                                  if name in KEYS and name != 'kernels'
+                                  if name in KEYS and name not in ('cache_images', 'kernels')
                                   and not (name in LATER_SETTINGS and value == DEFAULTS[name])}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
 

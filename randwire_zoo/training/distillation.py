@@ -25,7 +25,6 @@ from safetensors.torch import save_file
 from timm.data import ImageNetInfo, create_loader
 from timm.models import load_state_dict, save_for_hf
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..errors import one_line
@@ -36,7 +35,7 @@ from ..weights.manifest import sha256_of
 from .evaluation import class_indices, default_device, open_images
 from .linear_probe import fit_classifier, pooled_features
 
-__all__ = ['NumberedImages', 'RecordedTeacher', 'Teacher', 'main', 'write_teacher']
+__all__ = ['RecordedTeacher', 'Teacher', 'main', 'write_teacher']
 
 OUTPUTS = 'outputs.safetensors'
 WEIGHTS = 'model.safetensors'
@@ -113,28 +112,6 @@ class RecordedTeacher(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """The outputs [B, num_classes] of the images that were looked up last."""
         return self.current.float()
-
-
-class NumberedImages(Dataset[Any]):
-    """A data set of timm's that gives each image's number instead of its class."""
-
-    def __init__(self, images: Any) -> None:
-        self.images = images
-
-    @property
-    def transform(self) -> Any:
-        """Of the data set, which timm's loader sets."""
-        return self.images.transform
-
-    @transform.setter
-    def transform(self, transform: Any) -> None:
-        self.images.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, number: int) -> tuple[Any, int]:
-        return self.images[number][0], number
 
 
 def write_teacher(

@@ -2,7 +2,7 @@
 
 Every key is an argument of train.py, with its name, type and default; the keys listed here are those that `trainer`
 knows as well. One default differs: `device` is the GPU if there is one and otherwise the CPU, where train.py insists
-on a GPU. Two keys are not train.py's, which passes them over: `kernels` and `kd_outputs` (`OWN`).
+on a GPU. Three keys are not train.py's, which passes them over (`OWN`).
 """
 from __future__ import annotations
 
@@ -75,6 +75,8 @@ GROUPS: dict[str, tuple[Key, ...]] = {
         Key('dataset_download', bool, False, 'let torch/… and tfds/… data sets be downloaded'),
         Key('class_map', str, '', 'file that maps class names to indices'),
         Key('input_img_mode', str, None, "mode that images are converted to, such as 'L'", public=_WORD),
+        Key('cache_images', bool, False, 'keep decoded images in memory, of small ones a third of the time of a step; '
+            'needs workers 0'),
     ),
     'model': (
         Key('model', str, 'resnet50', 'name of the model', public=_MODEL),
@@ -227,7 +229,7 @@ _HYPERPARAMETERS: dict[str, Any] = {
 STOCK: dict[str, Any] = {**_RUNNING, **_ELSEWHERE, **_HYPERPARAMETERS}
 KEYS: dict[str, Key] = {key.name: key for keys in GROUPS.values() for key in keys}
 #: The keys that train.py does not have.
-OWN = ('kd_outputs', 'kernels')
+OWN = ('cache_images', 'kd_outputs', 'kernels')
 DEFAULTS: dict[str, Any] = {key.name: key.default for key in KEYS.values()}
 
 

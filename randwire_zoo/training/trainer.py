@@ -60,8 +60,9 @@ from ..files import atomic_path, write_atomically
 from ..kernels.library import chosen
 from ..weights.description import WEIGHT_SOURCES, Description
 from ..weights.errors import loading
-from .distillation import NumberedImages, RecordedTeacher
+from .distillation import RecordedTeacher
 from .evaluation import Conditions, autocast, class_indices, default_device, evaluate, open_images, prepare_device
+from .images import CachedImages, NumberedImages
 from .recipes import DEFAULTS, KEYS, check_settings, learning_rate, load_recipe
 
 __all__ = ['PeerFailure', 'TrainingResult', 'main', 'read_summary', 'seed_everything', 'train']
@@ -258,6 +259,8 @@ class _Run:
             raise ValueError(f'mixup and cutmix need an even batch_size, got {args.batch_size}')
         if self.mixup and args.kd_outputs:
             raise ValueError('kd_outputs holds what the teacher says of single images, and mixup and cutmix mix them')
+        if args.cache_images and args.workers:
+            raise ValueError(f'cache_images needs workers 0, got {args.workers}: they live for an epoch, and forget')
         if args.aug_repeats and not args.distributed:
             raise ValueError(f'aug_repeats needs several processes, got aug_repeats={args.aug_repeats:g} in one')
         self.recorded: RecordedTeacher | None = None
@@ -340,6 +343,9 @@ class _Run:
             self.description = replace(self.description, label_names=tuple(classes))
         if args.kd_outputs:
             self.recorded = RecordedTeacher.load(args.kd_outputs, images, args.num_classes)
+        if args.cache_images:
+            images, held_out = CachedImages(images), None if held_out is None else CachedImages(held_out)
+        if args.kd_outputs:
             images = NumberedImages(images)
         shared = {'pin_memory': args.pin_mem, 'distributed': args.distributed}
         collate = FastCollateMixup(
