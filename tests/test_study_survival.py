@@ -677,6 +677,7 @@ def test_what_several_processes_fail_of_is_the_networks_reason(data: Path, tmp_p
 
 def test_networks_have_their_share_of_gpus_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(16)), raising=False)
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     engine = LocalEngine(None, processes=2, gpus=8)
     assert engine.places == 4 and engine.threads == 2
@@ -687,6 +688,10 @@ def test_networks_have_their_share_of_gpus_and_cores(monkeypatch: pytest.MonkeyP
     assert LocalEngine(2, processes=1, gpus=3).environment(1)['CUDA_VISIBLE_DEVICES'] == '6'
     on_cores = LocalEngine(None, processes=4, gpus=0)
     assert on_cores.places == 4 and on_cores.threads == 1 and LocalEngine(None, gpus=0).places == 8
+    for idle, workers, places, threads in (('6', None, 3, 2), ('6', 2, 2, 3), ('1', 2, 2, 1), ('99', None, 8, 2)):
+        monkeypatch.setenv('OMP_NUM_THREADS', idle)
+        some = LocalEngine(workers, gpus=0)
+        assert (some.places, some.threads, some.environment(0)['OMP_NUM_THREADS']) == (places, threads, str(threads))
     with pytest.raises(ValueError, match='takes 4 GPUs, and there are 2'):
         LocalEngine(None, processes=4, gpus=2)
 

@@ -46,7 +46,8 @@ class Engine(Protocol):
 class LocalEngine:
     """As many networks at a time as are asked for: by default one per GPU, or on the CPU one per two cores.
 
-    Each has its share of the cores, and GPUs of its own where there are any.
+    Each has its share of the cores, of which OMP_NUM_THREADS may leave some to others, and GPUs of its own where there
+    are any.
 
     Args:
         workers: Networks at a time.
@@ -65,6 +66,9 @@ class LocalEngine:
             raise ValueError(f'a network of this study takes {processes} GPUs, and there are {gpus}')
         self.gpus, self.processes = gpus, processes
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+        idle = os.environ.get('OMP_NUM_THREADS', '')
+        if idle.isdecimal() and int(idle) > 0:
+            cores = min(cores, int(idle))
         self.places = workers or max(self.gpus // processes if self.gpus else cores // max(processes, 2), 1)
         self.threads = max(cores // (self.places * processes), 1)
 
