@@ -5,6 +5,7 @@ import csv
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -189,7 +190,7 @@ def _as_recorded(checkpoint: Path, network: Description) -> Description:
 def _read_detectron2(settings: dict[str, Any], step: int, dataset: str, summary: Path | None) -> Run:
     model = settings['MODEL']
     builder = str(model['BACKBONE']['NAME'])
-    name = builder.removeprefix('build_').partition('_fpn_')[0].removesuffix('_retinanet').removesuffix('_backbone')
+    name = re.sub('^build_|(_retinanet)?(_fpn)?_backbone$', '', builder)
     if settings['INPUT']['FORMAT'] != 'RGB':
         raise CheckFailed(f'the detector was trained on {settings["INPUT"]["FORMAT"]} images; timm has RGB')
     arguments = {'num_classes': 0, 'head': False}

@@ -811,6 +811,7 @@ def test_what_a_repository_holds_is_what_was_staged_last_and_content_that_comes_
     ('foreign', [], 'someone/pico holds what no push of randwire-zoo made (README.md, a, b, c, d …)'),
     ('edited', [], 'someone/pico has been changed since the last push, by commit '),
     ('other', [], 'someone/pico holds another network, randwire_ws_pico.other, not randwire_ws_pico.noise'),
+    ('nothing', [], 'someone/pico holds another network, no network, not randwire_ws_pico.noise'),
 ])
 def test_what_is_not_this_networks_own_is_left_alone_until_it_is_to_be_replaced(
         there: str, options: list[str], message: str, server: HubServer, client: HubClient, staged: Path,
@@ -824,6 +825,9 @@ def test_what_is_not_this_networks_own_is_left_alone_until_it_is_to_be_replaced(
     if there == 'edited':
         server.move_head(REPO, {'README.md': server.files(REPO)['README.md'] + b'\nEdited by hand.\n'})
         assert 'README.md is not what is rendered' in one_line(client.hub(home, ['verify', REPO])[0], 1)
+    if there == 'nothing':
+        server.move_head(REPO, {'config.json': b'{}'})
+        server.tag(REPO, f'noise-{"0" * 12}')
     before = server.commits(REPO), server.files(REPO), server.tags(REPO)
     pushed = restage(staged, 'pushed', 'noise') if there == 'public' else staged
     refused, = client.hub(home, ['push', pushed, REPO, *options])

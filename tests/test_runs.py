@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import timm
+import torch
 from run_files import NAME, SUMMARY, write_detectron2, write_timm
 
 from randwire_zoo.hub.runs import CheckFailed, find_records, is_training_checkpoint, read_metrics, read_run, typed_run
@@ -42,9 +43,11 @@ def test_what_was_asked_comes_before_what_is_recorded_and_the_trained_weights_ha
     assert run.metrics['top1'] == 41.5
     run = read(write_timm(tmp_path, dataset='hfds/leaves', data_dir=...))
     assert run.dataset == 'hfds/leaves' and 'data_dir' not in run.settings
-    for name, message in (('randwire_ws_c109', f'of a training of {NAME}, not of randwire_ws_c109'),):
-        with pytest.raises(CheckFailed, match=message):
-            read(write_timm(tmp_path), name=name)
+    with pytest.raises(CheckFailed, match=f'of a training of {NAME}, not of randwire_ws_c109'):
+        read(write_timm(tmp_path), name='randwire_ws_c109')
+    torch.save({'arch': 'randwire_ws_c109', 'epoch': 1, 'state_dict': {}}, tmp_path / 'last.pth.tar')
+    with pytest.raises(CheckFailed, match=f'of a training of {NAME}, not of randwire_ws_c109'):
+        read(tmp_path, use_ema=False)
     with pytest.raises(CheckFailed, match=r'does not say which data .* name them with --dataset'):
         read(write_timm(tmp_path, data_dir=...))
 
@@ -92,10 +95,18 @@ def test_a_run_of_detectron2_is_read_whole_and_places_of_the_machine_are_left_ou
     assert read(write_detectron2(tmp_path, SOLVER={'MAX_ITER': 4}), 'model_final.pth', dataset='Cells').steps == 8
     with pytest.raises(CheckFailed, match='the detector was trained on BGR images; timm has RGB'):
         read(write_detectron2(tmp_path, INPUT={'FORMAT': 'BGR'}), 'model_final.pth')
-    run = read(write_detectron2(tmp_path, MODEL={
-        'BACKBONE': {'NAME': 'build_randwire_ws_c109_retinanet_fpn_backbone'}, 'PIXEL_MEAN': [0] * 3,
-        'PIXEL_STD': [255] * 3}), 'model_final.pth')
-    assert run.network.architecture == 'randwire_ws_c109' and run.network.std == (1.0,) * 3
+    for builder in ('backbone', 'fpn_backbone', 'retinanet_fpn_backbone'):
+        run = read(write_detectron2(tmp_path, MODEL={
+            'BACKBONE': {'NAME': f'build_randwire_ws_c109_{builder}'}, 'PIXEL_MEAN': [100] * 3,
+            'PIXEL_STD': [255] * 3}), 'model_final.pth')
+        assert run.network.architecture == 'randwire_ws_c109' and run.network.std == (1.0,) * 3
+        assert run.network.mean == (0.392157,) * 3
+
+
+def test_what_is_typed_is_meant_for_evaluation() -> None:
+    run = typed_run({'model': NAME, 'crop_mode': 'squash'}, 'noise', {'top1': 10.0})
+    assert run.network.crop_mode == 'squash' and run.metrics == {'top1': 10.0} and run.dataset == 'noise'
+    assert run.settings == {}
 
 
 def test_the_files_of_a_training_are_found_as_far_as_they_are_there(tmp_path: Path) -> None:
