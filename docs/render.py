@@ -154,6 +154,12 @@ def detector_start(name: str) -> str:
 
 
 @figure
+def detected(name: str) -> str:
+    """Detectors from trained and from random weights."""
+    return _markdown(tables.detection_table(_record(name)))
+
+
+@figure
 def transferred(name: str) -> str:
     """Linear probe and fine-tuning on another data set."""
     return _markdown(tables.transfer_table(_record(name)))
