@@ -675,6 +675,14 @@ def test_what_several_processes_fail_of_is_the_networks_reason(data: Path, tmp_p
     assert work._last_error(task) == '[rank1]: ValueError: other'
 
 
+@pytest.mark.skipif(not Path('/proc/self/autogroup').is_file(), reason='needs a kernel that schedules by sessions')
+def test_a_study_under_nice_is_as_nice_in_its_networks_own_sessions() -> None:
+    script = ('import os; os.nice(7); from randwire_zoo.studies.processes import keep_niceness; keep_niceness();'
+              'print(open("/proc/self/autogroup").read())')
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, start_new_session=True)
+    assert done.stdout.split()[1:] == ['nice', str(os.nice(0) + 7)], done.stderr
+
+
 def test_networks_have_their_share_of_gpus_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(16)), raising=False)
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)

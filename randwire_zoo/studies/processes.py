@@ -12,8 +12,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ['Locked', 'end_with_parent', 'lock', 'run_child']
+__all__ = ['Locked', 'end_with_parent', 'keep_niceness', 'lock', 'run_child']
 
 # What flock says where another process has the lock, and where the file system has no locks at all.
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
@@ -87,6 +88,21 @@ def end_with_parent() -> None:
             os.killpg(0, signal.SIGKILL)
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
+
+
+def keep_niceness() -> None:
+    """Let the session that begins with this process be as nice as it is itself.
+
+    Linux weighs whole sessions against each other (sched_autogroup), and a new one as if nobody had asked for less: a
+    study under `nice` would take the cores from what it was to give way to.
+    """
+    if sys.platform.startswith('linux') and os.nice(0) > 0:
+        with suppress(OSError):  # a kernel without it
+            for _ in range(50):
+                with suppress(BlockingIOError):  # users other than root may ask ten times a second, all together
+                    Path('/proc/self/autogroup').write_text(str(os.nice(0)), encoding='ascii')
+                    return
+                time.sleep(0.1)
 
 
 def run_child(command: Sequence[str], log: Any, environment: Mapping[str, str], held: int | None) -> int:

@@ -28,7 +28,7 @@ from ..errors import one_line
 from ..files import cache_folder, read_json, write_atomically
 from ..provenance import provenance
 from .measures import graph_measures
-from .processes import end_with_parent, lock, run_child
+from .processes import end_with_parent, keep_niceness, lock, run_child
 from .study import Network, Study, data_folder, graphs_of, load_generators, wiring_of
 
 __all__ = ['CANNOT_WRITE', 'WATCH', 'CannotWrite', 'chosen_kernels', 'row_of', 'row_path', 'run_network', 'run_task',
@@ -327,6 +327,7 @@ def train_net() -> Path:
 def _main(arguments: list[str]) -> int:
     if WATCH in arguments:
         end_with_parent()
+        keep_niceness()
     if TRAIN in arguments:
         _train(arguments[0])
         return 0
