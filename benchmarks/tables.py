@@ -275,10 +275,10 @@ def transfer_table(record: Record) -> Table:
                   'fine-tuned, top-1 (%)'], lines)
 
 
-def detection_table(record: Record) -> Table:
-    """Box AP by data set and start, over the seeds, and when AP50 has passed 50 in each."""
+def detection_table(*records: Record) -> Table:
+    """Box AP by data set and start, over the seeds, and the first evaluation in each with AP50 above 50 and above 80."""
     found: dict[tuple[str, str], list[Any]] = {}
-    for row in record['results']['rows']:
+    for row in (row for record in records for row in record['results']['rows']):
         found.setdefault((row['data'], row['start']), []).append(row['history'])
     lines = []
     for (data, start), runs in found.items():
@@ -287,10 +287,11 @@ def detection_table(record: Record) -> Table:
             values = [run[-1][metric] for run in runs]
             spread = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
             cells.append(f'{statistics.mean(values):.1f}{spread}')
-        first = [next((str(point['iteration']) for point in run if point['AP50'] > 50), 'never') for run in runs]
+        first = [', '.join(next((str(point['iteration']) for point in run if point['AP50'] > passed), 'never')
+                           for run in runs) for passed in (50, 80)]
         lines.append([data, {'weights': 'the weights', 'random': 'random parameters'}[start], str(len(runs)),
-                      str(runs[0][-1]['iteration']), *cells, ', '.join(first)])
-    return Table(['images', 'from', 'seeds', 'iterations', 'AP', 'AP50', 'AP50 above 50 at'], lines)
+                      str(runs[0][-1]['iteration']), *cells, *first])
+    return Table(['images', 'from', 'seeds', 'iterations', 'AP', 'AP50', 'AP50 above 50 at', 'above 80 at'], lines)
 
 
 def detector_start_table(record: Record) -> Table:

@@ -154,9 +154,9 @@ def detector_start(name: str) -> str:
 
 
 @figure
-def detected(name: str) -> str:
+def detected(*names: str) -> str:
     """Detectors from trained and from random weights."""
-    return _markdown(tables.detection_table(_record(name)))
+    return _markdown(tables.detection_table(*map(_record, names)))
 
 
 @figure
