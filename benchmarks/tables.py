@@ -276,7 +276,7 @@ def transfer_table(record: Record) -> Table:
 
 
 def detection_table(*records: Record) -> Table:
-    """Box AP by data set and start, over the seeds, and the first evaluation in each with AP50 above 50 and above 80."""
+    """Box AP by data set and start, over the seeds, and each one's first evaluation with AP50 above 50 and above 80."""
     found: dict[tuple[str, str], list[Any]] = {}
     for row in (row for record in records for row in record['results']['rows']):
         found.setdefault((row['data'], row['start']), []).append(row['history'])
