@@ -39,7 +39,7 @@ def describe(args: argparse.Namespace | None = None) -> dict[str, Any]:
     folders = {name: Path(value) for name, value in values.items() if isinstance(value, Path) or (
         isinstance(value, str) and os.path.isabs(value))}  # what may be a file or a name is text
     command = shlex.join(['python', f'benchmarks/{Path(sys.argv[0]).name}', *sys.argv[1:]])
-    for name, folder in folders.items():
+    for name, folder in sorted(folders.items(), key=lambda item: len(str(item[1])), reverse=True):  # /a/b before /a
         command = command.replace(shlex.quote(str(folder)), folder.name if folder.suffix else name.upper())
     found = provenance()
     del found['kernels']  # a benchmark says so of every run

@@ -141,10 +141,11 @@ def test_detectors_from_weights_and_from_random_parameters_have_one_budget(
 def test_a_record_names_no_folder_whether_it_is_given_as_a_path_or_as_what_may_be_a_name(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, other = str(tmp_path / 'last.pth.tar'), str(tmp_path / 'images')
-    monkeypatch.setattr(sys, 'argv', ['some.py', '--weights', file, '--network', 'resnet18', '--data-dir', other])
-    args = argparse.Namespace(weights=file, network='resnet18', data_dir=Path(other))
+    monkeypatch.setattr(sys, 'argv', ['some.py', '--weights', file, '--network', 'resnet18', '--data-dir', other,
+                                      '--output', f'{other}-out'])
+    args = argparse.Namespace(weights=file, network='resnet18', data_dir=Path(other), output=Path(f'{other}-out'))
     assert common.describe(args)['command'] == (
-        'python benchmarks/some.py --weights last.pth.tar --network resnet18 --data-dir DATA_DIR')
+        'python benchmarks/some.py --weights last.pth.tar --network resnet18 --data-dir DATA_DIR --output OUTPUT')
 
 
 def test_published_weights_are_measured_at_several_sizes_beside_the_course_of_a_training(
