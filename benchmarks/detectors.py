@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from common import ROOT, add_json_argument, write_json
 from tables import detection_table, format_table
@@ -33,8 +34,9 @@ def fine_tune(
     Raises:
         RuntimeError: if it fails, naming its log.
     """
-    metrics = folder / 'metrics.json'
-    if not (folder / 'model_final.pth').is_file():
+    lines = _metrics(folder)
+    # The last line is of the last evaluation, which comes after the last weights have been written.
+    if not (folder / 'model_final.pth').is_file() or not lines or 'bbox/AP' not in lines[-1]:
         folder.mkdir(parents=True, exist_ok=True)
         resume = ['--resume'] if (folder / 'last_checkpoint').is_file() else []
         with open(folder / 'stdout.txt', 'a', encoding='utf-8') as log:
@@ -44,12 +46,17 @@ def fine_tune(
                                   'DETECTRON2_ENV_MODULE': 'randwire_zoo.detection.datasets'}, None)
         if code:
             raise RuntimeError(f'train_net.py ended with {code}: see {folder / "stdout.txt"}')
-    lines = [json.loads(line) for line in metrics.read_text('utf-8').splitlines()]
+        lines = _metrics(folder)
     # Iterations count from 0, but for what is measured after the last one; a resumed run may measure twice.
     found = {number + 1 if (number + 1) % period == 0 else number: line
              for line in lines if 'bbox/AP' in line for number in [line['iteration']]}
     return [{'iteration': number, 'AP': _number(line['bbox/AP']), 'AP50': _number(line['bbox/AP50'])}
             for number, line in sorted(found.items())]
+
+
+def _metrics(folder: Path) -> list[dict[str, Any]]:
+    file = folder / 'metrics.json'
+    return [json.loads(line) for line in file.read_text('utf-8').splitlines()] if file.is_file() else []
 
 
 def _number(value: float) -> float:

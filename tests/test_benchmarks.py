@@ -122,6 +122,11 @@ def test_detectors_from_weights_and_from_random_parameters_have_one_budget(
         detectors.main(command)
     for _ in range(2):  # the second time there is nothing to do
         detectors.main(command)
+    # Killed after the last weights had been written, while they were measured.
+    metrics = tmp_path / 'runs' / 'bccd_weights_s3' / 'metrics.json'
+    metrics.write_text(''.join(metrics.read_text().splitlines(keepends=True)[:2]) + '{"iteration": 299}\n')
+    (metrics.parent / 'last_checkpoint').touch()
+    detectors.main(command)
     results = json.loads((tmp_path / 'record.json').read_text('utf-8'))['results']['rows']
     assert [(row['start'], [(point['iteration'], point['AP50']) for point in row['history']]) for row in results] == [
         ('weights', [(100, 20), (200, 60), (300, 70)]), ('random', [(100, 10), (200, 49), (300, 50)])]
@@ -129,7 +134,7 @@ def test_detectors_from_weights_and_from_random_parameters_have_one_budget(
     assert '70.0 200' in ' '.join(table.split()) and '50.0 never' in ' '.join(table.split())
     calls = {start: [json.loads(line) for line in (tmp_path / 'runs' / f'bccd_{start}_s3' / 'calls').read_text(
         ).splitlines()] for start in ('weights', 'random')}
-    assert [len(found) for found in calls.values()] == [1, 2] and '--resume' in calls['random'][1][0]
+    assert [len(found) for found in calls.values()] == [2, 2] and '--resume' in calls['random'][1][0]
     one, other = (found[0][1] for found in calls.values())
     assert {key: (value, other[key]) for key, value in one.items() if value != other[key]} == {
         'OUTPUT_DIR': (str(tmp_path / 'runs' / 'bccd_weights_s3'), str(tmp_path / 'runs' / 'bccd_random_s3')),
