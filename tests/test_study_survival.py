@@ -682,8 +682,8 @@ def test_a_study_under_nice_is_as_nice_in_its_networks_own_sessions() -> None:
                               ).stdout.split()[1:]
     if said_in_a_session('open("/proc/self/autogroup", "w").write("3")') != ['nice', '3']:
         pytest.skip('needs a kernel that schedules by sessions and may be told how')
-    assert said_in_a_session('os.nice(7); from randwire_zoo.studies.processes import keep_niceness; keep_niceness()') == [
-        'nice', str(os.nice(0) + 7)]
+    ours = 'from randwire_zoo.studies.processes import keep_niceness; keep_niceness()'
+    assert said_in_a_session(f'os.nice(7); {ours}') == ['nice', str(os.nice(0) + 7)]
 
 
 def test_networks_have_their_share_of_gpus_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
