@@ -75,7 +75,7 @@ GROUPS: dict[str, tuple[Key, ...]] = {
         Key('dataset_download', bool, False, 'let torch/… and tfds/… data sets be downloaded'),
         Key('class_map', str, '', 'file that maps class names to indices'),
         Key('input_img_mode', str, None, "mode that images are converted to, such as 'L'", public=_WORD),
-        Key('cache_images', bool, False, 'keep decoded images in memory, of small ones a third of the time of a step; '
+        Key('cache_images', bool, False, 'keep decoded images in memory, of small ones a third of a step or more; '
             'needs workers 0'),
     ),
     'model': (
