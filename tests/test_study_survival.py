@@ -138,6 +138,13 @@ def made_up(network: Network, size: int = 0) -> dict[str, Any]:
     return {**row_of(network), 'status': 'done', 'top1': 50.0, 'top5': 90.0, 'padding': 'x' * size}
 
 
+def test_a_study_that_is_half_done_has_as_much_of_every_series(
+        networks: list[Network], tmp_path: Path, instant: None) -> None:
+    done = list(run(networks, tmp_path, Instant(places=1)).rows.values())
+    assert [row['id'] for row in done[:4]] == ['er-0.5-s1', 'ba-2-s1', 'er-0.5-s2', 'ba-2-s2'], 'not series by series'
+    assert len(done) == len(networks)
+
+
 # The file of results
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -51,7 +52,8 @@ def run_study(
 ) -> Results:
     """Train what has no row yet.
 
-    Interrupted at any point, by a signal or by the end of the machine, it goes on from there when it is called again:
+    The series take turns, so that a study that is half done compares them already. Interrupted at any point, by a
+    signal or by the end of the machine, it goes on from there when it is called again:
     a network with a row is not touched, and one that was being trained continues from its last whole epoch.
 
     Args:
@@ -91,9 +93,19 @@ def _run(
         for name in results.forget_failed():
             row_path(folder / 'tasks' / f'{name}.json').unlink(missing_ok=True)
     with _Progress(study, networks, folder, results, progress) as bar:
-        _work_through(_waiting([(study, network) for network in networks], results, data_dir, kernels), results, engine,
-                      bar.show)
+        pairs = [(study, network) for network in _taking_turns(networks)]
+        _work_through(_waiting(pairs, results, data_dir, kernels), results, engine, bar.show)
     return results
+
+
+def _taking_turns(networks: list[Network]) -> list[Network]:
+    """The first of every series, then the second of every series: half a study compares its series already."""
+    before: Counter[str] = Counter()
+    turns = {}
+    for network in networks:
+        turns[network.id] = before[network.series]
+        before[network.series] += 1
+    return sorted(networks, key=lambda network: turns[network.id])
 
 
 def run_networks(
