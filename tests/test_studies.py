@@ -318,7 +318,8 @@ def test_graphs_and_training_have_seeds_of_their_own(tmp_path: Path, capsys: pyt
 
 def test_cost_is_that_of_all_images_of_all_epochs_by_measured_steps(
         data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    study = load_study(write(tmp_path, seeds=[1, 2], node_ops=['sep_conv', 'conv']))
+    settings = {**SPEC['settings'], 'val_interval': 5}  # measured after epochs 5, 10 and 12
+    study = load_study(write(tmp_path, seeds=[1, 2], node_ops=['sep_conv', 'conv'], settings=settings))
     networks = study.networks()
     real = cost.measure_cost(study, networks, str(data))
     assert real.images == (24, 9) and real.epochs == 12 and real.hours is not None and 0 < real.hours < 1
@@ -331,7 +332,7 @@ def test_cost_is_that_of_all_images_of_all_epochs_by_measured_steps(
     expected = 0.0
     for network in networks:
         relative = network.macs / first.setdefault(network.node_op or network.model, network.macs)
-        expected += 12 * (24 * (1.0 * relative + 0.1) + 9 * (0.5 * relative + 0.1)) / 3600
+        expected += (12 * 24 * (1.0 * relative + 0.1) + 3 * 9 * (0.5 * relative + 0.1)) / 3600
     assert found.hours == pytest.approx(expected) and len(found.steps) == 3
     monkeypatch.undo()
     assert cli.main(['study', 'show', str(write(tmp_path, models=None)), '--data-dir', str(data)]) == 0

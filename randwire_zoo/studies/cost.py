@@ -67,6 +67,7 @@ def measure_cost(study: Study, networks: Sequence[Network], data_dir: str | None
     images, loading = (0, 0), 0.0
     if settings['data_dir'] is not None and not settings['dataset']:
         images, loading = _images(study, networks[0], settings)
+    evaluations = -(-settings['epochs'] // settings['val_interval'])  # the last epoch has one in any case
     seconds, steps = 0.0, []
     measured: dict[str, tuple[float, float]] = {}  # of training and of evaluation, for a multiply-add of an image
     for network in networks:
@@ -78,7 +79,8 @@ def measure_cost(study: Study, networks: Sequence[Network], data_dir: str | None
             steps.append(f'{network.id}: {1000 * training:.3g} ms an image to train on, {1000 * evaluation:.3g} to '
                          f'measure on, in steps of {batch}; {1000 * loading:.3g} to load')
         training, evaluation = (one * network.macs for one in measured[kind])
-        seconds += settings['epochs'] * (images[0] * (training + loading) + images[1] * (evaluation + loading))
+        seconds += settings['epochs'] * images[0] * (training + loading) + evaluations * images[1] * (
+            evaluation + loading)
     return Cost(seconds / 3600 if images[0] else None, images, settings['epochs'], steps)
 
 
@@ -92,7 +94,8 @@ def _images(study: Study, network: Network, settings: dict[str, Any]) -> tuple[t
     images: Any = CachedImages(some)
     loader = create_loader(images, batch_size=len(some), is_training=True, num_workers=0,
                            persistent_workers=False, device=torch.device('cpu'), color_jitter=settings['color_jitter'],
-                           auto_augment=settings['aa'], re_prob=settings['reprob'], **{
+                           color_jitter_prob=settings['color_jitter_prob'], auto_augment=settings['aa'],
+                           re_prob=settings['reprob'], **{
                                **description.data_config(), 'interpolation': settings['train_interpolation']})
     decoding = _seconds(lambda: [some[number] for number in range(len(some))], lambda: None)
     handling = _seconds(lambda: list(loader), lambda: None)
