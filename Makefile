@@ -23,12 +23,13 @@ help:  ## this list
 	@echo 'make TARGET [PYTHON=python3.12]; the targets:'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "%-13s %s\n", $$1, $$2 }'
 
-# $(1): the extras to install
+# $(1): the extras to install. pip would compile twenty thousand files, one after the other, in a minute or more, of which
+# few are ever imported; what is imported gets its bytecode then.
 define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
 	  "Python >= 3.10 is needed and $(PYTHON) is " + sys.version.split()[0] + "; choose one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[$(1)]'
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[$(1)]'
 	@touch $@
 endef
 

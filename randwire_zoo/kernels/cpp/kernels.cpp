@@ -45,6 +45,8 @@ extern "C" const char* instruction_set() {
   return "avx512_bf16";
 #elif defined(__AVX512BW__) && defined(__AVX512VL__)
   return "avx512";
+#elif defined(__AVX512F__)  // without the extensions that put numbers narrower than 32 bits in its vectors
+  return "avx512f";
 #elif defined(__AVX2__)
   return "avx2";
 #elif defined(__AVX__)
