@@ -1,5 +1,5 @@
 #!/bin/sh
-# Every figure of docs/performance.md on the processor, in about an hour on two idle cores, most of it compiling:
+# Every figure of docs/performance.md on the processor, in half an hour or more on two idle cores, much of it compiling:
 #     sh benchmarks/all.sh docs/data [SEUNGWONPARK_CLONE] [JIAMINREN_CLONE] [INTER_OPERATOR_SCHEDULER_CLONE] && make docs
 # PYTHON=…, BATCH=…, ROUNDS=… and COMPILE='' (nothing is compiled) are read. Without both clones the four benchmarks
 # beside these networks are left out, and their records in the folder stay as they are.
