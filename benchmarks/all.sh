@@ -44,7 +44,8 @@ for size in 224 320; do
     run "latency_c109_$size" speed $c109 $both --compile $compile --batch 1 --size $size --rounds "$rounds"
 done
 beside_peers train_small speed $small $peers $both --train --compile $compile --batch "$batch" --rounds "$((few + 2))"
-beside_peers train_c109 speed $c109 --jiaminren "${jiaminren-}" $both --train --compile $compile --batch "$batch" --rounds "$few"
+beside_peers train_c109 speed $c109 --jiaminren "${jiaminren-}" $both --train --compile $compile --batch "$batch" \
+    --rounds "$few"
 run train_small_64 speed $small $both --train --compile $compile --batch "$((8 * batch))" --size 64 --rounds "$rounds"
 run train_c109_64 speed $c109 $both --train --compile $compile --batch "$((8 * batch))" --size 64 --rounds "$few"
 run memory_evaluation memory --batch "$batch"
