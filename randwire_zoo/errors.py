@@ -15,5 +15,5 @@ def one_line(error: BaseException, limit: int = 400) -> str:
 
 def nearest(word: str, words: Iterable[str], otherwise: str = '') -> str:
     """What to add to an error about an unknown word: those that it may have been meant to be, or something else."""
-    close = difflib.get_close_matches(word, list(words), cutoff=0.7)
+    close = difflib.get_close_matches(word, dict.fromkeys(words), cutoff=0.7)
     return f'; did you mean {", ".join(close)}?' if close else otherwise

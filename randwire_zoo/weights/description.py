@@ -262,7 +262,7 @@ def _nearest_argument(error: Exception) -> str:
     from ..network import RandWire
 
     match = re.search(r"RandWire.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    if match is None:
+    if match is None or 'Did you mean' in str(error):  # Python 3.13 has said it
         return ''
     return nearest(match[1], [*inspect.signature(RandWire).parameters, *(field.name for field in fields(Architecture))])
 
