@@ -155,8 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--jiaminren', type=Path, metavar='DIR', help='a clone')
     parser.add_argument('--train', action='store_true', help='training steps instead of evaluation')
     parser.add_argument('--compile', nargs='*', metavar='NAME',
-                        help='networks of the table to run compiled too, which takes minutes (default: all; none of them if '
-                             'no name follows)')
+                        help='networks of the table to run compiled too, which takes minutes (default: all; none if no '
+                             'name follows)')
     parser.add_argument('--autotune', action='store_true', help="torch.compile's max-autotune")
     parser.add_argument('--dtype', choices=['float32', 'bfloat16'], nargs='+', default=['float32'],
                         help='of everything; in training, what autocast casts to')
