@@ -673,6 +673,15 @@ def test_a_network_may_be_trained_by_several_processes(data: Path, tmp_path: Pat
     assert checkpoint['args'].world_size == 2 and (not steps or steps == {6}), (checkpoint['args'], steps)
 
 
+def test_epochs_are_counted_where_not_every_one_is_measured(data: Path, tmp_path: Path) -> None:
+    study = load_study(write(tmp_path, models=None, graphs=['er(0.5)'], damage=0, eval_sizes=[], seeds=[1],
+                             settings={**SPEC['settings'], 'epochs': 3, 'val_interval': 2}))
+    folder, networks = tmp_path / 'output', study.networks()
+    row, = run_study(study, networks, folder, Here(), str(data), progress=False).rows.values()
+    assert row['epochs'] == 3 and [point[0] for point in row['history']] == [2, 3]
+    assert running._Progress(study, networks, folder, Results(folder, study), False)._trained(row['id']) == 3
+
+
 def test_what_several_processes_fail_of_is_the_networks_reason(data: Path, tmp_path: Path) -> None:
     task = tmp_path / 'tasks' / 'x.train'
     task.parent.mkdir()

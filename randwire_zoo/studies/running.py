@@ -269,10 +269,8 @@ class _Progress:
                                  + (f', {failed} failed' if failed else ''))
 
     def _trained(self, name: str) -> int:
-        try:
-            with open(self.folder / 'runs' / name / 'summary.csv', encoding='utf-8') as file:
-                return max(sum(1 for _ in file) - 1, 0)
-        except OSError:
-            return 0
-
-
+        """Epochs up to the last that was measured; a summary has a line of each, which begins with its number."""
+        with suppress(OSError, ValueError, IndexError):
+            lines = (self.folder / 'runs' / name / 'summary.csv').read_text(encoding='utf-8').splitlines()
+            return int(lines[-1].partition(',')[0]) + 1
+        return 0

@@ -171,7 +171,7 @@ def run_network(
     last, graphs = history[-1], graphs_of(network)
     row: dict[str, Any] = {
         'top1': last['eval_top1'], 'top5': last['eval_top5'], 'loss': last['eval_loss'],
-        'classes': settings['num_classes'], 'epochs': len(history),
+        'classes': settings['num_classes'], 'epochs': int(last['epoch']) + 1,
         'wiring': wiring_of(network), 'graphs': [graph.to_dict() for graph in graphs],
         'measures': graph_measures(graphs),
         'history': [[r['epoch'] + 1, r['train_loss'], r['eval_top1']] for r in history]}
