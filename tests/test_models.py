@@ -295,6 +295,24 @@ def test_every_pooling_of_timm_fits_the_classifier(global_pool: str) -> None:
         features.amax((2, 3)) if global_pool == 'catavgmax' else pooled))
 
 
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_pooling_hands_back_a_gradient_in_the_format_of_the_features(memory_format: torch.memory_format) -> None:
+    model = pico(num_classes=0).train()
+    features = torch.randn(2, 1280, 3, 2).contiguous(memory_format=memory_format)
+    seen = []
+    for pool in (model.global_pool, torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(1))):
+        x = features.clone().requires_grad_()
+        arrived: list[torch.Tensor] = []
+        x.register_hook(arrived.append)
+        pooled = pool(x)
+        pooled.backward(torch.linspace(0, 1, pooled.numel()).view_as(pooled))
+        seen.append((pooled.detach(), arrived[0]))
+    (ours, gradient), (theirs, their_gradient) = seen
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(gradient, their_gradient)
+    assert gradient.is_contiguous(memory_format=memory_format)
+
+
 def test_without_pooling_and_classifier_the_network_gives_its_feature_map() -> None:
     model = pico(num_classes=0, global_pool='')
     x = torch.randn(1, 3, 64, 64)
