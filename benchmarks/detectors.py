@@ -5,7 +5,8 @@
 
 From weights: FREEZE_AT 2 and FrozenBN; from random parameters everything is trained. All else is the same, through
 detectron2's train_net.py. The same command goes on where it was interrupted. DATA_DIR holds `bccd/` and `coco/` as the
-configs have them.
+configs have them. Any other NAME of --data is a folder in it as `configs/finetune` wants a user's own, by the recipe of
+two CPU cores there.
 """
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ from tables import detection_table, format_table
 from randwire_zoo.studies.processes import run_child
 from randwire_zoo.studies.work import train_net
 
+OWN = 'finetune/cpu.yaml'
 CONFIGS = {name: f'{name}/faster_rcnn_randwire_ws_small_s1.yaml' for name in ('bccd', 'coco128')}
 
 
@@ -63,12 +65,26 @@ def _number(value: float) -> float:
     return 0.0 if math.isnan(value) else value  # detectron2's NaN: not one box found
 
 
+def own_data(data_dir: Path, name: str) -> list[str]:
+    """What has to be said of a user's own images.
+
+    Raises:
+        ValueError: if there are none of that name.
+    """
+    listing = data_dir / name / 'annotations' / 'instances_train.json'
+    if not listing.is_file():
+        raise ValueError(f'--data {name} is none of {", ".join(CONFIGS)}, and there is no {listing}')
+    classes = len(json.loads(listing.read_text('utf-8'))['categories'])
+    return ['DATASETS.TRAIN', f"('{name}_train',)", 'DATASETS.TEST', f"('{name}_val',)",
+            'MODEL.ROI_HEADS.NUM_CLASSES', str(classes)]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data-dir', type=Path, required=True)
     parser.add_argument('--output', type=Path, required=True, help='folder of the trainings')
     parser.add_argument('--weights', required=True, help='what MODEL.WEIGHTS takes')
-    parser.add_argument('--data', nargs='+', choices=CONFIGS, default=list(CONFIGS))
+    parser.add_argument('--data', nargs='+', metavar='NAME', default=list(CONFIGS))
     parser.add_argument('--seeds', type=int, nargs='+', default=(1, 2, 3))
     parser.add_argument('--iterations', type=int, nargs='+', metavar='N',
                         help="budget, one for each of --data; the configs' own if not given")
@@ -80,6 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ('iterations', 'periods'):
         if (given := getattr(args, name)) and len(given) != len(args.data):
             parser.error(f'--{name} needs a number for each of {", ".join(args.data)}')
+    try:
+        own = {data: [] if data in CONFIGS else own_data(args.data_dir, data) for data in args.data}
+    except ValueError as error:
+        parser.error(str(error))
     periods = args.periods or [100] * len(args.data)
     starts = {
         'weights': ['MODEL.WEIGHTS', args.weights, 'MODEL.BACKBONE.FREEZE_AT', '2', 'MODEL.RESNETS.NORM', 'FrozenBN'],
@@ -93,8 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                           'SOLVER.STEPS', f'({round(0.8 * args.iterations[index])},)']
             for start, options in starts.items():
                 history = fine_tune(
-                    args.output / f'{data}_{start}_s{seed}', ROOT / 'configs' / CONFIGS[data], args.data_dir,
-                    periods[index], ['MODEL.DEVICE', 'cpu', *options, 'SEED', str(seed),
+                    args.output / f'{data}_{start}_s{seed}', ROOT / 'configs' / CONFIGS.get(data, OWN), args.data_dir,
+                    periods[index], ['MODEL.DEVICE', 'cpu', *own[data], *options, 'SEED', str(seed),
                                   'TEST.EVAL_PERIOD', str(periods[index]), *budget, *args.options])
                 rows.append({'data': data, 'start': start, 'seed': seed, 'history': history})
                 print(data, start, seed, history[-1], flush=True)

@@ -418,6 +418,12 @@ def final_losses(name: str) -> str:
 
 
 @figure
+def top1s(name: str) -> str:
+    """Top-1 of the worst and of the best network."""
+    return _between([analysis.accuracy(row) for row in _study(name)[1]], 2)
+
+
+@figure
 def removal_images(name: str) -> str:
     """Images that a removal is measured on."""
     return str(_study(name)[0]['damage'])

@@ -143,6 +143,26 @@ def test_detectors_from_weights_and_from_random_parameters_have_one_budget(
     assert (one['SEED'], one['SOLVER.MAX_ITER'], one['SOLVER.STEPS']) == ('3', '300', '(240,)')
 
 
+def test_detectors_of_a_users_own_images_know_these_and_their_classes(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'train_net.py').write_text(TRAIN_NET.replace('"killed"', '0'))
+    monkeypatch.setenv('DETECTRON2_TRAIN_NET', str(tmp_path / 'train_net.py'))
+    command = ['--data-dir', str(tmp_path), '--weights', 'randwire://randwire_ws_small_s1.some', '--data', 'mine',
+               '--seeds', '1', '--output', str(tmp_path / 'runs'), '--json', str(tmp_path / 'record.json')]
+    with pytest.raises(SystemExit):
+        detectors.main(command)
+    assert '--data mine is none of bccd, coco128, and there is no' in capsys.readouterr().err
+    assert not (tmp_path / 'runs').exists()
+    (tmp_path / 'mine' / 'annotations').mkdir(parents=True)
+    (tmp_path / 'mine' / 'annotations' / 'instances_train.json').write_text(
+        json.dumps({'images': [], 'annotations': [], 'categories': [{'id': 3}, {'id': 7}]}))
+    detectors.main(command)
+    arguments, options = json.loads((tmp_path / 'runs' / 'mine_weights_s1' / 'calls').read_text())
+    assert arguments[-1].endswith('configs/finetune/cpu.yaml')
+    assert options['DATASETS.TRAIN'] == "('mine_train',)" and options['DATASETS.TEST'] == "('mine_val',)"
+    assert options['MODEL.ROI_HEADS.NUM_CLASSES'] == '2' and 'SOLVER.MAX_ITER' not in options
+
+
 def test_a_record_names_no_folder_whether_it_is_given_as_a_path_or_as_what_may_be_a_name(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, other = str(tmp_path / 'last.pth.tar'), str(tmp_path / 'images')
