@@ -35,7 +35,7 @@ def average_positions(x: Tensor) -> Tensor:
     """The mean over all positions, [B, C, H, W] to [B, C, 1, 1], with a gradient in the memory format of x.
 
     The gradient of torch's own pooling is contiguous whatever x is, and of a channels_last network the ReLU behind it
-    then reads one number from here and the other from there: in a training on small images a tenth of all its time.
+    then reads one number from here and the other from there: on small images up to a tenth of a training step.
     """
     if x.stride(1) == 1:
         return x.permute(0, 2, 3, 1).mean((1, 2), keepdim=True).permute(0, 3, 1, 2)
