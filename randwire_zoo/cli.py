@@ -34,11 +34,12 @@ COMPLEXITY = Path(__file__).parent / 'complexity.json'  # counting 26 networks t
 # Commands of the rooms: what they are asked is in a room's `arguments`, as add_NAME_arguments(parser), and imports
 # little; main(args) of their module imports torch and timm, and is imported when a command runs.
 LATE_COMMANDS = {
-    'data': ('training.datasets', 'write a data set as an image folder', """\
+    'data': ('training.datasets', 'write a data set as a folder of images', """\
 examples:
   randwire-zoo data digits output/digits
   randwire-zoo data tiny-imagenet tiny-imagenet-200.zip output/tiny-imagenet
   randwire-zoo data caltech-101 caltech-101.zip output/caltech-101
+  randwire-zoo data voc labelled output/mine
 """),
     'teacher': ('training.distillation', 'an ImageNet network as the teacher of a set of some of its classes', """\
 example:

@@ -12,16 +12,20 @@ from typing import Any
 
 import pytest
 from shapes import CLASSES, write_shapes
+from voc import annotation, lay, picture
 
 pytest.importorskip('detectron2', reason='detectron2 is not installed (`make upstream` builds a wheel)')
 
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json, load_voc_instances
 from detectron2.modeling import build_backbone
+from detectron2.structures import BoxMode
 
 from randwire_zoo.detection import register_coco_folders
 from randwire_zoo.detection.detectron2.datasets import load_dataset_dicts
 from randwire_zoo.frozen import frozen_names
+from randwire_zoo.training.boxes import write_voc
 
 # Everything that can be seen of a library that is loaded: what each module and class of it holds, functions by their
 # code, values by what they say, and what its registries, catalogs and path handlers list.
@@ -128,6 +132,28 @@ def test_every_coco_folder_with_its_images_is_registered_once(tmp_path: Path) ->
     with pytest.raises(ValueError, match=r'two folders are the data set a_b_c: \S+ and \S+'):
         register_coco_folders(tmp_path)
     assert 'a_b_c' not in DatasetCatalog
+
+
+def test_boxes_of_pascal_voc_are_where_detectron2_reads_them_itself(tmp_path: Path) -> None:
+    source = lay(tmp_path / 'VOC', {
+        **{f'JPEGImages/{number}.jpg': picture(shade=number) for number in range(3)},
+        **{f'Annotations/{number}.xml': annotation(('cat', 1, 1, 10 + number, 20), ('dog', 11, 6, 40, 30))
+           for number in range(3)},
+        'ImageSets/Main/train.txt': b'0\n2\n', 'ImageSets/Main/val.txt': b'1\n'})
+    write_voc(source, tmp_path / 'here')
+    for split in ('train', 'val'):
+        theirs = load_voc_instances(str(source), split, ['cat', 'dog'])
+        ours = load_coco_json(tmp_path / f'here/annotations/instances_{split}.json', str(tmp_path / 'here' / split),
+                              f'{tmp_path.name}_{split}')
+        assert MetadataCatalog.get(f'{tmp_path.name}_{split}').thing_classes == ['cat', 'dog']
+        assert len(ours) == len(theirs) == {'train': 2, 'val': 1}[split]
+        for one, other in zip(ours, theirs, strict=True):
+            assert (one['width'], one['height']) == (other['width'], other['height']) == (40, 30)
+            assert Path(one['file_name']).read_bytes() == Path(other['file_name']).read_bytes()
+            boxes = [(box['category_id'], *BoxMode.convert(box['bbox'], box['bbox_mode'], BoxMode.XYXY_ABS))
+                     for box in one['annotations']]
+            assert boxes == [(box['category_id'], *box['bbox']) for box in other['annotations']]
+            assert len(boxes) == 2
 
 
 def test_a_config_with_our_backbone_registers_what_it_names_and_nothing_else(

@@ -40,6 +40,15 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument('--per-class', type=int, metavar='N',
                      help='train on so many images of each category, whatever the lists say')
     sub.add_argument('--seed', type=int, default=1, metavar='S', help='of that draw (default: %(default)s)')
+    sub = kinds.add_parser(
+        'voc', help="your own images with boxes in Pascal VOC's XML files, for detectors",
+        description='Images and boxes in COCO\'s layout, from the XML files that programs for drawing boxes write '
+                    '(labelImg, CVAT, Roboflow, …). Lists in ImageSets/Main or folders called train and val say what '
+                    'is held out; otherwise every fifth is.')
+    sub.add_argument('source', metavar='SOURCE', help='folder, or archive of one, with XML files and images in it')
+    sub.add_argument('folder', metavar='FOLDER', help='data set to write: annotations/, train/ and val/')
+    sub.add_argument('--every', type=int, metavar='N', help='hold out every Nth by name, whatever lists or folders say')
+    sub.add_argument('--skip-broken', action='store_true', help='leave out what cannot be read, and say so')
 
 
 def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,21 +2,16 @@
 from __future__ import annotations
 
 import argparse
-import io
 import random
 import re
-import tarfile
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import IO
 
 from ..errors import one_line
 from ..files import atomic_folder
+from .archives import Files, copy_files, free_folder, open_files
+from .boxes import write_voc
 from .digits import write_digits
 
 __all__ = ['ImageFolder', 'main', 'read_label_texts', 'write_caltech101', 'write_tiny_imagenet']
@@ -25,9 +20,6 @@ LABEL_TEXTS = 'words.txt'
 CALTECH = '101_ObjectCategories'
 #: Photographs of nothing in particular, which are no category (torchvision leaves them out, too).
 BACKGROUND = 'BACKGROUND_Google'
-
-Files = Mapping[str, Callable[[], bytes]]
-
 
 @dataclass(frozen=True)
 class ImageFolder:
@@ -62,8 +54,8 @@ def write_tiny_imagenet(source: str | Path, folder: str | Path) -> ImageFolder:
         FileExistsError: if the folder exists and is not empty.
         ValueError: if the source is something else, or is not whole.
     """
-    folder = _free(folder)
-    with _files(Path(source), 'wnids.txt') as files:
+    folder = free_folder(folder)
+    with open_files(Path(source), 'wnids.txt') as files:
         wnids = _lines(source, files, 'wnids.txt')
         if not wnids or len(set(wnids)) != len(wnids) or any('/' in wnid or '.' in wnid for wnid in wnids):
             raise ValueError(f'{source}: wnids.txt names no classes, or one twice')
@@ -86,7 +78,7 @@ def write_tiny_imagenet(source: str | Path, folder: str | Path) -> ImageFolder:
             raise ValueError(f'{source}: val_annotations.txt names an image twice')
 
         with atomic_folder(folder) as temporary:
-            _copy(source, files, wanted, temporary)
+            copy_files(source, files, wanted, temporary)
             (temporary / LABEL_TEXTS).write_text(
                 ''.join(f'{wnid}\t{texts.get(wnid, wnid)}\n' for wnid in sorted(wnids)), encoding='utf-8')
     return ImageFolder(folder, len(wnids), training, len(wanted) - training)
@@ -112,10 +104,10 @@ def write_caltech101(
         FileExistsError: if the folder exists and is not empty.
         ValueError: if the source is something else or is not whole, or a category is too small.
     """
-    folder = _free(folder)
+    folder = free_folder(folder)
     if per_class is not None and per_class < 1:
         raise ValueError(f'per_class must be at least 1, got {per_class}')
-    with _files(Path(source), CALTECH) as files:
+    with open_files(Path(source), CALTECH) as files:
         images = sorted(name.removeprefix(f'{CALTECH}/') for name in files
                         if re.fullmatch(rf'{CALTECH}/(?!{BACKGROUND}/)[^/]+/\w[^/]*\.jpg', name))
         if not images:
@@ -143,7 +135,7 @@ def write_caltech101(
                 splits['train'] += sorted(drawn)
                 splits['val'] += [name for name in members if name not in drawn]
         with atomic_folder(folder) as temporary:
-            _copy(source, files, {f'{split}/{name}': f'{CALTECH}/{name}' for split, names in splits.items()
+            copy_files(source, files, {f'{split}/{name}': f'{CALTECH}/{name}' for split, names in splits.items()
                                   for name in names}, temporary)
     return ImageFolder(folder, len(categories), len(splits['train']), len(splits['val']))
 
@@ -161,10 +153,13 @@ def main(args: argparse.Namespace) -> int:
     """Write the data set that the parsed arguments name.
 
     Raises:
-        ValueError, OSError: see `write_tiny_imagenet`, `write_caltech101` and `write_digits`.
+        ValueError, OSError: see `write_tiny_imagenet`, `write_caltech101`, `write_voc` and `write_digits`.
     """
     if args.kind == 'digits':
         print(write_digits(args.folder))
+        return 0
+    if args.kind == 'voc':
+        print(write_voc(args.source, args.folder, args.every, args.skip_broken))
         return 0
     if args.kind == 'caltech-101':
         written = write_caltech101(args.source, args.folder, args.per_class, args.seed)
@@ -173,85 +168,6 @@ def main(args: argparse.Namespace) -> int:
     print(f'{written.folder}: {written.classes:,} classes, {written.training:,} training and '
           f'{written.validation:,} validation images')
     return 0
-
-
-def _free(folder: str | Path) -> Path:
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f'{folder} exists and is not empty; name another folder')
-    return folder
-
-
-def _copy(source: str | Path, files: Files, wanted: Mapping[str, str], folder: Path) -> None:
-    """Write files of a source, by their names here and there."""
-    for parent in {(folder / here).parent for here in wanted}:
-        parent.mkdir(parents=True, exist_ok=True)
-    for here, there in wanted.items():
-        data = _read(source, files, there)
-        if not data:
-            raise ValueError(f'{source}: {there} is empty')
-        (folder / here).write_bytes(data)
-
-
-def _read(source: str | Path, files: Files, name: str) -> bytes:
-    try:
-        return files[name]()
-    except zipfile.BadZipFile as error:
-        raise ValueError(f'{source} is damaged: {one_line(error)}') from None
-
-
-@contextmanager
-def _files(source: Path, mark: str) -> Iterator[Files]:
-    """How to read each file of the source, by its name below the folder that the mark, a file or folder, lies in."""
-    if source.is_dir():
-        found = [path.parent for path in (source / mark, *sorted(source.glob(f'*/{mark}'))) if path.exists()]
-        root = found[0] if found else source
-        yield {path.relative_to(root).as_posix(): path.read_bytes for path in root.rglob('*') if path.is_file()}
-        return
-    if not source.exists():
-        raise FileNotFoundError(f'no archive or folder at {source}')
-    with source.open('rb') as file, _archive(source, file) as files:
-        nested = [name for name in files if name.rpartition('/')[2] == f'{mark}.tar.gz']
-        if not nested:
-            yield _below(files, mark)
-            return
-        with _archive(source, io.BytesIO(_read(source, files, nested[0]))) as files:
-            yield _below(files, mark)
-
-
-@contextmanager
-def _archive(source: Path, file: IO[bytes]) -> Iterator[Files]:
-    """How to read each file of a zip archive, or of a tar archive that is compressed."""
-    try:
-        is_zip = file.read(2) == b'PK'
-        file.seek(0)
-        archive = zipfile.ZipFile(file) if is_zip else None
-        members = {} if is_zip else _unpacked(file)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, zlib.error):
-        raise ValueError(f'{source} is no whole archive') from None
-    if archive is None:
-        yield {name: partial(bytes, data) for name, data in members.items()}
-        return
-    with archive:
-        yield {name: partial(archive.read, name) for name in archive.namelist() if not name.endswith('/')}
-
-
-def _unpacked(file: IO[bytes]) -> dict[str, bytes]:
-    """All files of a tar archive, read in one pass: to seek in a compressed one is to decompress it again."""
-    found = {}
-    with tarfile.open(fileobj=file) as members:
-        for member in members:
-            content = members.extractfile(member)
-            if content is not None:
-                found[member.name] = content.read()
-    return found
-
-
-def _below(files: Files, mark: str) -> Files:
-    """The same by their names below the folder that the mark lies in."""
-    places = [name.split('/') for name in files]
-    root = next((''.join(f'{part}/' for part in parts[:parts.index(mark)]) for parts in places if mark in parts), '')
-    return {name[len(root):]: read for name, read in files.items() if name.startswith(root)}
 
 
 def _lines(source: str | Path, files: Files, name: str) -> list[str]:

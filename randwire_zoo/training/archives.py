@@ -1,0 +1,112 @@
+"""What a data set is made from: an archive as it is published, or a folder with what is in it."""
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from ..errors import one_line
+
+__all__ = ['Files', 'copy_files', 'free_folder', 'open_files', 'read_file']
+
+#: How to read each file, by its name.
+Files = Mapping[str, Callable[[], bytes]]
+
+
+def free_folder(folder: str | Path) -> Path:
+    """The folder, which has to be missing or empty."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f'{folder} exists and is not empty; name another folder')
+    return folder
+
+
+def copy_files(source: str | Path, files: Files, wanted: Mapping[str, str], folder: Path) -> None:
+    """Write files of a source, by their names here and there."""
+    for parent in {(folder / here).parent for here in wanted}:
+        parent.mkdir(parents=True, exist_ok=True)
+    for here, there in wanted.items():
+        data = read_file(source, files, there)
+        if not data:
+            raise ValueError(f'{source}: {there} is empty')
+        (folder / here).write_bytes(data)
+
+
+def read_file(source: str | Path, files: Files, name: str) -> bytes:
+    """What a file of the source holds; ValueError if the archive is damaged there."""
+    try:
+        return files[name]()
+    except zipfile.BadZipFile as error:
+        raise ValueError(f'{source} is damaged: {one_line(error)}') from None
+
+
+@contextmanager
+def open_files(source: Path, mark: str | None = None) -> Iterator[Files]:
+    """How to read each file of the source, by its name there, or below the folder that the mark lies in.
+
+    Args:
+        source: A folder, or an archive of zip or tar.
+        mark: A file or folder in it, or in an archive `<mark>.tar.gz` in it.
+
+    Raises:
+        FileNotFoundError: if there is no such source.
+        ValueError: if it is no whole archive.
+    """
+    if source.is_dir():
+        marks = [] if mark is None else [source / mark, *sorted(source.glob(f'*/{mark}'))]
+        root = next((path.parent for path in marks if path.exists()), source)
+        yield {path.relative_to(root).as_posix(): path.read_bytes for path in root.rglob('*') if path.is_file()}
+        return
+    if not source.exists():
+        raise FileNotFoundError(f'no archive or folder at {source}')
+    with source.open('rb') as file, _archive(source, file) as files:
+        if mark is None:
+            yield files
+            return
+        nested = [name for name in files if name.rpartition('/')[2] == f'{mark}.tar.gz']
+        if not nested:
+            yield _below(files, mark)
+            return
+        with _archive(source, io.BytesIO(read_file(source, files, nested[0]))) as files:
+            yield _below(files, mark)
+
+
+@contextmanager
+def _archive(source: Path, file: IO[bytes]) -> Iterator[Files]:
+    """How to read each file of a zip archive, or of a tar archive that is compressed."""
+    try:
+        is_zip = file.read(2) == b'PK'
+        file.seek(0)
+        archive = zipfile.ZipFile(file) if is_zip else None
+        members = {} if is_zip else _unpacked(file)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, zlib.error):
+        raise ValueError(f'{source} is no whole archive') from None
+    if archive is None:
+        yield {name: partial(bytes, data) for name, data in members.items()}
+        return
+    with archive:
+        yield {name: partial(archive.read, name) for name in archive.namelist() if not name.endswith('/')}
+
+
+def _unpacked(file: IO[bytes]) -> dict[str, bytes]:
+    """All files of a tar archive, read in one pass: to seek in a compressed one is to decompress it again."""
+    found = {}
+    with tarfile.open(fileobj=file) as members:
+        for member in members:
+            content = members.extractfile(member)
+            if content is not None:
+                found[member.name] = content.read()
+    return found
+
+
+def _below(files: Files, mark: str) -> Files:
+    """The same by their names below the folder that the mark lies in."""
+    places = [name.split('/') for name in files]
+    root = next((''.join(f'{part}/' for part in parts[:parts.index(mark)]) for parts in places if mark in parts), '')
+    return {name[len(root):]: read for name, read in files.items() if name.startswith(root)}
