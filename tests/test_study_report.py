@@ -227,9 +227,38 @@ def test_r_is_not_said_of_few_wirings_or_of_networks_at_chance(tmp_path: Path) -
         rows = [row(f'er({i / 20}) {operation}', 1, 40 + i + 2 * j + (i * j) % 3, graph=f'er({i / 20})',
                     node_op=operation) for i in range(count) for j, operation in enumerate(('sep_conv', 'conv'))]
         text = report_table(write(tmp_path, rows), 'github')
-        assert ('between node operations' in text) is (count == 10)
+        assert ('one node operation and with another' in text) is (count == 10)
     means = [[one['top1'] for one in rows if one['node_op'] == operation] for operation in ('sep_conv', 'conv')]
-    assert cells(text[text.index('between node'):])['conv'] == [f'{np.corrcoef(*means)[0, 1]:.2f}', '']
+    r, (low, high) = (result := stats.pearsonr(*means))[0], result.confidence_interval()
+    both = f'{r:.2f} ({low:.2f} to {high:.2f})'  # a wiring each: r of wirings is that of generators
+    assert cells(text[text.index('one node operation'):])['sep_conv, conv'] == ['10', both, '10', both, '–', '0', '–']
+
+
+def test_node_operations_are_compared_wiring_by_wiring(tmp_path: Path) -> None:
+    rng, rows = random.Random(5), []
+    graphs = ('er(0.2)', 'ba(2)', 'ws(4,0.75)')
+    for graph in graphs:
+        for seed in range(1, 6):
+            for operation in ('sep_conv', 'conv'):
+                if (graph, seed, operation) != ('ba(2)', 4, 'conv'):  # a wiring that one of the two has not
+                    rows += [row(f'{graph} {operation}', seed, rng.uniform(30, 60), graph=graph, node_op=operation,
+                                 id=f'{graph}{operation}{seed}{training}', training_seed=training)
+                             for training in (1, 2)]
+    rows.append(row('er(0.2) conv', 9, 10.2, graph='er(0.2)', node_op='conv', classes=10))  # at chance
+    text = report_table(write(tmp_path, rows), 'github')
+    table = text[text.index('one node operation and with another'):]
+    x, y = ([[np.mean([one['top1'] for one in rows if (one['graph'], one['graph_seed'], one['node_op'])
+                       == (graph, seed, operation)]) for seed in range(1, 6) if (graph, seed) != ('ba(2)', 4)]
+             for graph in graphs] for operation in ('sep_conv', 'conv'))
+    whole = stats.pearsonr(np.concatenate(x), np.concatenate(y))
+    below, above = whole.confidence_interval()
+    centred = [np.concatenate([np.array(group) - np.mean(group) for group in side]) for side in (x, y)]
+    within = np.corrcoef(*centred)[0, 1]
+    low, high = np.tanh(np.arctanh(within) + np.array([-1, 1]) * stats.norm.ppf(0.975) / np.sqrt(14 - 3 - 2))
+    assert cells(table)['sep_conv, conv'] == [
+        '3', '–', '14', f'{whole[0]:.2f} ({below:.2f} to {above:.2f})', '–', '14',  # of nine without one
+        f'{within:.2f} ({low:.2f} to {high:.2f})']
+    assert '1 networks at chance are left out' in table
 
 
 def test_one_generator_alone_does_not_make_a_correlation() -> None:

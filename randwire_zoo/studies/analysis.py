@@ -19,11 +19,12 @@ from ..graphs import Graph, graphs_sha256
 from .measures import depths, edge_betweenness, node_betweenness
 from .study import Network, graphs_of
 
-__all__ = ['ENOUGH', 'MEASURES', 'Correlation', 'DamageCorrelation', 'Difference', 'Distance', 'Row', 'Variance',
+__all__ = ['ENOUGH', 'MEASURES', 'Correlation', 'DamageCorrelation', 'Difference', 'Distance', 'OperationCorrelation',
+           'Row', 'Variance',
            'accuracy', 'band', 'bootstrap_interval', 'by_series', 'by_wiring', 'correlate', 'damage_correlation',
            'differences', 'distances', 'error_distribution', 'graphs_of_row', 'holm', 'learned', 'losses_by_degree',
-           'measure_correlation', 'operation_correlation', 'operation_means', 'paired_differences', 'pearson', 'spread',
-           'units', 'variance', 'wiring_means']
+           'measure_correlation', 'operation_correlations', 'operation_means', 'paired_differences', 'pearson',
+           'spread', 'units', 'variance', 'wiring_means']
 
 Row = dict[str, Any]
 MEASURES = ('degree', 'path length', 'clustering', 'betweenness', 'depth', 'edge depth', 'paths', 'peak memory')
@@ -244,7 +245,9 @@ def distances(groups: Mapping[str, Sequence[Row]]) -> list[Distance]:
     tested = []
     for one, other in _pairs(groups):
         first, second = units(groups[one]), units(groups[other])
-        result = ks_2samp(first, second)
+        with warnings.catch_warnings():  # that the smallest statistic's p, which is 1, was rounded to more than 1
+            warnings.simplefilter('ignore', RuntimeWarning)
+            result = ks_2samp(first, second)
         tested.append(Distance(one, other, (len(first), len(second)), float(result.statistic), float(result.pvalue)))
     return tested
 
@@ -345,10 +348,40 @@ def operation_means(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
             for operation, graphs in values.items()}
 
 
-def operation_correlation(one: Mapping[str, float], other: Mapping[str, float]) -> tuple[int, float | None]:
-    """How many random graph models two node operations share, and the correlation of their means over those."""
-    both = [graph for graph in one if graph in other]
-    return len(both), pearson([one[graph] for graph in both], [other[graph] for graph in both])
+@dataclass(frozen=True)
+class OperationCorrelation:
+    """How accuracy with one node operation goes with that with another.
+
+    Args:
+        one, other: The node operations.
+        models: Of the means of the random graph models that both have, as in Figure 6.
+        wirings: Of the wirings that both have, each with the mean of its trainings.
+    """
+
+    one: str
+    other: str
+    models: Correlation
+    wirings: Correlation
+
+
+def operation_correlations(rows: Sequence[Row]) -> list[OperationCorrelation]:
+    """Correlate each two node operations."""
+    means = operation_means(rows)
+    values: dict[str, dict[tuple[str, Any], float]] = {operation: {} for operation in means}
+    for operation, found in values.items():
+        for graph in means[operation]:
+            same = [row for row in rows if (row['node_op'], row['graph']) == (operation, graph)]
+            found.update({(graph, wiring): statistics.mean(map(accuracy, trainings))
+                          for wiring, trainings in by_wiring(same).items()})
+    correlations = []
+    for one, other in combinations(means, 2):
+        models = {graph: [(mean, means[other][graph])] for graph, mean in means[one].items() if graph in means[other]}
+        wirings: dict[str, list[tuple[float, float]]] = {}
+        for key, value in values[one].items():
+            if key in values[other]:
+                wirings.setdefault(key[0], []).append((value, values[other][key]))
+        correlations.append(OperationCorrelation(one, other, correlate(models), correlate(wirings)))
+    return correlations
 
 
 def error_distribution(rows: Iterable[Row]) -> tuple[list[float], list[float]]:

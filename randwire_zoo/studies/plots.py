@@ -23,7 +23,7 @@ from .analysis import (
     graphs_of_row,
     learned,
     losses_by_degree,
-    operation_correlation,
+    operation_correlations,
     operation_means,
     units,
 )
@@ -324,13 +324,15 @@ def damage_figure(series: str, rows: Sequence[Row], kind: str, numbers: Mapping[
 def _operations(rows: Sequence[Row]) -> Figure:
     means = operation_means(rows)
     first_operation, first = next(iter(means.items()))
+    with_first = {found.other: found.models.over_all for found in operation_correlations(rows)
+                  if found.one == first_operation}
     graphs = dict.fromkeys(graph for found in means.values() for graph in found)
     order = sorted(graphs, key=lambda graph: -first.get(graph, 0.0))
     figure, axes = _panel(3.8)
     for i, (operation, found) in enumerate(means.items()):
         line = [found.get(graph, float('nan')) for graph in order]
-        _, correlation = operation_correlation(first, found)
-        label = operation if i == 0 or correlation is None else f'{operation} (r = {correlation:.2f})'
+        r = with_first.get(operation)
+        label = operation if r is None else f'{operation} (r = {r:.2f})'
         axes.plot(range(len(order)), line, label=_label(label, i), **run_style(i, LIGHT))
     axes.set_xticks(range(len(order)), [_label(graph, i) for i, graph in enumerate(order)], rotation=60, ha='right',
                     rotation_mode='anchor', fontsize=8)

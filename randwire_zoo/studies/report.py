@@ -27,6 +27,7 @@ from .analysis import (
     DAMAGE_MEASURES,
     ENOUGH,
     MEASURES,
+    Correlation,
     Difference,
     Row,
     accuracy,
@@ -40,7 +41,7 @@ from .analysis import (
     learned,
     losses_by_degree,
     measure_correlation,
-    operation_correlation,
+    operation_correlations,
     operation_means,
     paired_differences,
     spread,
@@ -223,7 +224,7 @@ def _tables(study: _Study) -> list[_Table]:
     done = study.done
     classes = _classes(study.spec)
     tables = [_main_table(study.spec, study.rows), _variance_table(done), *_differences_tables(done),
-              _measures_table(done, classes), _proxies_table(done, classes), _operations_table(done),
+              _measures_table(done, classes), _proxies_table(done, classes), _operations_table(done, classes),
               _damage_table(done, 'nodes', "a removed node's out-degree"),
               _damage_correlations_table(done, 'nodes', 'node'),
               _damage_table(done, 'edges', "the in-degree of a removed edge's target"),
@@ -346,18 +347,20 @@ def _correlation_lines(rows: Sequence[Row], names: Sequence[str], kind: str) -> 
         same = [row for row in rows if row['node_op'] == operation]
         for name in names:
             found = measure_correlation(same, name, kind, rank=kind == 'proxies')
-            if found.over_all is None:
-                continue
-
-            def with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
-                return _signed(value) + (f' ({_interval(interval)})' if interval and value is not None else '')
-
-            lines.append([name if len(operations) == 1 else f'{name}, {operation}', str(found.wirings),
-                          with_interval(found.over_all, found.over_all_interval), _interval(found.without_one),
-                          str(found.wirings_within),
-                          with_interval(found.within, None if found.low is None or found.high is None else
-                                        (found.low, found.high))])
+            if found.over_all is not None:
+                lines.append([name if len(operations) == 1 else f'{name}, {operation}', *_correlation_cells(found)])
     return lines
+
+
+def _correlation_cells(found: Correlation) -> list[str]:
+    """How many wirings, over all of them, without one generator, how many within generators, and within them."""
+    within = None if found.low is None or found.high is None else (found.low, found.high)
+    return [str(found.wirings), _with_interval(found.over_all, found.over_all_interval), _interval(found.without_one),
+            str(found.wirings_within), _with_interval(found.within, within)]
+
+
+def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+    return _signed(value) + (f' ({_interval(interval)})' if interval and value is not None else '')
 
 
 def _correlation_note(rows: Sequence[Row], better: Sequence[Row], letter: str) -> str:
@@ -387,16 +390,17 @@ def _proxies_table(rows: Sequence[Row], classes: int | None) -> _Table | None:
                   ) if lines else None
 
 
-def _operations_table(rows: Sequence[Row]) -> _Table | None:
-    means = operation_means(rows)
-    found = {(one, other): operation_correlation(means[one], means[other])
-             for one in means for other in means if one != other}
-    if all(r is None for _, r in found.values()):
-        return None
-    return _Table("Pearson's r between node operations, of the random graph models' mean accuracy (Figure 6)",
-                  ['', *means], [[one, *('' if other == one else _signed(found[one, other][1]) for other in means)]
-                                 for one in means],
-                  f'Over {min(n for n, _ in found.values())} random graph models or more.')
+def _operations_table(rows: Sequence[Row], classes: int | None) -> _Table | None:
+    better = learned(rows, classes)
+    lines = [[f'{found.one}, {found.other}', str(found.models.wirings),
+              _with_interval(found.models.over_all, found.models.over_all_interval), *_correlation_cells(found.wirings)]
+             for found in operation_correlations(better)
+             if found.models.over_all is not None or found.wirings.over_all is not None]
+    heads = ['node operations', 'generators', 'r of their means', 'wirings', 'r over all', 'r without one generator',
+             'wirings within', 'r within generators']
+    note = "The paper's r is that of the generators' means. " + _correlation_note(rows, better, 'r')
+    return _Table("Pearson's r of accuracy with one node operation and with another (Figure 6)", heads, lines, note
+                  ) if lines else None
 
 
 def _damage_table(rows: Sequence[Row], kind: str, degree: str) -> _Table | None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
@@ -190,7 +190,7 @@ class _Images:
 def _steps(one: str, other: str) -> int:
     """How many folders lie on the way from one file to the other, up and down."""
     left, right = PurePosixPath(one).parts[:-1], PurePosixPath(other).parts[:-1]
-    shared = len(os.path.commonprefix([left, right]))
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
     return len(left) + len(right) - 2 * shared
 
 
