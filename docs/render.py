@@ -507,6 +507,18 @@ def leads(name: str, operation: str, others: str, without: str = '') -> str:
                      for graph, value in means[operation].items() if graph != without], 1)
 
 
+@figure
+def operation_r(name: str, one: str, other: str, kind: str = 'over_all') -> str:
+    """Pearson's r of wirings' accuracies with two node operations, over all or 'within' generators, with interval."""
+    pairs = analysis.operation_correlations(_study(name)[1])
+    found, = [pair for pair in pairs if (pair.one, pair.other) == (one, other)]
+    r, ends = ((found.wirings.over_all, found.wirings.over_all_interval) if kind == 'over_all' else
+               (found.wirings.within, (found.wirings.low, found.wirings.high)))
+    if r is None or ends is None or None in ends:
+        raise ValueError('too few wirings')
+    return '{:.2f} ({:.2f} to {:.2f})'.format(r, *ends)
+
+
 # -- The package's own data -------------------------------------------------------------------------------------------
 
 # What the paper has (arXiv 1904.01569), beside our names: parameters and multiply-adds, top-1 on ImageNet, and where.

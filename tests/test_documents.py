@@ -162,12 +162,14 @@ def test_a_document_that_asks_for_what_is_not_there_is_refused() -> None:
 def test_a_figure_in_the_text_is_right_by_hand() -> None:
     """Against figures worked out from the files with nothing of ours."""
     lines = (ROOT / 'docs' / 'studies' / 'figure6_small.jsonl').read_text('utf-8').splitlines()
-    top1 = {row['series']: row['top1'] for row in map(json.loads, lines[1:])}
+    found: dict[str, list[float]] = {}
+    for row in map(json.loads, lines[1:]):
+        found.setdefault(row['series'], []).append(row['top1'])
+    top1 = {series: sum(values) / len(values) for series, values in found.items()}
     graphs = ('er(0.2)', 'ba(5)', 'ba(1)', 'ws(4,0.75)', 'ws(4,0)')
     leads = [top1[f'{graph} sep_conv'] - top1[f'{graph} {pool}']
              for graph in graphs for pool in ('max_pool', 'avg_pool')]
     expected = f'{min(leads):.1f} to {max(leads):.1f}'
-    assert expected == '0.8 to 5.7'  # and not 5.6: the difference is 5.67
     words = 'leads figure6_small sep_conv max_pool,avg_pool'
     assert f'by <!--= {words} -->{expected}<!--/--> points' in read('docs/results.md')
 

@@ -353,6 +353,16 @@ def test_the_report_gives_both_parts_of_the_variance_and_says_what_has_one_wirin
     assert 'Graphs and training have one seed: ± is of both together.' in text and 'between trainings' not in text
 
 
+def test_a_series_that_is_not_done_has_not_one_wiring_for_that(tmp_path: Path) -> None:
+    rows = [row(series, 1, 50.0 + training, training_seed=training, id=f'{series}{training}', graph=series)
+            for series in ('er(0.2)', 'ws(4,0)', 'own(3)') for training in (1, 2)]
+    text = report_table(write(tmp_path, rows, seeds=None, graph_seeds=[1, 2], training_seeds=[1, 2],
+                              graphs=['er(0.2)', 'ws(4,0)', 'own(3)']), 'github')
+    said = next(line for line in text.splitlines() if 'all seeds give' in line)
+    assert said.startswith('ws(4,0): ') or '. ws(4,0): ' in said
+
+
+
 def test_differences_are_tested() -> None:
     rng = random.Random(2)
     groups = {series: [row(series, seed, rng.gauss(mean, 1)) for seed in range(1, n + 1)]

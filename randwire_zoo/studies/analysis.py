@@ -20,11 +20,10 @@ from .measures import depths, edge_betweenness, node_betweenness
 from .study import Network, graphs_of
 
 __all__ = ['ENOUGH', 'MEASURES', 'Correlation', 'DamageCorrelation', 'Difference', 'Distance', 'OperationCorrelation',
-           'Row', 'Variance',
-           'accuracy', 'band', 'bootstrap_interval', 'by_series', 'by_wiring', 'correlate', 'damage_correlation',
-           'differences', 'distances', 'error_distribution', 'graphs_of_row', 'holm', 'learned', 'losses_by_degree',
-           'measure_correlation', 'operation_correlations', 'operation_means', 'paired_differences', 'pearson',
-           'spread', 'units', 'variance', 'wiring_means']
+           'Row', 'Variance', 'accuracy', 'band', 'bootstrap_interval', 'by_series', 'by_wiring', 'correlate',
+           'damage_correlation', 'differences', 'distances', 'error_distribution', 'graphs_of_row', 'has_one_wiring',
+           'holm', 'learned', 'losses_by_degree', 'measure_correlation', 'operation_correlations', 'operation_means',
+           'paired_differences', 'pearson', 'spread', 'units', 'variance', 'wiring_means']
 
 Row = dict[str, Any]
 MEASURES = ('degree', 'path length', 'clustering', 'betweenness', 'depth', 'edge depth', 'paths', 'peak memory')
@@ -439,6 +438,22 @@ def graphs_of_row(row: Row) -> tuple[Graph, ...]:
         return graphs if small and graphs_sha256(graphs) == row.get('wiring') else ()
     except (ValueError, TypeError):  # no graphs, or of a random graph model that is not here
         return ()
+
+
+def has_one_wiring(rows: Sequence[Row], graph_seeds: Iterable[int]) -> bool:
+    """Whether a series' graphs do not depend on the seed.
+
+    Args:
+        rows: Of the series.
+        graph_seeds: Those that the study asks for. Where all give one wiring it is trained under the first of them, and
+            where the study is not done the others may be still to come: what no row has is sampled, if it can be.
+    """
+    trained = {row['graph_seed'] for row in rows if row['graph_seed'] is not None}
+    if len(by_wiring(rows)) != 1 or not rows[0].get('wiring'):
+        return False
+    left = set(graph_seeds) - trained
+    return len(trained | left) > 1 and all(
+        graphs_of_row({**rows[0], 'graphs': None, 'kwargs': {**rows[0]['kwargs'], 'seed': seed}}) for seed in left)
 
 
 DAMAGE_MEASURES = ('degree', 'betweenness', 'depth')

@@ -37,6 +37,7 @@ from .analysis import (
     differences,
     distances,
     graphs_of_row,
+    has_one_wiring,
     holm,
     learned,
     losses_by_degree,
@@ -248,7 +249,7 @@ def _main_table(spec: dict[str, Any], rows: Sequence[Row]) -> _Table:
         good = [row for row in group if row in done]
         widths = sorted({row['channels'] for row in group if row.get('channels')})
         wirings = {row['wiring'] for row in good if row.get('wiring')}
-        if len(wirings) == 1 and len(_graph_seeds(spec, group)) > 1:
+        if good and has_one_wiring(good, spec['graph_seeds'] or ()):
             fixed.append(series)
         line = [series, str(len(good)) if len(good) == len(group) else f'{len(good)} of {len(group)}',
                 str(len(wirings) or '–'),
@@ -275,12 +276,6 @@ def _main_table(spec: dict[str, Any], rows: Sequence[Row]) -> _Table:
         notes.append(f'{", ".join(fixed)}: all seeds give the same graphs, one wiring. Its ± is that of the training '
                      'alone.')
     return _Table('', heads, lines, ' '.join(notes))
-
-
-def _graph_seeds(spec: dict[str, Any], rows: Sequence[Row]) -> set[int]:
-    """The seeds with which graphs were sampled; those that gave one wiring were trained once."""
-    return {row['graph_seed'] for row in rows if row['graph_seed'] is not None} | set(
-        spec['graph_seeds'] or [] if rows[0]['graph'] else [])
 
 
 def _variance_table(rows: Sequence[Row]) -> _Table | None:
