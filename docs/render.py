@@ -508,15 +508,10 @@ def leads(name: str, operation: str, others: str, without: str = '') -> str:
 
 
 @figure
-def operation_r(name: str, one: str, other: str, kind: str = 'over_all') -> str:
-    """Pearson's r of wirings' accuracies with two node operations, over all or 'within' generators, with interval."""
-    pairs = analysis.operation_correlations(_study(name)[1])
-    found, = [pair for pair in pairs if (pair.one, pair.other) == (one, other)]
-    r, ends = ((found.wirings.over_all, found.wirings.over_all_interval) if kind == 'over_all' else
-               (found.wirings.within, (found.wirings.low, found.wirings.high)))
-    if r is None or ends is None or None in ends:
-        raise ValueError('too few wirings')
-    return '{:.2f} ({:.2f} to {:.2f})'.format(r, *ends)
+def operation_rs(name: str, kind: str, without: str = '') -> str:
+    """Pearson's r of wirings' accuracies with each two node operations: 'over_all', or 'within' generators."""
+    pairs = analysis.operation_correlations([row for row in _study(name)[1] if row['graph'] != without])
+    return _between([getattr(pair.wirings, kind) for pair in pairs], 2)
 
 
 # -- The package's own data -------------------------------------------------------------------------------------------
