@@ -148,6 +148,9 @@ def test_what_is_broken_is_one_line_or_left_out_and_said(
     (flat(5, **{'ImageSets/Main/train.txt': b'1\n6\n', 'ImageSets/Main/val.txt': b'2\n'}), None,
      'the lists name 1 without an XML file, such as 6'),
     (flat(5, **{'ImageSets/Main/train.txt': b'1\n2\n', 'ImageSets/Main/val.txt': b'2\n'}), None, 'both lists name 2'),
+    (flat(5, **{'ImageSets/Main/train.txt': b'1\n', 'ImageSets/Main/val.txt': b'2\n', 'old/2.xml': annotation(CAT)}),
+     None, 'the lists cannot tell 2.xml from old/2.xml'),
+    (flat(5, **{'old/2.xml': annotation(CAT)}), 6, '2.xml and old/2.xml are of the same image, 2.jpg'),  # held out
     (flat(), 1, 'every must be at least 2, got 1'),
 ])
 def test_what_cannot_be_split_is_one_line_and_nothing_is_written(

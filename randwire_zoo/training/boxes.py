@@ -126,6 +126,11 @@ def write_voc(
                         raise ValueError(f'{source}: {error}; --skip-broken leaves out what is so') from None
                     left_out.append(str(error))
         both = [*read['train'], *read['val']]
+        of_image: dict[str, str] = {}
+        for one in both:  # in both splits, what is measured on would have been trained on
+            if one.image in of_image:
+                raise ValueError(f'{source}: {of_image[one.image]} and {one.name} are of the same image, {one.image}')
+            of_image[one.image] = one.name
         classes = tuple(sorted({label for one in both for label, _ in one.boxes}))
         for split, annotations in read.items():
             if not any(one.boxes for one in annotations):
@@ -208,7 +213,10 @@ def _split(
                           for line in read_file(source, files, name).decode('utf-8', 'replace').splitlines()
                           if line.strip()] for split in splits}
         if all(listed.values()):
-            by_stem = {PurePosixPath(name).stem: name for name in names}
+            by_stem: dict[str, str] = {}
+            for name in names:
+                if (other := by_stem.setdefault(PurePosixPath(name).stem, name)) != name:
+                    raise ValueError(f'{source}: the lists cannot tell {other} from {name}')
             if missing := [stem for stems in listed.values() for stem in stems if stem not in by_stem]:
                 raise ValueError(f'{source}: the lists name {len(missing):,} without an XML file, such as {missing[0]}')
             if twice := set(listed['train']) & set(listed['val']):
