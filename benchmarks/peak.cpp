@@ -58,6 +58,8 @@ extern "C" int64_t tile_bf16(int64_t rounds) {
   if (syscall(SYS_arch_prctl, kRequestPermission, kTileData)) return 0;
   alignas(64) uint8_t config[64] = {1};  // palette 1: eight tiles of 16 rows of 64 bytes
   for (int tile = 0; tile < 8; ++tile) config[16 + 2 * tile] = 64, config[48 + tile] = 16;
+  // GCC takes _tile_loadconfig to read eight bytes, and would leave out what is written to the others.
+  asm volatile("" : : "r"(config) : "memory");
   _tile_loadconfig(config);
   _tile_zero(0);
   _tile_zero(1);
