@@ -110,7 +110,7 @@ def test_what_is_said_counts_in_order(compiler: Path, monkeypatch: pytest.Monkey
 def test_the_instructions_are_those_of_the_processor() -> None:
     use_kernels('native')
     flags = Path('/proc/cpuinfo').read_text().split()
-    found = [name for name, flag in (('avx512_bf16', 'avx512_bf16'), ('avx512', 'avx512vl'), ('avx512f', 'avx512f'),
+    found = [name for name, flag in (('amx_bf16', 'amx_bf16'), ('avx512_bf16', 'avx512_bf16'), ('avx512', 'avx512vl'), ('avx512f', 'avx512f'),
                                      ('avx2', 'avx2'), ('avx', 'avx'), ('sse', 'sse2'), ('neon', 'asimd'))
              if flag in flags]
     assert kernels.instruction_set() == found[0]

@@ -14,9 +14,6 @@
 
 namespace {
 
-// The elements that matrices are multiplied in, and how many pixels' (or inputs') elements one multiplication takes.
-template <class E> constexpr int64_t PAIRED = step_of(static_cast<E*>(nullptr));
-
 // How the backward pass's products are cut, so that their sums, 24 or 12 vectors, stay in registers: that with a matrix
 // into panels of PRODUCT_VECTORS, as many pixels at a time as `product_rows_of` says; the matrix's own gradient into
 // TILE_VECTORS by TILE_ROWS, which divide LANES.
@@ -26,8 +23,6 @@ constexpr int product_rows_of(int vectors) { return MANY_REGISTERS ? 8 : 12 / ve
 constexpr int64_t AHEAD = 4096;  // bytes: a sum's inputs are fetched a page before their time
 
 template <class T> void clear(T* data, int64_t size) { std::memset(static_cast<void*>(data), 0, size * sizeof(T)); }
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The vectors of some pixels, one after the other.
 ALWAYS void store_plain(float* to, const Vec (&value)[1]) { store_all(to, value[0]); }
@@ -79,14 +74,19 @@ ALWAYS void over_sum(const Sum<T>& sum_of, int64_t first, int64_t size, int64_t 
   });
 }
 
+// How many outputs a matrix is padded to, with zeros, for its product with their gradients.
+template <class E> int64_t product_depth(int64_t out_channels) {
+  return by_amx<E>() ? padded(out_channels) : ceil_div(out_channels, PAIRED<E>) * PAIRED<E>;
+}
+
 // A matrix [out][in] as panels for the product from the right with gradients of out, [out / PAIRED][inputs][PAIRED]:
-// outputs begin to end of it, of which begin is a whole number of PAIRED.
+// outputs begin to end of it, of which begin is a whole number of PAIRED; those behind the last are zeros.
 template <class E>
 NEVER_INLINED void pack_transposed(const float* matrix, int64_t in_channels, int64_t out_channels, int64_t begin,
                                    int64_t end, E* packed) {
   constexpr int64_t step = PAIRED<E>;
   const int64_t blocks = padded(in_channels) / LANES, panels = ceil_div(blocks, PRODUCT_VECTORS);
-  const int64_t depth = ceil_div(out_channels, step) * step;
+  const int64_t depth = product_depth<E>(out_channels);
   for (int64_t o = begin; o < end; o += step)
     for (int64_t panel = 0; panel < panels; panel++) {
       const auto [start, width] = Panel(blocks, panel, PRODUCT_VECTORS);
@@ -94,7 +94,8 @@ NEVER_INLINED void pack_transposed(const float* matrix, int64_t in_channels, int
       for (int64_t block = start; block < start + width; block++, to += LANES * step) {
         const float* from = matrix + o * in_channels + block * LANES;
         const int64_t n = std::min(LANES, in_channels - block * LANES);
-        store_step(to, load(from, n), o + 1 < out_channels ? load(from + (step - 1) * in_channels, n) : zeros());
+        store_step(to, o < out_channels ? load(from, n) : zeros(),
+                   o + 1 < out_channels ? load(from + (step - 1) * in_channels, n) : zeros());
       }
     }
 }

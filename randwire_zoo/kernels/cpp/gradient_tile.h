@@ -140,6 +140,10 @@ template <class T> class GradientTile {
     }
     const int64_t size = places.size();
     const int64_t panels = ceil_div(s.in_blocks, PRODUCT_VECTORS);
+#ifdef RANDWIRE_AMX
+    if constexpr (step > 1)
+      if (by_amx<E>()) return multiply_tile_by_amx(first, inner, fetch);
+#endif
     fetch.spread_over(panels * ceil_div(size, product_rows_of(PRODUCT_VECTORS)));
     const int64_t depth = s.depth(), whole_blocks = depth / LANES, rest = depth % LANES;
     for (int64_t panel = 0; panel < panels; panel++) {
@@ -178,6 +182,41 @@ template <class T> class GradientTile {
       });
     }
   }
+
+#ifdef RANDWIRE_AMX
+  // The same for the pixels of `places`, which are those from `first` on.
+  NEVER_INLINED void multiply_tile_by_amx(int64_t first, const E* inner, Fetch& fetch) {
+    const int64_t size = places.size(), panels = ceil_div(s.in_blocks, PRODUCT_VECTORS), bytes = sizeof(E);
+    fetch.spread_over(panels * ceil_div(size, 2 * AMX_ROWS));
+    AmxUnit unit;
+    AmxSums sums;
+    for (int64_t panel = 0; panel < panels; panel++) {
+      const Panel its(s.in_blocks, panel, PRODUCT_VECTORS);
+      const E* const packed = of->packed + its.start * LANES * s.depth();
+      for (int64_t p = 0; p < size; p += 2 * AMX_ROWS) {
+        fetch.some();
+        const int64_t rows = std::min(2 * AMX_ROWS, size - p);
+        for (int64_t v = 0; v < its.width; v += 2)
+          with_amx_tiles(rows, its.width - v, [&](auto m, auto count) INLINED {
+            constexpr int M = decltype(m)::value, V = decltype(count)::value;
+            amx_zero<0>();
+            if constexpr (V == 2) amx_zero<1>();
+            if constexpr (M == 2) amx_zero<2>();
+            if constexpr (M == 2 && V == 2) amx_zero<3>();
+            // A block of channels is half a step.
+            amx_product<M, V, true>(
+                {inner + (first + p) * LANES, AMX_ROWS * LANES * bytes, LANES * bytes, s.next * bytes},
+                {packed + v * LANES * step, 64, its.width * 64, LANES / step * its.width * 64}, s.out_blocks);
+            sums.template take<M, V>();
+            float* const to = grads.data + (its.start + v) * in_slot;
+            for (int64_t row = 0; row < rows; row++)
+#pragma GCC unroll 2
+              for (int u = 0; u < V; u++) store_all(to + u * in_slot + places[p + row], sums.at(row, u));
+          });
+      }
+    }
+  }
+#endif
 
   // The kernel's gradient from rows r0 to r1 of output.
   template <int S> NEVER_INLINED

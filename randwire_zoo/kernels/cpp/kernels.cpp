@@ -42,6 +42,7 @@ extern "C" void use_threads([[maybe_unused]] int64_t count) {
 // What this was compiled for, that is the best of what the processor has and the code names.
 extern "C" const char* instruction_set() {
 #if defined(__AVX512BF16__)
+  if (amx_allowed()) return "amx_bf16";
   return "avx512_bf16";
 #elif defined(__AVX512BW__) && defined(__AVX512VL__)
   return "avx512";

@@ -116,15 +116,19 @@ template <class T> class NodeBackward {
 
   // The depthwise convolution of the sums, in pairs of pixels; `plain` is the thread's own memory for it.
   int64_t plain_size() const { return step > 1 ? (hidden_rows * s.out_width + step) * LANES : 0; }
-  void compute_hidden(const NodeGradient<T, E>& of, int64_t task, float* plain) {
-    if (s.stride == 1) compute_hidden_of<1>(of, task, plain);
-    else compute_hidden_of<2>(of, task, plain);
+  void compute_hidden(const NodeGradient<T, E>& of, int64_t group, int64_t task, float* plain) {
+    if (s.stride == 1) compute_hidden_of<1>(of, group, task, plain);
+    else compute_hidden_of<2>(of, group, task, plain);
   }
 
   // matrix_grad[out][in] (+)= inner^T hidden over the pixels of a group: some rows of it, and some columns.
   NEVER_INLINED void add_matrix_gradient(int64_t group, int64_t task, float* matrix_grad) {
     const int64_t next = s.next, in_channels = s.in_channels, depth = images(group) * s.pixels / step;
     const int64_t panel = task / matrix_parts(), part = task % matrix_parts(), parts = matrix_parts();
+#ifdef RANDWIRE_AMX
+    if constexpr (step > 1)
+      if (by_amx<E>()) return add_matrix_gradient_by_amx(group, panel, part, matrix_grad);
+#endif
     const E *const from = (step > 1 ? pairs : inner)[group % 2].data;
     constexpr int64_t near = 192;  // steps at a time: a panel's elements stay in the first caches
     const Panel its(s.in_blocks, panel, TILE_VECTORS);
@@ -162,15 +166,73 @@ template <class T> class NodeBackward {
   }
 
  private:
-  int64_t matrix_panels() const { return ceil_div(s.in_blocks, TILE_VECTORS); }
+  // How a matrix's gradient is cut into tasks. By AMX a part's own elements are laid out again for each panel, so that
+  // there are several only where there are more threads than parts.
+  int64_t matrix_panels() const {
+    if (!by_amx<E>()) return ceil_div(s.in_blocks, TILE_VECTORS);
+    return std::clamp<int64_t>(ceil_div(TASKS * s.threads, ceil_div(s.out_blocks, 2)), 1, ceil_div(s.in_blocks, 2));
+  }
   int64_t matrix_parts() const {
+    if (by_amx<E>()) return ceil_div(s.out_blocks, 2);
     return std::clamp<int64_t>(ceil_div(TASKS * s.threads, matrix_panels()), 1, s.out_blocks);
   }
 
-  template <int S> NEVER_INLINED void compute_hidden_of(const NodeGradient<T, E>& of, int64_t task, float* plain) {
+#ifdef RANDWIRE_AMX
+  // One or two blocks of rows, and a panel of columns.
+  NEVER_INLINED void add_matrix_gradient_by_amx(int64_t group, int64_t panel, int64_t part, float* matrix_grad) {
+    constexpr int64_t near = 12;  // tiles at a time, each of AMX_ROWS pairs of pixels: they stay in the first cache
+    constexpr int64_t TILE = AMX_ROWS * LANES * step;
+    const int64_t depth = images(group) * s.pixels / step, in_channels = s.in_channels, bytes = sizeof(E);
+    const int64_t block = 2 * part, blocks = std::min<int64_t>(2, s.out_blocks - block);
+    const int64_t rows = std::min(blocks * LANES, s.out_channels - block * LANES), panels = matrix_panels();
+    const int64_t start = s.in_blocks * panel / panels, stop = s.in_blocks * (panel + 1) / panels;
+    alignas(64) E rows_of[2 * near * TILE];  // [block][tile][output][pairs]
+    AmxUnit unit;
+    AmxSums sums;
+    for (int64_t begin = 0; begin < depth; begin += near * AMX_ROWS) {
+      const int64_t pairs_now = std::min(near * AMX_ROWS, depth - begin), tiles = ceil_div(pairs_now, AMX_ROWS);
+      const bool add = group > 0 || begin > 0;
+      for (int64_t b = 0; b < blocks; b++)
+        for (int64_t tile = 0; tile < tiles; tile++) {
+          const E* const from = pairs[group % 2].data + (block + b) * s.next + (begin + tile * AMX_ROWS) * LANES * step;
+          Vec square[LANES];
+#pragma GCC unroll 16
+          for (int64_t pair = 0; pair < LANES; pair++)
+            square[pair] = tile * AMX_ROWS + pair < pairs_now ? load_operand(from + pair * LANES * step) : zeros();
+          transpose<LANES / 2>(square);
+#pragma GCC unroll 16
+          for (int64_t o = 0; o < LANES; o++)
+            store_all(reinterpret_cast<float*>(rows_of + (b * near + tile) * TILE + o * LANES * step), square[o]);
+        }
+      for (int64_t in = start; in < stop; in += 2)
+        with_amx_tiles(rows, stop - in, [&](auto m, auto count) INLINED {
+          constexpr int M = decltype(m)::value, V = decltype(count)::value;
+          amx_zero<0>();
+          if constexpr (V == 2) amx_zero<1>();
+          if constexpr (M == 2) amx_zero<2>();
+          if constexpr (M == 2 && V == 2) amx_zero<3>();
+          amx_product<M, V, false>({rows_of, near * TILE * bytes, 64, TILE * bytes},
+                                   {hidden.data + in * s.next + begin * LANES * step, s.next * bytes, 64, TILE * bytes},
+                                   tiles);
+          sums.template take<M, V>();
+          for (int64_t row = 0; row < rows; row++)
+#pragma GCC unroll 2
+            for (int u = 0; u < V; u++) {
+              float* const at = matrix_grad + (block * LANES + row) * in_channels + (in + u) * LANES;
+              const int64_t n = std::min(LANES, in_channels - (in + u) * LANES);
+              store(at, add ? load(at, n) + sums.at(row, u) : sums.at(row, u), n);
+            }
+        });
+    }
+  }
+#endif
+
+  template <int S> NEVER_INLINED
+  void compute_hidden_of(const NodeGradient<T, E>& of, int64_t group, int64_t task, float* plain) {
     const int64_t parts = ceil_div(s.out_height, hidden_rows), image = task / parts;
     const int64_t begin = task % parts * hidden_rows, end = std::min(begin + hidden_rows, s.out_height);
     const int64_t out_width = s.out_width, d = s.d;
+    const bool last = image + 1 == images(group);
     for (int64_t block = 0; block < s.in_blocks; block++) {
       const E* image_sums = sums.data + image * s.sum_image() + block * s.row;
       E* to = hidden.data + block * s.next + (image * s.pixels + begin * out_width) * LANES;
@@ -190,6 +252,9 @@ template <class T> class NodeBackward {
         if (size % step) clear(plain + size * LANES, LANES);
         for (int64_t x = 0; x < size; x += step)
           store_step(to + x * LANES, load_all(plain + x * LANES), load_all(plain + (x + 1) * LANES));
+        // What is multiplied behind the last pair, by zeros.
+        if (by_amx<E>() && last && end == s.out_height)
+          clear(to + ceil_div(size, step) * step * LANES, AMX_BEHIND * step * LANES);
       }
     }
   }

@@ -85,8 +85,8 @@ void node_rows(const NodeTask<T>& task, int64_t begin, int64_t end, LastRows& la
   const int64_t pixel_bytes = sizeof(T) * (read + task.out_channels) + sizeof(E) * lanes;
   const int64_t most = std::max(TILE_BYTES / pixel_bytes, FEWEST_PIXELS_AT_ONCE);
   const int64_t tile = std::min(most, (end - begin) * out_width);
-  const int64_t panels = panels_of(task.out_channels);
-  Buffer<E> hidden((tile + out_width) * lanes, false);
+  const int64_t panels = panels_of(task.out_channels), block = block_of<E>();
+  Buffer<E> hidden((tile + out_width + AMX_BEHIND) * lanes, false);
   Fetch<T> fetch(task.sum_of);
   int64_t held = 0, done = begin * out_width;
   for (int64_t row = begin; row < end; row++) {
@@ -95,12 +95,12 @@ void node_rows(const NodeTask<T>& task, int64_t begin, int64_t end, LastRows& la
     held += out_width;
     if (held < tile && row + 1 < end) continue;
     // Whole blocks; what is left over waits for the next rows.
-    const int64_t now = row + 1 < end ? held / BLOCK * BLOCK : held;
+    const int64_t now = row + 1 < end ? held / block * block : held;
     if (row + 1 < end) {  // the next tile's rows of the sum that are not there yet
       const int64_t next_image = (row + 1) / out_height, y = (row + 1) % out_height;
       const int64_t next = next_image * s.height + (y > 0 ? y * S + s.dilation : 0);
       const int64_t rows = std::min(end - row - 1, (tile + out_width - 1) / out_width) * S;
-      fetch.start(next * s.width * s.channels, rows * s.width * s.channels, blocks_of(now, task.out_channels));
+      fetch.start(next * s.width * s.channels, rows * s.width * s.channels, blocks_of<E>(now, task.out_channels));
     }
     T* const out = task.out + done * task.out_channels;
     for (int64_t panel = 0; panel < panels; panel++)
@@ -131,13 +131,14 @@ void multiply_part(const NodeTask<T>& task, const typename Operand<T>::type* hid
   // Pixels of one panel, then those of the next, in units of vectors: each part has as many.
   const int64_t all = padded(task.out_channels) / LANES * pixels;
   const int64_t from = all * part / parts, to = all * (part + 1) / parts;
+  const int64_t block = block_of<typename Operand<T>::type>();
   auto nothing = [] {};
   for (int64_t panel = 0; panel < panels_of(task.out_channels); panel++) {
     const int64_t start = panel_start(task.out_channels, panel), next = panel_start(task.out_channels, panel + 1);
     const int64_t vectors = (next - start) / LANES;
     auto pixel = [&](int64_t unit) {  // whole blocks, but for the last
       const int64_t at = std::clamp<int64_t>((unit - start / LANES * pixels) / vectors, 0, pixels);
-      return at < pixels ? at / BLOCK * BLOCK : pixels;
+      return at < pixels ? at / block * block : pixels;
     };
     const int64_t begin = pixel(from), end = pixel(to);
     if (begin >= end) continue;

@@ -49,11 +49,12 @@ template <class E> struct NodeSizes {
     // A cache line more than the data: maps have powers of two of pixels, and blocks that lie a multiple of 4 KiB apart
     // would all have the same few places in the first cache.
     next = group * pixels * LANES + 64 / int64_t(sizeof(E));
+    if (by_amx<E>()) next += AMX_BEHIND * step * LANES;
   }
 
   int64_t sum_row() const { return in_blocks * row; }  // of all blocks, one after the other
   int64_t sum_image() const { return (height + 2 * d) * sum_row(); }
-  int64_t depth() const { return ceil_div(out_channels, step) * step; }  // of the product with the matrix
+  int64_t depth() const { return product_depth<E>(out_channels); }  // of the product with the matrix
 
   // For a node with `count` sources whose elements have `bytes`. It is largest for a single one.
   Tiling tiling(int64_t count, int64_t bytes) const {

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "amx.h"
 #include "vectors.h"
 
 namespace {
@@ -89,7 +90,7 @@ template <class M> ALWAYS Vec load_steps(const M* row, int64_t n, const bfloat16
 // Rows of a matrix [out][in], LANES of them from `block` on, to where they belong in panels [in / step][outputs][step].
 template <class M, class E>
 void pack_rows(const M* matrix, int64_t in_channels, int64_t out_channels, int64_t block, E* packed) {
-  constexpr int64_t step = step_of(static_cast<E*>(nullptr));
+  constexpr int64_t step = PAIRED<E>;
   const int64_t depth = padded(in_channels), panel = panel_of(out_channels, block * LANES);
   const int64_t start = panel_start(out_channels, panel), width = panel_start(out_channels, panel + 1) - start;
   const int64_t rows = std::min(LANES, out_channels - block * LANES);
@@ -133,7 +134,7 @@ ALWAYS void outer_product(Vec (&sums)[M][V], const E* a, int64_t apart, const E*
 template <int M, int V, class E, class T>
 ALWAYS void multiply_block(const E* a, int64_t lanes, const E* panel, int64_t depth, const float* bias, T* to,
                            int64_t to_pixel, int64_t columns) {
-  constexpr int64_t step = step_of(static_cast<E*>(nullptr));
+  constexpr int64_t step = PAIRED<E>;
   Vec sums[M][V];
 #pragma GCC unroll 32
   for (int m = 0; m < M; m++)
@@ -164,8 +165,45 @@ void multiply_pixels(const E* a, int64_t pixels, int64_t lanes, const E* panel, 
                                 columns, meanwhile);
 }
 
+#ifdef RANDWIRE_AMX
+// The same by AMX. AMX_BEHIND pixels are read behind the last.
+template <class T, class Meanwhile>
+void multiply_by_amx(const bfloat16* a, int64_t pixels, int64_t lanes, const bfloat16* panel, int64_t vectors,
+                     const float* bias, T* to, int64_t to_pixel, int64_t columns, Meanwhile& meanwhile) {
+  const int64_t bytes = sizeof(bfloat16), steps = lanes / AMX_DEPTH, halves = lanes / LANES % 2;
+  AmxUnit unit;
+  AmxSums sums;
+  for (int64_t x = 0; x < pixels; x += 2 * AMX_ROWS) {
+    meanwhile();
+    const int64_t rows = std::min(2 * AMX_ROWS, pixels - x);
+    for (int64_t v = 0; v < vectors; v += 2)
+      with_amx_tiles(rows, vectors - v, [&](auto m, auto count) INLINED {
+        constexpr int M = decltype(m)::value, V = decltype(count)::value;
+        amx_load<0>(bias + v * LANES, 0);  // in every row
+        if constexpr (M == 2) amx_load<2>(bias + v * LANES, 0);
+        if constexpr (V == 2) amx_load<1>(bias + (v + 1) * LANES, 0);
+        if constexpr (M == 2 && V == 2) amx_load<3>(bias + (v + 1) * LANES, 0);
+        const AmxOperand<bfloat16> left{a + x * lanes, AMX_ROWS * lanes * bytes, lanes * bytes, AMX_DEPTH * bytes};
+        const AmxOperand<bfloat16> right{panel + v * LANES * 2, 64, vectors * 64, AMX_DEPTH / 2 * vectors * 64};
+        amx_product<M, V, false>(left, right, steps);
+        if (halves) amx_product<M, V, true>(left.from(steps), right.from(steps), 1);
+        sums.template take<M, V>();
+        for (int64_t row = 0; row < rows; row++)
+#pragma GCC unroll 2
+          for (int u = 0; u < V; u++)
+            store(to + (x + row) * to_pixel + (v + u) * LANES, sums.at(row, u),
+                  std::min<int64_t>(LANES, columns - (v + u) * LANES));
+      });
+  }
+}
+#endif
+
+// How many pixels are taken at a time, whatever the panel.
+template <class E> int64_t block_of() { return by_amx<E>() ? 2 * AMX_ROWS : BLOCK; }
+
 // How often `multiply_pixels` calls that for all panels, about.
-int64_t blocks_of(int64_t pixels, int64_t out_channels) {
+template <class E> int64_t blocks_of(int64_t pixels, int64_t out_channels) {
+  if (by_amx<E>()) return ceil_div(pixels, block_of<E>()) * panels_of(out_channels);
   int64_t blocks = 0;
   for (int64_t panel = 0; panel < panels_of(out_channels); panel++) {
     const int64_t width = panel_start(out_channels, panel + 1) - panel_start(out_channels, panel);
@@ -181,6 +219,12 @@ void multiply_panel(const E* a, int64_t pixels, int64_t in_channels, const E* pa
   const int64_t lanes = padded(in_channels), depth = (in_channels + 1) / 2 * 2;  // whole pairs; what is added are zeros
   const int64_t start = panel_start(out_channels, panel);
   const int64_t vectors = (panel_start(out_channels, panel + 1) - start) / LANES;
+#ifdef RANDWIRE_AMX
+  if constexpr (PAIRED<E> > 1)
+    if (by_amx<E>())
+      return multiply_by_amx(a, pixels, lanes, packed + start * lanes, vectors, bias + start, to + start, out_channels,
+                             out_channels - start, meanwhile);
+#endif
   with_constant<WIDEST>(vectors, [&](auto count) {
     constexpr int V = decltype(count)::value;
     multiply_pixels<rows_of(V), V>(a, pixels, lanes, packed + start * lanes, depth, bias + start, to + start,

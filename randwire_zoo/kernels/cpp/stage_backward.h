@@ -111,7 +111,7 @@ template <class T> class StageBackward {
 
  private:
   NodeBackward<T>& engine(const Node& node) { return node.reads_input ? of_input : of_inner; }
-  int64_t matrix_size() const { return std::max(padded(s.in_channels), lanes) * (s.channels + 1); }
+  int64_t matrix_size() const { return std::max(padded(s.in_channels), lanes) * product_depth<E>(s.channels); }
   int64_t output_tasks() const { return ceil_div(pixels, output_pixels); }
   int64_t pack_tasks() const { return ceil_div(s.channels, PACKED); }
   GradientSums sums_of(const Node& node, int64_t task) {
@@ -149,7 +149,7 @@ template <class T> class StageBackward {
         }, group > 0 ? matrix_tasks : 0, add_matrix_gradient(group - 1));
         const int64_t tile_tasks = its.tile_tasks(node.tiling, images);
         member.share(tile_tasks + (matrix_grad ? its.hidden_tasks(images) : 0), [&](int64_t task) {
-          if (task >= tile_tasks) its.compute_hidden(*node.of, task - tile_tasks, plain.data);
+          if (task >= tile_tasks) its.compute_hidden(*node.of, group, task - tile_tasks, plain.data);
           else tile.run(*node.of, node.tiling, begin, images, task, its.sums_data(), its.inner_data(group),
                         sums_of(node, task));
         });
@@ -164,7 +164,7 @@ template <class T> class StageBackward {
 
   void pack(int64_t i, int64_t task) {
     pack_transposed(g.matrices[i], engine(nodes[i]).s.in_channels, s.channels, task * PACKED,
-                    std::min((task + 1) * PACKED, s.channels), packed[i % 2].data);
+                    std::min((task + 1) * PACKED, product_depth<E>(s.channels)), packed[i % 2].data);
   }
 
   // Of some pixels, the sums of the stage's gradient and of its products with the output nodes.

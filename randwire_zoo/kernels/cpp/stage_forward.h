@@ -44,7 +44,7 @@ template <class T> class StageForward {
   explicit StageForward(const StageArguments& s)
       : s(s), input(s.input()), inner(s.inner()), threads(max_threads()), pixels(s.batch * inner.height * inner.width),
         most_channels(std::max(s.in_channels, s.channels)), scale(s.num_nodes * s.channels),
-        shift(s.num_nodes * s.channels), hidden(in_parts() ? pixels * padded(most_channels) : 0, false) {
+        shift(s.num_nodes * s.channels), hidden(in_parts() ? (pixels + AMX_BEHIND) * padded(most_channels) : 0, false) {
     int64_t source = 0, weight = 0;
     for (int64_t i = 0; i < s.num_nodes; i++) {
       first_source.push_back(source), first_weight.push_back(weight);

@@ -152,7 +152,8 @@ ALWAYS Vec relu(Vec v) {
 #else
 ALWAYS Vec relu(Vec v) { return zeros() > v ? zeros() : v; }
 #endif
-ALWAYS int64_t padded(int64_t channels) { return (channels + LANES - 1) / LANES * LANES; }
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+ALWAYS int64_t padded(int64_t channels) { return ceil_div(channels, LANES) * LANES; }
 
 // What matrices are multiplied in: bf16 where tensors are and the processor multiplies pairs of bf16, otherwise float.
 #ifdef __AVX512BF16__
@@ -170,6 +171,8 @@ ALWAYS Vec multiply_add(Vec sum, const bfloat16* a, Vec b) {
 template <class T> struct Operand { typedef float type; };
 #endif
 constexpr int64_t step_of(const float*) { return 1; }
+// How many neighbours, of pixels or of channels, one multiplication takes.
+template <class E> constexpr int64_t PAIRED = step_of(static_cast<E*>(nullptr));
 ALWAYS Vec multiply_add(Vec sum, const float* a, Vec b) { return sum + all_of(*a) * b; }
 
 // A vector of an operand that is multiplied several times: with few registers GCC would rather load it each time, and
