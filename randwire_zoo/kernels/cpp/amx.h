@@ -1,8 +1,8 @@
-// Products of matrices in bf16 by the unit that Intel's processors have for them (AMX), where there is one: it takes tens
-// of times as many multiply-adds as their vectors of pairs, which take half as many as those of float.
+// Products of matrices in bf16 by the unit that Intel's processors have for them (AMX), where there is one: it takes
+// tens of times as many multiply-adds as their vectors of pairs, which take half as many as those of float.
 //
-// The unit has eight registers ("tiles") of up to 16 rows of 64 bytes. Those of sums hold 16 by 16 floats. A product adds
-// rows of 32 elements times 16 rows of 16 pairs, or, with half as many in each, of 16 times 8.
+// The unit has eight registers ("tiles") of up to 16 rows of 64 bytes. Those of sums hold 16 by 16 floats. A product
+// adds rows of 32 elements times 16 rows of 16 pairs, or, with half as many in each, of 16 times 8.
 #pragma once
 
 #include "vectors.h"
@@ -97,8 +97,18 @@ ALWAYS void amx_product(const AmxOperand<bfloat16>& left, const AmxOperand<bfloa
 // M by V sums, as they come out of the unit.
 struct AmxSums {
   alignas(64) float data[SUMS][AMX_ROWS][LANES];
-  // Of row 16 m + r, vector v.
-  ALWAYS Vec at(int64_t row, int v) const { return load_all(data[row / AMX_ROWS * 2 + v][row % AMX_ROWS]); }
+  // run(row, vector, sum, n) for the V vectors of some rows, of which the last has `last` columns.
+  template <int V, class Run> ALWAYS void for_each_row(int64_t rows, int64_t last, Run run) const {
+    auto all = [&](int64_t n) INLINED {
+      for (int64_t row = 0; row < rows; row++) {
+        const auto& tiles = data + row / AMX_ROWS * 2;
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++) run(row, v, load_all(tiles[v][row % AMX_ROWS]), v + 1 < V ? LANES : n);
+      }
+    };
+    if (last == LANES) all(LANES);
+    else all(last);
+  }
   template <int M, int V> ALWAYS void take() {
     amx_store<0>(data[0], 64);
     if constexpr (V == 2) amx_store<1>(data[1], 64);

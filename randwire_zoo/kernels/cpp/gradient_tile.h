@@ -209,9 +209,10 @@ template <class T> class GradientTile {
                 {packed + v * LANES * step, 64, its.width * 64, LANES / step * its.width * 64}, s.out_blocks);
             sums.template take<M, V>();
             float* const to = grads.data + (its.start + v) * in_slot;
-            for (int64_t row = 0; row < rows; row++)
-#pragma GCC unroll 2
-              for (int u = 0; u < V; u++) store_all(to + u * in_slot + places[p + row], sums.at(row, u));
+            const int32_t* const place = places.data() + p;
+            sums.template for_each_row<V>(rows, LANES, [&](int64_t row, int u, Vec sum, int64_t) INLINED {
+              store_all(to + u * in_slot + place[row], sum);
+            });
           });
       }
     }
@@ -312,8 +313,8 @@ template <class T> class GradientTile {
     store_all(total_now.data + c, total);
   }
 
-  // A row of the gradient of a convolution with stride 2, from the rows of the output that it has gone to, with the taps
-  // by which it has: one for pixels of even number, two for the others.
+  // A row of the gradient of a convolution with stride 2, from the rows of the output that it has gone to, with taps by
+  // which it has: one for pixels of even number, two for the others.
   template <int ROWS, class Emit>
   ALWAYS void transposed_pairs(const float* const* rows, const Vec* const* w, Emit emit) const {
     for (int64_t x = 0; x < s.width; x += 2) {

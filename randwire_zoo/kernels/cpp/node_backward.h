@@ -5,8 +5,9 @@
 //   2. tile by tile, the gradient of the 1x1 convolution's input goes through the depthwise convolution and the ReLU;
 //      and `hidden`, the depthwise convolution of the sums, is computed again;
 //   3. the gradient of the 1x1 convolution's matrix is inner^T hidden.
-// What comes out is the gradient of the sum: one tensor, from which each source takes what it gets by its edge, when its
-// own turn comes. That is one tensor written a node, where adding to each source's would read and write one an edge.
+// What comes out is the gradient of the sum: one tensor, from which each source takes what it gets by its edge, when
+// its own turn comes. That is one tensor written a node, where adding to each source's would read and write one an
+// edge.
 //
 // Each step is a number of tasks, any of which any thread may do. The first and the third step of two groups are done
 // together: what the one writes, the other does not read.
@@ -215,13 +216,12 @@ template <class T> class NodeBackward {
                                    {hidden.data + in * s.next + begin * LANES * step, s.next * bytes, 64, TILE * bytes},
                                    tiles);
           sums.template take<M, V>();
-          for (int64_t row = 0; row < rows; row++)
-#pragma GCC unroll 2
-            for (int u = 0; u < V; u++) {
-              float* const at = matrix_grad + (block * LANES + row) * in_channels + (in + u) * LANES;
-              const int64_t n = std::min(LANES, in_channels - (in + u) * LANES);
-              store(at, add ? load(at, n) + sums.at(row, u) : sums.at(row, u), n);
-            }
+          float* const to = matrix_grad + block * LANES * in_channels + in * LANES;
+          const int64_t last = std::min(LANES, in_channels - (in + V - 1) * LANES);  // columns of the last vector
+          sums.template for_each_row<V>(rows, last, [&](int64_t row, int u, Vec sum, int64_t n) INLINED {
+            float* const at = to + row * in_channels + u * LANES;
+            store(at, add ? load(at, n) + sum : sum, n);
+          });
         });
     }
   }

@@ -112,7 +112,7 @@ void node_rows(const NodeTask<T>& task, int64_t begin, int64_t end, LastRows& la
   }
 }
 
-// The same for few pixels and a large matrix, in two steps. First rows begin to end of what is between the convolutions;
+// The same for few pixels and a large matrix, in two steps. First rows begin to end of what is between convolutions;
 template <class T, int S>
 void hidden_rows(const NodeTask<T>& task, int64_t begin, int64_t end, typename Operand<T>::type* hidden,
                  LastRows& last) {

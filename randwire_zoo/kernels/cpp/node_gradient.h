@@ -13,9 +13,9 @@
 
 namespace {
 
-constexpr int64_t GROUP_BYTES = 1 << 20;          // of images between the steps, for each thread: about its second cache
+constexpr int64_t GROUP_BYTES = 1 << 20;  // of images between the steps, for each thread: about its second cache
 constexpr int64_t GRADIENT_TILE_BYTES = 512 << 10;  // of a tile's sources, and of the gradient of their sum
-constexpr int64_t FEWEST_PIXELS = 96;             // of a tile: the matrix comes from the last cache once for all of them
+constexpr int64_t FEWEST_PIXELS = 96;  // of a tile: the matrix comes from the last cache once for all of them
 
 // How a node's images are cut into tiles, and these into tasks: some images, or some rows of one.
 struct Tiling {
@@ -38,9 +38,10 @@ template <class E> struct NodeSizes {
 
   NodeSizes(const Shape& s, int64_t out_channels, int threads)
       : batch(s.batch), height(s.height), width(s.width), in_channels(s.channels), out_channels(out_channels),
-        stride(s.stride), d(s.dilation), in_blocks(padded(s.channels) / LANES), out_blocks(padded(out_channels) / LANES),
-        lanes(padded(s.channels)), out_height(s.out_height()), out_width(s.out_width()),
-        pixels(ceil_div(out_height * out_width, step) * step), row((s.width + 2 * d) * LANES), threads(threads) {
+        stride(s.stride), d(s.dilation), in_blocks(padded(s.channels) / LANES),
+        out_blocks(padded(out_channels) / LANES), lanes(padded(s.channels)), out_height(s.out_height()),
+        out_width(s.out_width()), pixels(ceil_div(out_height * out_width, step) * step), row((s.width + 2 * d) * LANES),
+        threads(threads) {
     // A group's data, about: not much more than the second caches hold.
     const int64_t image_bytes = sizeof(E) * LANES *
         (in_blocks * ((height + 2 * d) * (width + 2 * d) + pixels) + out_blocks * pixels * step);

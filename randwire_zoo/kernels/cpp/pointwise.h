@@ -188,11 +188,11 @@ void multiply_by_amx(const bfloat16* a, int64_t pixels, int64_t lanes, const bfl
         amx_product<M, V, false>(left, right, steps);
         if (halves) amx_product<M, V, true>(left.from(steps), right.from(steps), 1);
         sums.template take<M, V>();
-        for (int64_t row = 0; row < rows; row++)
-#pragma GCC unroll 2
-          for (int u = 0; u < V; u++)
-            store(to + (x + row) * to_pixel + (v + u) * LANES, sums.at(row, u),
-                  std::min<int64_t>(LANES, columns - (v + u) * LANES));
+        T* const pixel = to + x * to_pixel + v * LANES;
+        const int64_t last = std::min<int64_t>(LANES, columns - (v + V - 1) * LANES);  // columns of the last vector
+        sums.template for_each_row<V>(rows, last, [&](int64_t row, int u, Vec sum, int64_t n) INLINED {
+          store(pixel + row * to_pixel + u * LANES, sum, n);
+        });
       });
   }
 }

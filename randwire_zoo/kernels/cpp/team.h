@@ -2,9 +2,9 @@
 //
 // Shares that are fixed beforehand and barriers that spin are fast as long as every thread has a core of its own. When
 // another process takes one of the cores, all threads wait at every barrier until theirs runs again, and keep the
-// scheduler from moving it by waiting busily. So whoever is free takes the next task, nobody waits for a thread but only
-// for tasks, and whoever has waited for a moment sleeps. What a task computes must not depend on who does it: sums have a
-// place for each task, not for each thread, so that the same number of threads gives the same bits.
+// scheduler from moving it by waiting busily. So whoever is free takes the next task, nobody waits for a thread but
+// only for tasks, and whoever has waited for a moment sleeps. What a task computes must not depend on who does it: sums
+// have a place for each task, not for each thread, so that the same number of threads gives the same bits.
 #pragma once
 
 #include <atomic>
@@ -37,8 +37,8 @@ class Team {
    public:
     explicit Member(Team& team) : team(team) {}
 
-    // Has task(0) to task(count - 1) called, each by one thread, and returns when all are done. A thread that comes late
-    // finds them done, so `count` must not depend on what later shares write.
+    // Has task(0) to task(count - 1) called, each by one thread, and returns when all are done. A thread that comes
+    // late finds them done, so `count` must not depend on what later shares write.
     template <class Task> void share(int64_t count, Task task) {
       if (count <= 0) return;
       team.work(now++, count, task);

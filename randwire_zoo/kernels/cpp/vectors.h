@@ -143,7 +143,7 @@ template <class T> ALWAYS void store(T* p, Vec v, int64_t n) { n == LANES ? stor
 // NaN stays NaN.
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 ALWAYS Vec relu(Vec v) {
-  return reinterpret_cast<Vec>(_mm512_max_ps(_mm512_setzero_ps(), reinterpret_cast<__m512>(v)));  // the second, if either
+  return reinterpret_cast<Vec>(_mm512_max_ps(_mm512_setzero_ps(), reinterpret_cast<__m512>(v)));  // 2nd, if either
 }
 #elif defined(__AVX__) && !defined(__AVX512F__)
 ALWAYS Vec relu(Vec v) {
