@@ -19,7 +19,7 @@ namespace {
 
 #ifdef RANDWIRE_AMX
 constexpr int64_t AMX_ROWS = 16;   // pixels, or outputs, of a tile
-constexpr int64_t AMX_DEPTH = 32;  // elements that a whole step multiplies
+constexpr int64_t AMX_DEPTH = 2 * LANES;  // elements of a whole step, in pairs as wide as LANES floats
 constexpr int SUMS = 4, LEFT = 4, RIGHT = 5, HALF = 2;  // numbers of tiles: 0 to 3 are sums; halves of both come behind
 
 // Whether this process may use it: Linux wants to be asked, once for all threads, and can refuse.
@@ -61,37 +61,52 @@ class AmxUnit {
   ~AmxUnit() { asm volatile("tilerelease"); }
 };
 
-// Where an operand's tiles lie, in bytes from each other: two of them side by side, rows, and steps.
-template <class E> struct AmxOperand {
-  const E* at;
+// M by V sums begin, every row of them with these; or with zeros.
+template <int M, int V> ALWAYS void amx_begin(const float* row) {
+  amx_load<0>(row, 0);
+  if constexpr (V == 2) amx_load<1>(row + LANES, 0);
+  if constexpr (M == 2) amx_load<2>(row, 0);
+  if constexpr (M == 2 && V == 2) amx_load<3>(row + LANES, 0);
+}
+template <int M, int V> ALWAYS void amx_begin() {
+  amx_zero<0>();
+  if constexpr (V == 2) amx_zero<1>();
+  if constexpr (M == 2) amx_zero<2>();
+  if constexpr (M == 2 && V == 2) amx_zero<3>();
+}
+
+// Where an operand's tiles lie, in elements from each other: two of them side by side, rows, and steps.
+struct AmxOperand {
+  const bfloat16* at;
   int64_t second, row, step;
-  AmxOperand from(int64_t steps) const {
-    return {reinterpret_cast<const E*>(reinterpret_cast<const char*>(at) + steps * step), second, row, step};
-  }
 };
 
-// Adds to M by V sums: M tiles of a times V of b, for some steps.
-template <int M, int V, bool IN_HALVES>
-ALWAYS void amx_product(const AmxOperand<bfloat16>& left, const AmxOperand<bfloat16>& right, int64_t steps) {
-  constexpr int A = LEFT + IN_HALVES * HALF, B = RIGHT + IN_HALVES * HALF;
-  const char *a = reinterpret_cast<const char*>(left.at), *b = reinterpret_cast<const char*>(right.at);
-  for (int64_t i = 0; i < steps; i++, a += left.step, b += right.step) {
-    amx_load<A>(a, left.row);
-    amx_load<B>(b, right.row);
-    amx_multiply<0, A, B>();
-    if constexpr (V == 2) {
-      amx_load<B>(b + right.second, right.row);
-      amx_multiply<1, A, B>();
-    }
-    if constexpr (M == 2) {
-      amx_load<A>(a + left.second, left.row);
-      if constexpr (V == 2) {
-        amx_multiply<3, A, B>();
-        amx_load<B>(b, right.row);
-      }
-      amx_multiply<2, A, B>();
-    }
+// What one step adds to M by V sums: M tiles of the left times V of the right. A half takes as long as a whole.
+template <int M, int V, bool IS_HALF> ALWAYS void amx_step(const AmxOperand& left, const AmxOperand& right, int64_t i) {
+  constexpr int A = LEFT + IS_HALF * HALF, B = RIGHT + IS_HALF * HALF;
+  constexpr int64_t bytes = sizeof(bfloat16);
+  const bfloat16 *const a = left.at + i * left.step, *const b = right.at + i * right.step;
+  amx_load<A>(a, left.row * bytes);
+  amx_load<B>(b, right.row * bytes);
+  amx_multiply<0, A, B>();
+  if constexpr (V == 2) {
+    amx_load<B>(b + right.second, right.row * bytes);
+    amx_multiply<1, A, B>();
   }
+  if constexpr (M == 2) {
+    amx_load<A>(a + left.second, left.row * bytes);
+    if constexpr (V == 2) {
+      amx_multiply<3, A, B>();
+      amx_load<B>(b, right.row * bytes);
+    }
+    amx_multiply<2, A, B>();
+  }
+}
+
+// The same for as many steps as `blocks` of LANES elements take.
+template <int M, int V> ALWAYS void amx_product(const AmxOperand& left, const AmxOperand& right, int64_t blocks) {
+  for (int64_t i = 0; i < blocks / 2; i++) amx_step<M, V, false>(left, right, i);
+  if (blocks % 2) amx_step<M, V, true>(left, right, blocks / 2);
 }
 
 // M by V sums, as they come out of the unit.

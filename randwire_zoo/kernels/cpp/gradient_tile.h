@@ -186,7 +186,7 @@ template <class T> class GradientTile {
 #ifdef RANDWIRE_AMX
   // The same for the pixels of `places`, which are those from `first` on.
   NEVER_INLINED void multiply_tile_by_amx(int64_t first, const E* inner, Fetch& fetch) {
-    const int64_t size = places.size(), panels = ceil_div(s.in_blocks, PRODUCT_VECTORS), bytes = sizeof(E);
+    const int64_t size = places.size(), panels = ceil_div(s.in_blocks, PRODUCT_VECTORS);
     fetch.spread_over(panels * ceil_div(size, 2 * AMX_ROWS));
     AmxUnit unit;
     AmxSums sums;
@@ -199,14 +199,10 @@ template <class T> class GradientTile {
         for (int64_t v = 0; v < its.width; v += 2)
           with_amx_tiles(rows, its.width - v, [&](auto m, auto count) INLINED {
             constexpr int M = decltype(m)::value, V = decltype(count)::value;
-            amx_zero<0>();
-            if constexpr (V == 2) amx_zero<1>();
-            if constexpr (M == 2) amx_zero<2>();
-            if constexpr (M == 2 && V == 2) amx_zero<3>();
-            // A block of channels is half a step.
-            amx_product<M, V, true>(
-                {inner + (first + p) * LANES, AMX_ROWS * LANES * bytes, LANES * bytes, s.next * bytes},
-                {packed + v * LANES * step, 64, its.width * 64, LANES / step * its.width * 64}, s.out_blocks);
+            amx_begin<M, V>();
+            amx_product<M, V>({inner + (first + p) * AMX_DEPTH, AMX_ROWS * AMX_DEPTH, AMX_DEPTH, 2 * s.next},
+                              {packed + v * LANES * step, LANES * step, its.width * LANES * step,
+                               AMX_DEPTH * its.width * LANES}, s.out_blocks);
             sums.template take<M, V>();
             float* const to = grads.data + (its.start + v) * in_slot;
             const int32_t* const place = places.data() + p;

@@ -41,7 +41,7 @@ template <class T> class NodeBackward {
  public:
   explicit NodeBackward(const NodeSizes<E>& s)
       : s(s), sums(s.group * s.sum_image(), false), hidden(s.in_blocks * s.next, false),
-        inner{Buffer<E>(s.out_blocks * s.next, false), Buffer<E>(step > 1 ? 0 : s.out_blocks * s.next, false)},
+        inner{Buffer<E>(s.inner_size(), false), Buffer<E>(step > 1 ? 0 : s.inner_size(), false)},
         pairs{Buffer<E>(step > 1 ? s.out_blocks * s.next : 0, false),
               Buffer<E>(step > 1 ? s.out_blocks * s.next : 0, false)},
         rows_at_once(std::max<int64_t>(SOME / (s.width * s.in_blocks), 1)),
@@ -96,20 +96,20 @@ template <class T> class NodeBackward {
     const int64_t real = s.out_height * s.out_width, parts = ceil_div(real, pixels_at_once), next = s.next;
     const int64_t image = task / parts, first = task % parts * pixels_at_once;
     const int64_t size = std::min(pixels_at_once, real - first), whole = size / step * step;
-    const int64_t start = (image * s.pixels + first) * LANES;
+    const int64_t start = image * s.pixels + first;
     const int64_t pixel = (group * s.group + image) * real + first;
     E *const plain = const_cast<E*>(inner_data(group)), *const paired = for_matrix ? pairs[group % 2].data : nullptr;
-    auto some_pixels = [&](int64_t x, int64_t block, const Vec (&value)[step]) INLINED {
-      const int64_t at = start + block * next + x * LANES;
-      store_plain(plain + at, value);
+    auto some_pixels = [&, amx = by_amx<E>()](int64_t x, int64_t block, const Vec (&value)[step]) INLINED {
+      const int64_t at = block * next + (start + x) * LANES;
+      if (amx) {
+        for (int64_t u = 0; u < step; u++) store_all(plain + s.in_whole_steps(block, start + x + u), value[u]);
+      } else {
+        store_plain(plain + at, value);
+      }
       if (step > 1 && paired) store_step(paired + at, value[0], value[step - 1]);
     };
     auto last_pixel = [&](int64_t, int64_t block, const Vec (&value)[1]) INLINED {  // of an odd number
-      const int64_t at = start + block * next + whole * LANES;
-      store_all(plain + at, value[0]);
-      if (step == 1) return;
-      store_all(plain + at + LANES, zeros());
-      if (paired) store_step(paired + at, value[0], zeros());
+      if constexpr (step > 1) some_pixels(whole, block, {value[0], zeros()});
     };
     over_sum<step>(of.inner, pixel, whole, s.out_channels, some_pixels);
     over_sum<1>(of.inner, pixel + whole, size - whole, s.out_channels, last_pixel);
@@ -183,7 +183,7 @@ template <class T> class NodeBackward {
   NEVER_INLINED void add_matrix_gradient_by_amx(int64_t group, int64_t panel, int64_t part, float* matrix_grad) {
     constexpr int64_t near = 12;  // tiles at a time, each of AMX_ROWS pairs of pixels: they stay in the first cache
     constexpr int64_t TILE = AMX_ROWS * LANES * step;
-    const int64_t depth = images(group) * s.pixels / step, in_channels = s.in_channels, bytes = sizeof(E);
+    const int64_t depth = images(group) * s.pixels / step, in_channels = s.in_channels;
     const int64_t block = 2 * part, blocks = std::min<int64_t>(2, s.out_blocks - block);
     const int64_t rows = std::min(blocks * LANES, s.out_channels - block * LANES), panels = matrix_panels();
     const int64_t start = s.in_blocks * panel / panels, stop = s.in_blocks * (panel + 1) / panels;
@@ -208,13 +208,9 @@ template <class T> class NodeBackward {
       for (int64_t in = start; in < stop; in += 2)
         with_amx_tiles(rows, stop - in, [&](auto m, auto count) INLINED {
           constexpr int M = decltype(m)::value, V = decltype(count)::value;
-          amx_zero<0>();
-          if constexpr (V == 2) amx_zero<1>();
-          if constexpr (M == 2) amx_zero<2>();
-          if constexpr (M == 2 && V == 2) amx_zero<3>();
-          amx_product<M, V, false>({rows_of, near * TILE * bytes, 64, TILE * bytes},
-                                   {hidden.data + in * s.next + begin * LANES * step, s.next * bytes, 64, TILE * bytes},
-                                   tiles);
+          amx_begin<M, V>();
+          amx_product<M, V>({rows_of, near * TILE, AMX_DEPTH, TILE},
+                            {hidden.data + in * s.next + begin * LANES * step, s.next, AMX_DEPTH, TILE}, 2 * tiles);
           sums.template take<M, V>();
           float* const to = matrix_grad + block * LANES * in_channels + in * LANES;
           const int64_t last = std::min(LANES, in_channels - (in + V - 1) * LANES);  // columns of the last vector

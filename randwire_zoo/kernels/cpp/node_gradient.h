@@ -53,6 +53,11 @@ template <class E> struct NodeSizes {
     if (by_amx<E>()) next += AMX_BEHIND * step * LANES;
   }
 
+  // Of the gradient before BN; for AMX, where in it a pixel of a block lies: two blocks side by side are a whole step.
+  int64_t inner_size() const { return by_amx<E>() ? (out_blocks + 1) / 2 * 2 * next : out_blocks * next; }
+  int64_t in_whole_steps(int64_t block, int64_t pixel) const {
+    return block / 2 * 2 * next + pixel * 2 * LANES + block % 2 * LANES;
+  }
   int64_t sum_row() const { return in_blocks * row; }  // of all blocks, one after the other
   int64_t sum_image() const { return (height + 2 * d) * sum_row(); }
   int64_t depth() const { return product_depth<E>(out_channels); }  // of the product with the matrix

@@ -170,7 +170,6 @@ void multiply_pixels(const E* a, int64_t pixels, int64_t lanes, const E* panel, 
 template <class T, class Meanwhile>
 void multiply_by_amx(const bfloat16* a, int64_t pixels, int64_t lanes, const bfloat16* panel, int64_t vectors,
                      const float* bias, T* to, int64_t to_pixel, int64_t columns, Meanwhile& meanwhile) {
-  const int64_t bytes = sizeof(bfloat16), steps = lanes / AMX_DEPTH, halves = lanes / LANES % 2;
   AmxUnit unit;
   AmxSums sums;
   for (int64_t x = 0; x < pixels; x += 2 * AMX_ROWS) {
@@ -179,14 +178,10 @@ void multiply_by_amx(const bfloat16* a, int64_t pixels, int64_t lanes, const bfl
     for (int64_t v = 0; v < vectors; v += 2)
       with_amx_tiles(rows, vectors - v, [&](auto m, auto count) INLINED {
         constexpr int M = decltype(m)::value, V = decltype(count)::value;
-        amx_load<0>(bias + v * LANES, 0);  // in every row
-        if constexpr (M == 2) amx_load<2>(bias + v * LANES, 0);
-        if constexpr (V == 2) amx_load<1>(bias + (v + 1) * LANES, 0);
-        if constexpr (M == 2 && V == 2) amx_load<3>(bias + (v + 1) * LANES, 0);
-        const AmxOperand<bfloat16> left{a + x * lanes, AMX_ROWS * lanes * bytes, lanes * bytes, AMX_DEPTH * bytes};
-        const AmxOperand<bfloat16> right{panel + v * LANES * 2, 64, vectors * 64, AMX_DEPTH / 2 * vectors * 64};
-        amx_product<M, V, false>(left, right, steps);
-        if (halves) amx_product<M, V, true>(left.from(steps), right.from(steps), 1);
+        amx_begin<M, V>(bias + v * LANES);
+        amx_product<M, V>({a + x * lanes, AMX_ROWS * lanes, lanes, AMX_DEPTH},
+                          {panel + v * LANES * 2, LANES * 2, vectors * LANES * 2, AMX_DEPTH * vectors * LANES},
+                          lanes / LANES);
         sums.template take<M, V>();
         T* const pixel = to + x * to_pixel + v * LANES;
         const int64_t last = std::min<int64_t>(LANES, columns - (v + V - 1) * LANES);  // columns of the last vector
