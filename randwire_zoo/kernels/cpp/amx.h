@@ -18,9 +18,8 @@
 namespace {
 
 #ifdef RANDWIRE_AMX
-constexpr int64_t AMX_ROWS = 16;   // pixels, or outputs, of a tile
+constexpr int64_t AMX_ROWS = 16;  // pixels, or outputs, of a tile
 constexpr int64_t AMX_DEPTH = 2 * LANES;  // elements of a whole step, in pairs as wide as LANES floats
-constexpr int SUMS = 4, LEFT = 4, RIGHT = 5, HALF = 2;  // numbers of tiles: 0 to 3 are sums; halves of both come behind
 
 // Whether this process may use it: Linux wants to be asked, once for all threads, and can refuse.
 bool amx_allowed() {
@@ -46,6 +45,8 @@ template <int SUM, int A, int B> ALWAYS void amx_multiply() {
 // The unit is this thread's, set up as above, as long as this lives. Whoever else uses it sets it up for himself.
 class AmxUnit {
  public:
+  // Numbers of tiles: 0 to 3 are sums, of two by two tiles; behind those of operands are those of half their depth.
+  static constexpr int SUMS = 4, LEFT = 4, RIGHT = 5, HALF = 2;
   AmxUnit() {
     struct alignas(64) {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -83,7 +84,7 @@ struct AmxOperand {
 
 // What one step adds to M by V sums: M tiles of the left times V of the right. A half takes as long as a whole.
 template <int M, int V, bool IS_HALF> ALWAYS void amx_step(const AmxOperand& left, const AmxOperand& right, int64_t i) {
-  constexpr int A = LEFT + IS_HALF * HALF, B = RIGHT + IS_HALF * HALF;
+  constexpr int A = AmxUnit::LEFT + IS_HALF * AmxUnit::HALF, B = AmxUnit::RIGHT + IS_HALF * AmxUnit::HALF;
   constexpr int64_t bytes = sizeof(bfloat16);
   const bfloat16 *const a = left.at + i * left.step, *const b = right.at + i * right.step;
   amx_load<A>(a, left.row * bytes);
@@ -111,7 +112,7 @@ template <int M, int V> ALWAYS void amx_product(const AmxOperand& left, const Am
 
 // M by V sums, as they come out of the unit.
 struct AmxSums {
-  alignas(64) float data[SUMS][AMX_ROWS][LANES];
+  alignas(64) float data[AmxUnit::SUMS][AMX_ROWS][LANES];
   // run(row, vector, sum, n) for the V vectors of some rows, of which the last has `last` columns.
   template <int V, class Run> ALWAYS void for_each_row(int64_t rows, int64_t last, Run run) const {
     auto all = [&](int64_t n) INLINED {
