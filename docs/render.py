@@ -424,6 +424,13 @@ def top1s(name: str) -> str:
 
 
 @figure
+def top1_of_each(name: str, series: str) -> str:
+    """Top-1 of a series' networks in the order of the seeds of their graphs."""
+    rows = sorted(analysis.by_series(_study(name)[1])[series], key=lambda row: row['graph_seed'])
+    return ', '.join(f'{analysis.accuracy(row):.2f}' for row in rows)
+
+
+@figure
 def removal_images(name: str) -> str:
     """Images that a removal is measured on."""
     return str(_study(name)[0]['damage'])
