@@ -289,6 +289,31 @@ def test_every_variant_that_the_processor_has_computes_the_same(variant: str, mo
             cached.cache_clear()
 
 
+REFUSED = """
+import ctypes, sys
+class Stack(ctypes.Structure):
+    _fields_ = [('sp', ctypes.c_void_p), ('flags', ctypes.c_int), ('size', ctypes.c_size_t)]
+memory = ctypes.create_string_buffer(8192)
+assert ctypes.CDLL(None).sigaltstack(ctypes.byref(Stack(ctypes.addressof(memory), 0, len(memory))), None) == 0
+
+import torch
+from randwire_zoo import use_kernels
+from randwire_zoo.kernels.library import instruction_set
+use_kernels('native')
+assert instruction_set() == 'avx512_bf16'
+from test_kernels import FEW, test_the_backward_pass_of_nodes_in_bfloat16
+for shape in FEW:
+    test_the_backward_pass_of_nodes_in_bfloat16(shape, torch.float32, 1)
+"""
+
+
+@pytest.mark.skipif(not Path('/proc/cpuinfo').is_file() or 'amx_bf16' not in Path('/proc/cpuinfo').read_text().split(),
+                    reason='this processor does not have AMX')
+def test_where_linux_refuses_amx_pairs_of_bfloat16_serve() -> None:
+    """It does to a process whose signals have too small a stack for what is to be saved there."""
+    subprocess.run([sys.executable, '-c', REFUSED], check=True, cwd=Path(__file__).parent)
+
+
 # Whole networks
 
 
