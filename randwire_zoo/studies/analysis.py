@@ -22,8 +22,8 @@ from .study import Network, graphs_of
 __all__ = ['ENOUGH', 'MEASURES', 'Correlation', 'DamageCorrelation', 'Difference', 'Distance', 'OperationCorrelation',
            'Row', 'Variance', 'accuracy', 'band', 'bootstrap_interval', 'by_series', 'by_wiring', 'correlate',
            'damage_correlation', 'differences', 'distances', 'error_distribution', 'graphs_of_row', 'has_one_wiring',
-           'holm', 'learned', 'losses_by_degree', 'measure_correlation', 'operation_correlations', 'operation_means',
-           'paired_differences', 'pearson', 'spread', 'units', 'variance', 'wiring_means']
+           'has_wirings_to_come', 'holm', 'learned', 'losses_by_degree', 'measure_correlation',
+           'operation_correlations', 'operation_means', 'paired_differences', 'pearson', 'spread', 'units', 'variance', 'wiring_means']
 
 Row = dict[str, Any]
 MEASURES = ('degree', 'path length', 'clustering', 'betweenness', 'depth', 'edge depth', 'paths', 'peak memory')
@@ -454,6 +454,18 @@ def has_one_wiring(rows: Sequence[Row], graph_seeds: Iterable[int]) -> bool:
     left = set(graph_seeds) - trained
     return len(trained | left) > 1 and all(
         graphs_of_row({**rows[0], 'graphs': None, 'kwargs': {**rows[0]['kwargs'], 'seed': seed}}) for seed in left)
+
+
+def has_wirings_to_come(rows: Sequence[Row], graph_seeds: Iterable[int]) -> bool:
+    """Whether a series has one wiring only because its study is not done: then its trainings stand for no others.
+
+    Args:
+        rows: Of the series.
+        graph_seeds: Those that the study asks for.
+    """
+    seeds = set(graph_seeds)
+    return (len(seeds) > 1 and len(by_wiring(rows)) == 1 and bool(rows[0].get('wiring'))
+            and not has_one_wiring(rows, seeds))
 
 
 DAMAGE_MEASURES = ('degree', 'betweenness', 'depth')

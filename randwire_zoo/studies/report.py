@@ -38,6 +38,7 @@ from .analysis import (
     distances,
     graphs_of_row,
     has_one_wiring,
+    has_wirings_to_come,
     holm,
     learned,
     losses_by_degree,
@@ -224,7 +225,7 @@ def _tables(study: _Study) -> list[_Table]:
     """The main table first, then those that there are rows for."""
     done = study.done
     classes = _classes(study.spec)
-    tables = [_main_table(study.spec, study.rows), _variance_table(done), *_differences_tables(done),
+    tables = [_main_table(study.spec, study.rows), _variance_table(done), *_differences_tables(study.spec, done),
               _measures_table(done, classes), _proxies_table(done, classes), _operations_table(done, classes),
               _damage_table(done, 'nodes', "a removed node's out-degree"),
               _damage_correlations_table(done, 'nodes', 'node'),
@@ -239,8 +240,8 @@ def _main_table(spec: dict[str, Any], rows: Sequence[Row]) -> _Table:
     heads = ['series', 'networks', 'wirings', 'C', 'params, M', 'multiply-adds, M']
     detection = bool(spec['detection'])
     heads += ['AP', 'AP50', 'AP75', 'APs', 'APm', 'APl'] if detection else ['top-1 (%)', 'top-5 (%)']
-    intervals = {series: bootstrap_interval(units([row for row in group if row in done]))
-                 for series, group in by_series(rows).items()}
+    intervals = {series: bootstrap_interval(units(group)) for series, group in by_series(done).items()
+                 if not has_wirings_to_come(group, spec['graph_seeds'] or ())}
     if any(intervals.values()):
         heads.insert(heads.index('AP' if detection else 'top-1 (%)') + 1, '95 % interval')
     heads += [f'top-1 at {size} px' for size in sizes] + (['paper'] if spec['paper'] else [])
@@ -262,7 +263,7 @@ def _main_table(spec: dict[str, Any], rows: Sequence[Row]) -> _Table:
         else:
             line += [spread([row[name] for row in good]) for name in ('top1', 'top5')]
         if any(intervals.values()):
-            line.insert(7, _interval(intervals[series]))
+            line.insert(7, _interval(intervals.get(series)))
         line += [spread([row['eval_sizes'][size]['top1'] for row in good if size in row.get('eval_sizes', {})])
                  for size in sizes]
         if spec['paper']:
@@ -294,8 +295,9 @@ def _variance_table(rows: Sequence[Row]) -> _Table | None:
                   'By one-way analysis of variance with random effects.')
 
 
-def _differences_tables(rows: Sequence[Row]) -> list[_Table]:
-    groups = by_series(rows)
+def _differences_tables(spec: dict[str, Any], rows: Sequence[Row]) -> list[_Table]:
+    groups = {series: group for series, group in by_series(rows).items()
+              if not has_wirings_to_come(group, spec['graph_seeds'] or ())}
     heads = ['first', 'second', 'n', 'first − second', '95 % interval', 't', 'df', 'p', 'p (Holm)']
 
     def lines(tested: Sequence[Difference]) -> list[list[str]]:
