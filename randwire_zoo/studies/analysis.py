@@ -23,7 +23,8 @@ __all__ = ['ENOUGH', 'MEASURES', 'Correlation', 'DamageCorrelation', 'Difference
            'Row', 'Variance', 'accuracy', 'band', 'bootstrap_interval', 'by_series', 'by_wiring', 'correlate',
            'damage_correlation', 'differences', 'distances', 'error_distribution', 'graphs_of_row', 'has_one_wiring',
            'has_wirings_to_come', 'holm', 'learned', 'losses_by_degree', 'measure_correlation',
-           'operation_correlations', 'operation_means', 'paired_differences', 'pearson', 'spread', 'units', 'variance', 'wiring_means']
+           'operation_correlations', 'operation_means', 'paired_differences', 'pearson', 'spread', 'units', 'variance',
+           'wiring_means']
 
 Row = dict[str, Any]
 MEASURES = ('degree', 'path length', 'clustering', 'betweenness', 'depth', 'edge depth', 'paths', 'peak memory')
