@@ -4,7 +4,8 @@
         --output output/caltech --json docs/data/caltech101.json
 
 The same command goes on where it was interrupted; what `--output` has is not measured again. Random parameters of the
-same network are the mark below, and a teacher, the folder that `randwire-zoo teacher` made, is the mark above.
+same network are the mark below, and a teacher, the folder that `randwire-zoo teacher` made, is the mark above: of it
+the features count, its classifier of other classes is left out. `--starts` measures some of the three alone.
 """
 from __future__ import annotations
 
@@ -61,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--weights', default='', help='arch.tag of the manifest, or a checkpoint')
     parser.add_argument('--network', default='randwire_ws_small_s1', help='name of the network without its weights')
     parser.add_argument('--teacher', default='', help='folder of a teacher')
+    parser.add_argument('--starts', nargs='+', choices=('weights', 'random', 'teacher'),
+                        help='what to begin from; all that are given, and random parameters, if not said')
     parser.add_argument('--recipes', nargs=2, default=('caltech101/finetune', 'caltech101/scratch'),
                         metavar=('FINE', 'SCRATCH'))
     parser.add_argument('--img-size', type=int, default=128)
@@ -68,22 +71,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--epochs', type=int, help='those of the recipes if not given')
     parser.add_argument('--workers', type=int, default=1)
     parser.add_argument('--device')
+    parser.add_argument('--no-amp', action='store_true', help='full precision instead of bfloat16')
     add_json_argument(parser)
     args = parser.parse_args(arguments)
-    starts = [(kind, source) for kind, source in (
-        ('weights', args.weights), ('random', ''), ('teacher', args.teacher)) if source or kind == 'random']
+    sources = {'weights': args.weights, 'random': '', 'teacher': args.teacher}
+    given = [kind for kind, source in sources.items() if source or kind == 'random']
+    if missing := set(args.starts or ()) - set(given):
+        parser.error(f'--starts {" ".join(sorted(missing))}: not given (--{" --".join(sorted(missing))})')
+    starts = [(kind, sources[kind]) for kind in given if kind in (args.starts or given)]
     shared = {name: value for name, value in {
         'data_dir': str(args.data_dir), 'img_size': args.img_size, 'workers': args.workers, 'device': args.device,
+        'amp': False if args.no_amp else None,
     }.items() if value is not None}
     rows = []
     for kind, source in starts:
         digest = _digest(kind, source)
         # Other weights or sizes are other work.
-        name = '_'.join([kind, *([digest[:8]] if digest else []), f'{args.img_size}px'])
+        name = '_'.join([kind, *([digest[:8]] if digest else []), f'{args.img_size}px', *(['fp32'] * args.no_amp)])
         file = args.output / f'{name}_probe.json'
         if not file.is_file():
             write_atomically(file, json.dumps(probe(
-                kind, source, args.network, 1, {**shared, 'amp': True, 'amp_dtype': 'bfloat16'})))
+                kind, source, args.network, 1, {'amp': True, 'amp_dtype': 'bfloat16', **shared})))
         row: dict[str, Any] = {
             'start': kind, 'network': start_of(kind, source, args.network)['model'], 'sha256': digest,
             'img_size': args.img_size, 'probe': json.loads(file.read_text('utf-8')),
