@@ -40,7 +40,7 @@ from randwire_zoo.studies.analysis import (
     units,
     variance,
 )
-from randwire_zoo.studies.plots import accuracies_figure, damage_figure, distributions_figure
+from randwire_zoo.studies.plots import accuracies_figure, damage_figure, distributions_figure, draw_pictures
 from randwire_zoo.studies.report import report_table, write_html
 from randwire_zoo.studies.results import read_results
 
@@ -577,6 +577,23 @@ def test_every_network_its_mean_and_the_papers_figure_are_shown() -> None:
     low, high = axes.get_xlim()
     assert 'paper 73.8 →' in said and '← paper 12' in said and low > 12 and high < 73.8
     assert [float(line.get_xdata()[0]) for line in axes.get_lines() if line.get_marker() == 's'] == [51.5]
+    # Networks that stand for no others have neither.
+    axes = accuracies_figure(groups, paper, 'top-1 (%)', numbers, {'ba(2)'}).axes[0]
+    assert [x for x, _ in drawn_points(axes)] == [50, 53, 51, 52, 51.5]
+    assert not [line for line in axes.get_lines() if line.get_linewidth() == 2 or line.get_marker() == 'D']
+
+
+def test_trainings_of_the_only_wiring_so_far_are_drawn_as_points_and_not_as_a_distribution() -> None:
+    def drawn(graph_seeds: list[int], *wirings: int) -> bool:
+        rows = [row('er(0.2)', seed, 50.0 + training, graph_seed=seed, training_seed=training, id=f'{seed}-{training}')
+                for seed in wirings for training in (1, 2, 3)]
+        pictures = {picture.title for picture in draw_pictures({'er(0.2)': rows}, {}, graph_seeds=graph_seeds)}
+        assert 'top-1 (%) by series' in pictures
+        return 'Error distribution of each series' in pictures
+
+    assert not drawn([1, 2], 1)
+    assert drawn([1, 2], 1, 2)
+    assert drawn([1], 1)  # the study asks for no other
 
 
 def test_the_distribution_is_of_errors_and_rises_by_one_network_at_each() -> None:

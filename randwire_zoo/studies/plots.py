@@ -6,7 +6,7 @@ Panels are narrow, and stand beside each other or below each other as the page h
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from .analysis import (
     by_wiring,
     error_distribution,
     graphs_of_row,
+    has_wirings_to_come,
     learned,
     losses_by_degree,
     operation_correlations,
@@ -61,13 +62,15 @@ def _words_are_words(draw: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @_words_are_words
-def draw_pictures(groups: Groups, paper: Mapping[str, Any], classes: int | None = None) -> list[Picture]:
+def draw_pictures(groups: Groups, paper: Mapping[str, Any], classes: int | None = None,
+                  graph_seeds: Iterable[int] = ()) -> list[Picture]:
     """Every picture that the rows have data for.
 
     Args:
         groups: Rows that are done, by series.
         paper: The paper's mean accuracy by series, where there is one.
         classes: Classes of the data set, for rows that do not say it.
+        graph_seeds: Those that the study asks for: a series of which only one wiring is there yet has no distribution.
     """
     paper = {_label(series, i): paper[series] for i, series in enumerate(groups) if series in paper}
     groups = {_label(series, i): group for i, (series, group) in enumerate(groups.items())}
@@ -75,7 +78,7 @@ def draw_pictures(groups: Groups, paper: Mapping[str, Any], classes: int | None 
     numbers = {row['id']: number for number, row in enumerate(rows)}
     better = {series: found for series, group in groups.items() if (found := learned(group, classes))}
     metric = 'AP' if any('detection' in row for row in rows) else 'top-1 (%)'
-    ids = iter(range(1 << 30))
+    ids, seeds = iter(range(1 << 30)), tuple(graph_seeds)
     pictures: list[Picture] = []
 
     def add(title: str, figures: Iterator[Figure] | Sequence[Figure], note: str = '', legend: bool = True) -> None:
@@ -88,10 +91,11 @@ def draw_pictures(groups: Groups, paper: Mapping[str, Any], classes: int | None 
 
     given = (" Squares are the paper's; an arrow points to one that lies outside."
              if any(_number(value) is not None for value in paper.values()) else '')
-    add(f'{metric} by series', [accuracies_figure(groups, paper, metric, numbers)],
+    populations = {series: group for series, group in groups.items() if not has_wirings_to_come(group, seeds)}
+    add(f'{metric} by series', [accuracies_figure(groups, paper, metric, numbers, populations)],
         'A point is a network. Diamonds are means, with the 95 % interval of the bootstrap over wirings; n counts '
         'networks, and wirings in brackets.' + given, legend=False)
-    several = {series: group for series, group in groups.items() if len(units(group)) > 1}
+    several = {series: group for series, group in populations.items() if len(units(group)) > 1}
     if metric != 'AP' and several:
         bands = (' Bands hold a whole distribution with 95 % confidence (Dvoretzky, Kiefer and Wolfowitz).'
                  if len(several) <= FEW else '')
@@ -163,8 +167,12 @@ def _points(axes: Axes, rows: Sequence[Row], xs: Sequence[float], ys: Sequence[f
 
 
 @_words_are_words
-def accuracies_figure(groups: Groups, paper: Mapping[str, Any], metric: str, numbers: Mapping[str, int]) -> Figure:
-    """Every network, and the mean of each series with its interval; a line for each."""
+def accuracies_figure(groups: Groups, paper: Mapping[str, Any], metric: str, numbers: Mapping[str, int],
+                      populations: Container[str] | None = None) -> Figure:
+    """Every network, and the mean of each series with its interval; a line for each.
+
+    Series outside of `populations` have their points alone: their networks stand for no others.
+    """
     figure, axes = _panel(0.9 + 0.42 * len(groups))
     values = [accuracy(row) for group in groups.values() for row in group]
     room = max((max(values) - min(values)) * 0.08, 0.3)
@@ -177,11 +185,10 @@ def accuracies_figure(groups: Groups, paper: Mapping[str, Any], metric: str, num
         offsets = [0.3 * ((wirings[row.get('wiring')] + 0.5) / len(wirings) - 0.5) for row in group]
         _points(axes, group, [accuracy(row) for row in group], [i + offset for offset in offsets], numbers,
                 color=look['color'], marker='o', markersize=3.5, alpha=0.6)
-        mean, interval = statistics.mean(units(group)), bootstrap_interval(units(group))
-        if interval:
-            axes.plot(interval, [i, i], color=LIGHT.ink, linewidth=2)
-        if len(group) > 1:
-            axes.plot([mean], [i], marker='D', color=LIGHT.ink, markersize=5)
+        if len(group) > 1 and (populations is None or series in populations):
+            if interval := bootstrap_interval(units(group)):
+                axes.plot(interval, [i, i], color=LIGHT.ink, linewidth=2)
+            axes.plot([statistics.mean(units(group))], [i], marker='D', color=LIGHT.ink, markersize=5)
         count = f'n = {len(group)}' + (f' ({len(wirings)})' if None not in wirings else '')
         axes.annotate(count, (1.01, i), xycoords=('axes fraction', 'data'), va='center', fontsize=8, color=LIGHT.edge,
                       annotation_clip=False)

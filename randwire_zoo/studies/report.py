@@ -139,7 +139,8 @@ def write_html(path: str | Path, output: str | Path) -> None:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     write_atomically(output, template.render(
         title=study.title, summary=study.summary, problems=study.problems, made=study.made, notes=spec['notes'],
-        tables=_tables(study), pictures=draw_pictures(by_series(done), spec['paper'], _classes(spec)),
+        tables=_tables(study), pictures=draw_pictures(
+            by_series(done), spec['paper'], _classes(spec), spec['graph_seeds'] or ()),
         failed=[r for r in study.rows if r['status'] != 'done'], metric='AP' if spec['detection'] else 'top-1 (%)',
         rows=[{'epochs': None, 'channels': None, 'seconds': 0, **row, 'value': accuracy(row)} for row in done],
         spec=yaml.safe_dump({name: value for name, value in spec.items() if value}, sort_keys=False),
