@@ -15,9 +15,17 @@ import pytest
 import torch
 import upstream
 from PIL import Image
+from timm.data import create_dataset
 
 from randwire_zoo.training.arguments import add_eval_arguments
-from randwire_zoo.training.evaluation import Conditions, evaluate_checkpoint, evaluate_folder, main
+from randwire_zoo.training.evaluation import (
+    Conditions,
+    evaluate_checkpoint,
+    evaluate_folder,
+    has_split,
+    main,
+    open_images,
+)
 from randwire_zoo.training.recipes import DEFAULTS, OWN, load_recipe, recipe_names
 from randwire_zoo.training.trainer import read_summary, train
 from randwire_zoo.weights.description import Description, build_model
@@ -91,6 +99,17 @@ def test_the_command_prints_where_it_runs_and_the_figures_of_the_size_it_is_aske
     assert re.fullmatch(r'device cpu, .*, kernels .*\n'
                         r'randwire at 48 px on 21 images: top-1 [\d.]+ %, top-5 [\d.]+ %, loss [\d.]+\n',
                         capsys.readouterr().out)
+
+
+@pytest.mark.parametrize('folder', ['train', 'training', 'val', 'valid', 'validation', 'eval', 'evaluation', 'test'])
+def test_a_split_is_found_by_the_names_by_which_timm_finds_it(folder: str, tmp_path: Path) -> None:
+    write_images(tmp_path, (folder,), 'RGB', 8)
+    for split in ('train', 'training', 'val', 'valid', 'validation', 'validation[:10]', 'eval', 'evaluation', 'test'):
+        found = Path(create_dataset('', root=str(tmp_path), split=split).reader.root) != tmp_path
+        assert has_split(tmp_path, split) == found
+        if not found:
+            with pytest.raises(FileNotFoundError, match='no folder'):
+                open_images(tmp_path, split)
 
 
 @pytest.mark.parametrize(('arguments', 'error', 'message'), [

@@ -32,7 +32,7 @@ from randwire_zoo.studies import study as studies
 from randwire_zoo.studies.engines import LocalEngine, create_engine
 from randwire_zoo.studies.results import read_results
 from randwire_zoo.studies.running import run_study
-from randwire_zoo.studies.study import load_study, study_names
+from randwire_zoo.studies.study import data_folder, load_study, study_names
 from randwire_zoo.training.recipes import load_recipe
 from randwire_zoo.weights.description import build_model
 
@@ -454,6 +454,9 @@ def test_a_finished_study_is_not_touched_again(
     (tmp_path / 'half' / 'colours' / 'train').mkdir(parents=True)
     assert cli.main(arguments(write(tmp_path), tmp_path / 'half', tmp_path / 'new')) == 2
     assert 'has no folder validation' in one_line(capsys)
+    (tmp_path / 'half' / 'colours' / 'val').mkdir()  # as ImageNet has it, and `train` takes it
+    study = load_study(write(tmp_path))
+    assert data_folder(study, str(tmp_path / 'half')) == tmp_path / 'half' / 'colours'
     assert not (tmp_path / 'new').exists()
     for options, message in ((['--workers', '0'], '--workers must be at least 1, got 0'),
                              (['--engine-options', 'gpus'], "must be KEY=VALUE, got 'gpus'"),

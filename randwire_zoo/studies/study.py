@@ -35,6 +35,7 @@ from ..files import cache_folder
 from ..graphs import Graph, GraphModel, graphs_sha256, parse_graph_model
 from ..models import network_arguments
 from ..network import NODE_OPS
+from ..training.evaluation import has_split
 from ..training.recipes import DEFAULTS, KEYS, check_settings, load_recipe, packaged_names, read_packaged
 from . import baselines  # noqa: F401 - registers them with timm
 
@@ -455,7 +456,7 @@ def data_folder(study: Study, data_dir: str | None) -> Path:
             $RANDWIRE_ZOO_DATA, and then ~/.cache/randwire_zoo/data.
 
     Raises:
-        FileNotFoundError: if it, or one of its splits, is missing.
+        FileNotFoundError: if it, or one of its splits by whatever name timm finds it, is missing.
     """
     root = Path(data_dir or os.environ.get(DATA_VARIABLE) or cache_folder() / 'data')
     if study.detection:  # detectron2 wants the folder above it, and looks for the rest itself
@@ -464,7 +465,7 @@ def data_folder(study: Study, data_dir: str | None) -> Path:
         folder = root / study.data if (root / study.data).is_dir() else root
         settings = study.recipe_settings
         needed = [] if settings['dataset'] else [settings['train_split'], settings['val_split']]
-    missing = [split for split in needed if not (folder / split).is_dir()]
+    missing = [split for split in needed if not has_split(folder, split)]
     if not folder.is_dir() or missing:
         what = f'{folder} has no folder {" and no ".join(missing)}' if folder.is_dir() else f'no folder {folder}'
         raise FileNotFoundError(f'the study needs the data set {study.data!r}: {what}; name its folder with --data-dir')

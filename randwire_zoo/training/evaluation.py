@@ -30,8 +30,11 @@ from .arguments import DATA, EVAL
 from .recipes import DEFAULTS, KEYS, check_settings
 
 __all__ = ['Conditions', 'autocast', 'checked', 'class_indices', 'default_device', 'evaluate', 'evaluate_checkpoint',
-           'evaluate_description', 'evaluate_folder', 'find_description', 'load_network', 'main', 'open_images',
-           'prepare_device']
+           'evaluate_description', 'evaluate_folder', 'find_description', 'has_split', 'load_network', 'main',
+           'open_images', 'prepare_device']
+
+#: Names of folders that timm takes for each other.
+SPLIT_SYNONYMS = (('train', 'training'), ('val', 'valid', 'validation', 'eval', 'evaluation'))
 
 
 def evaluate(
@@ -361,6 +364,18 @@ def default_device(device: str | None = None) -> str:
     return device
 
 
+def has_split(data_dir: str | Path, split: str) -> bool:
+    """Whether an image folder has the folder of a split by its name or by a usual synonym, where timm finds it.
+
+    Args:
+        data_dir: Root folder.
+        split: As for `open_images`; what follows a bracket is a part of it.
+    """
+    name = split.split('[')[0]
+    synonyms = next((names for names in SPLIT_SYNONYMS if name in names), ())
+    return any((Path(data_dir) / one).exists() for one in (name, *synonyms))
+
+
 def open_images(
         data_dir: str | Path | None,
         split: str,
@@ -388,16 +403,14 @@ def open_images(
     is_folder = not dataset
     if is_folder and (data_dir is None or not Path(data_dir).is_dir()):
         raise FileNotFoundError(f'no data folder{f" {data_dir}" if data_dir else ""}; name one with --data-dir')
+    if is_folder and split and not has_split(str(data_dir), split):
+        raise FileNotFoundError(f'no folder {split!r} in {data_dir}')  # timm would take the root for the split
     mode = input_img_mode or ('L' if input_size[0] == 1 else 'RGB')
     try:
         images = create_dataset(
             dataset, root=None if data_dir is None else str(data_dir), split=split, input_img_mode=mode, **kwargs)
     except (RuntimeError, AssertionError, KeyError, ImportError) as error:
         raise ValueError(f'no images of the split {split!r} in {data_dir}: {one_line(error)}') from error
-    reader = getattr(images, 'reader', None)
-    root = getattr(reader, 'root', None)
-    if is_folder and split and root is not None and Path(root) == Path(str(data_dir)):
-        raise FileNotFoundError(f'no folder {split!r} in {data_dir}')  # timm would take the root for the split
     classes = class_indices(images)
     if num_classes is not None and len(classes) > num_classes:
         raise ValueError(f'{data_dir} has {len(classes)} classes, but the model has {num_classes} outputs')
