@@ -261,11 +261,11 @@ def trained_table(rows: Sequence[Record]) -> Table:
     return Table(['weights', 'epochs', 'top-1 before rounding (%)', *(f'{times:g}×' for times in columns)], lines)
 
 
-def transfer_table(record: Record) -> Table:
+def transfer_table(*records: Record) -> Table:
     """Accuracy on another data set by what a network started from."""
     starts = {'weights': 'the weights', 'random': 'random parameters', 'teacher': 'the teacher'}
     lines = []
-    for row in record['results']['rows']:
+    for row in (row for record in records for row in record['results']['rows']):
         probe, tuned = row['probe'], [run['top1'] for run in row['fine_tuned']]
         spread = f' ± {statistics.stdev(tuned):.2f} ({len(tuned)} seeds)' if len(tuned) > 1 else ''
         lines.append([f'`{row["network"]}`', starts[row['start']], str(row['img_size']), f'{probe["num_features"]:,}',

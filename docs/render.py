@@ -160,9 +160,9 @@ def detected(*names: str) -> str:
 
 
 @figure
-def transferred(name: str) -> str:
+def transferred(*names: str) -> str:
     """Linear probe and fine-tuning on another data set."""
-    return _markdown(tables.transfer_table(_record(name)))
+    return _markdown(tables.transfer_table(*map(_record, names)))
 
 
 @figure
