@@ -19,6 +19,7 @@ from randwire_zoo.weights.manifest import FILENAME
 
 from .checks import CARD, CONFIG, CURVES, CheckFailed
 from .config import from_config
+from .runs import FILE, RANDOM
 
 __all__ = ['check_card', 'own_text', 'render_card']
 
@@ -29,6 +30,7 @@ ID = re.compile(r'[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?', re.ASCII)
 #: Arguments of networks whose features detectron2's builder of the same name computes.
 HARMLESS = {'num_classes', 'in_chans', 'global_pool', 'drop_rate', 'drop_path_rate', 'head'}
 TEMPLATE = Path(__file__).parent / 'card.md'
+HUB = 'hf-hub:'
 START = '<!-- own text: what stands from here to the next mark is kept as it is -->'
 END = '<!-- end of own text -->'
 
@@ -59,6 +61,7 @@ def render_card(folder: Path, repo_id: str | None = None, text: str = '') -> str
     task, metric = ('object-detection', 'mAP') if values['detector'] else ('image-classification', 'accuracy')
     data = ModelCardData(
         model_name=f'{values["name"]}.{values["tag"]}', library_name='timm', license=values['license'],
+        base_model=values['beginning'].removeprefix(HUB) if values['beginning'].startswith(HUB) else None,
         tags=[task, 'timm', 'randwire'], datasets=[values['dataset']] if ID.fullmatch(values['dataset']) else None,
         pipeline_tag='image-feature-extraction' if values['detector'] else task,
         eval_results=[EvalResult(
@@ -137,6 +140,8 @@ def _values(folder: Path) -> dict[str, Any]:
         'history': next((name for name in ('summary.csv', 'metrics.json') if (folder / name).is_file()), ''),
         'has_curves': (folder / CURVES).is_file(), 'seed': metadata.get('seed'), 'detector': unit == 'iteration',
         'average': metadata.get('weights') == 'average', 'stored': metadata.get('stored', ''),
+        'beginning': metadata.get('beginning', ''), 'teacher': metadata.get('teacher', ''),
+        'random': RANDOM, 'file': FILE,
         'version': metadata['randwire_zoo'],
         'how': evaluation['how'], 'images': evaluation.get('images'), 'recorded': evaluation['recorded'],
         'metrics': [(LABELS[key], round(value, 4 if key == 'loss' else 2)) for key, value in metrics.items()]}

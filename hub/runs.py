@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from randwire_zoo.detection.weights import SCHEMES
 from randwire_zoo.files import read_yaml
+from randwire_zoo.models import find_weights
 from randwire_zoo.training.evaluation import Conditions
 from randwire_zoo.training.recipes import public_settings, scheduled_epochs
 from randwire_zoo.weights.description import WEIGHT_SOURCES, Description, build_model, read_settings
@@ -25,6 +27,9 @@ RECORDS = (('args.yaml', 'summary.csv'), ('config.yaml', 'metrics.json'))
 #: What is published of detectron2's settings; of timm's, `recipes.public_settings` says it.
 PUBLIC_SECTIONS = ('CUDNN_BENCHMARK', 'DATALOADER', 'DATASETS', 'FLOAT32_PRECISION', 'GLOBAL', 'INPUT', 'MODEL', 'SEED',
                    'SOLVER', 'TEST', 'VERSION')
+
+#: What a training can have begun from, or learnt of, beside what has a name that is known to others.
+RANDOM, FILE = 'random parameters', 'a file'
 
 
 class CheckFailed(ValueError):
@@ -48,6 +53,9 @@ class Run:
         split: What they were measured on.
         settings: What is published of the settings.
         weights: 'average' of a training, the 'trained' ones themselves, or '' where it is not known.
+        beginning: What the parameters were before: the name of published weights, `RANDOM` or `FILE`; '' where it is
+            not known.
+        teacher: Whose outputs were part of the loss, by timm's name, or `FILE`; '' if nobody's were.
     """
 
     network: Description
@@ -61,6 +69,8 @@ class Run:
     split: str = ''
     settings: Mapping[str, Any] = field(default_factory=dict)
     weights: str = ''
+    beginning: str = ''
+    teacher: str = ''
 
 
 def read_run(checkpoint: Path, recipe: Path, summary: Path | None, name: str | None = None, dataset: str | None = None,
@@ -161,14 +171,37 @@ def _read_timm(settings: dict[str, Any], step: int, dataset: str, summary: Path 
     was_measured = not weights or (weights == 'average') == conditions.use_ema
     metrics = read_metrics(summary, step) if summary is not None and was_measured else {}
     public = {name: value for name, value in public_settings(settings).items() if value is not None}
-    public.update(model=network.architecture, **({'data_dir': folder} if folder else {}))
+    beginning = _beginning(settings, network.architecture)
+    # Who trains by these settings begins where this training did, or from random parameters: never from other weights.
+    public.update(model=network.architecture if beginning in (RANDOM, FILE) else beginning,
+                  pretrained=beginning not in (RANDOM, FILE), **({'data_dir': folder} if folder else {}))
     if public.get('model_kwargs'):
         public['model_kwargs'] = {
             key: value for key, value in public['model_kwargs'].items() if key not in WEIGHT_SOURCES}
     return Run(
         network, dataset or conditions.dataset or folder, 'epoch', step,
         max(epochs, step + 1, _last_epoch(summary) + 1), int(settings['seed']), metrics, conditions,
-        str(settings['val_split']), public, weights)
+        str(settings['val_split']), public, weights, beginning, _teacher(settings))
+
+
+def _beginning(settings: Mapping[str, Any], architecture: str) -> str:
+    if settings.get('initial_checkpoint') or settings.get('pretrained_path'):
+        return FILE  # which comes after, or instead of, published weights
+    if not settings.get('pretrained'):
+        return RANDOM
+    if set(WEIGHT_SOURCES) & set(settings.get('model_kwargs') or {}):
+        return FILE
+    name = str(settings['model'])
+    if name == architecture and (row := find_weights(name)) is not None:
+        name = row.name  # another day it may be another's default
+    return str(public_settings({'model': name}).get('model', FILE))
+
+
+def _teacher(settings: Mapping[str, Any]) -> str:
+    if settings.get('kd_outputs'):
+        return FILE
+    name = settings.get('kd_model_name')
+    return str(public_settings({'kd_model_name': name}).get('kd_model_name', FILE)) if name else ''
 
 
 def _as_recorded(checkpoint: Path, network: Description) -> Description:
@@ -203,7 +236,17 @@ def _read_detectron2(settings: dict[str, Any], step: int, dataset: str, summary:
         network, dataset or ', '.join(settings['DATASETS']['TRAIN']), 'iteration', step,
         max(int(settings['SOLVER']['MAX_ITER']), step + 1), int(settings['SEED']),
         {} if summary is None else read_metrics(summary, step), None, ', '.join(settings['DATASETS']['TEST']),
-        _without_places(public))
+        _without_places(public), beginning=_detectors_beginning(model.get('WEIGHTS')))
+
+
+def _detectors_beginning(weights: str | None) -> str:
+    if weights is None:
+        return ''
+    published, hub = SCHEMES
+    if weights.startswith(published):
+        name = weights.removeprefix(published).rstrip('/')
+        return name if (row := find_weights(name)) is None else row.name
+    return (weights if weights.startswith(hub) else FILE) if weights else RANDOM
 
 
 def _without_places(value: Any) -> Any:

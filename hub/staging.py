@@ -111,6 +111,7 @@ def stage(checkpoint: str | Path, output: str | Path, name: str | None = None, t
                   **({'stored': 'float16'} if half else {})}
         if run.unit:
             record.update({run.unit: str(run.step), 'steps': str(run.steps), 'seed': str(run.seed)})
+        record.update({name: getattr(run, name) for name in ('beginning', 'teacher') if getattr(run, name)})
         if run.settings and settings_file is not None:
             record['recipe'] = settings_file.name
             (folder / settings_file.name).write_text(yaml.safe_dump(dict(run.settings)), encoding='utf-8')

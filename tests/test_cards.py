@@ -86,7 +86,9 @@ def test_the_card_of_a_detectors_backbone_says_what_detectron2_recorded(staged_d
     facts = {row[0]: row[1] for row in rows if len(row) == 2}
     assert facts['input'] == '3×64×64 pixels, mean 0.5, 0.2, 0, std 1, 0.5, 0.25, bilinear, crop 1.0 (center)'
     assert facts['classes'] == '0' and facts['random graph model'] == 'WS(4,0.75), seed 1'
-    assert 'were not measured again when the backbone was published' in text and 'Trained with seed 3;' in text
+    assert 'were not measured again when the backbone was published' in text
+    assert 'Trained from other weights, which are not published here, with seed 3;' in text
+    assert read_metadata(staged_detector / 'model.safetensors')['beginning'] == 'a file'
     assert "`train_net.py --config-file config.yaml`, the history is in [metrics.json](metrics.json)" in " ".join(
         text.split()) and f'build_{NAME}_fpn_backbone' in text and 'transformers' not in text
     assert text.endswith('}\n```\n') and own_text(text) == own_text(render_card(staged_detector)) == ''
@@ -101,6 +103,25 @@ def test_the_card_of_a_training_without_a_history_names_none_and_has_no_figures(
     assert stage(run / 'model_final.pth', '--license', 'mit', '-o', tmp_path / 'staged') == 0
     text = ' '.join((tmp_path / 'staged' / 'README.md').read_text().split())
     assert 'config.yaml` and the wiring in [graphs.json](graphs.json)' in text and '| data |' not in text
+
+
+@pytest.mark.parametrize(('recorded', 'said', 'base'), [
+    ({}, 'Trained with seed 3;', None),  # of an earlier version
+    ({'beginning': 'random parameters'}, 'Trained from random parameters with seed 3;', None),
+    ({'beginning': f'{NAME}.digits'}, f'Trained from the weights `{NAME}.digits` with seed 3;', None),
+    ({'beginning': 'hf-hub:someone/leaves'}, 'from the weights `hf-hub:someone/leaves` with seed 3;', 'someone/leaves'),
+    ({'teacher': 'a file'}, "A teacher's outputs are part of the loss: they are not among the settings, which train "
+     'without them.', None),
+    ({'teacher': 'resnet18'}, 'are part of the loss: those of `resnet18`.', None),
+])
+def test_the_card_says_what_a_training_began_from_and_learnt_of(
+        recorded: dict[str, str], said: str, base: str | None, staged_detector: Path) -> None:
+    weights = staged_detector / 'model.safetensors'
+    kept = {name: value for name, value in read_metadata(weights).items() if name not in ('beginning', 'teacher')}
+    save_file(load_file(weights), weights, metadata={**kept, **recorded})
+    text = render_card(staged_detector)
+    assert said in ' '.join(text.split()) and ModelCard(text).data.base_model == base
+    assert ('teacher' in text) == ('teacher' in recorded)
 
 
 def test_another_split_and_a_history_from_elsewhere_are_taken_as_they_are_named(tmp_path: Path) -> None:

@@ -52,6 +52,36 @@ def test_what_was_asked_comes_before_what_is_recorded_and_the_trained_weights_ha
         read(write_timm(tmp_path, data_dir=...))
 
 
+@pytest.mark.parametrize(('changes', 'beginning', 'model', 'teacher'), [
+    ({}, 'random parameters', NAME, ''),
+    ({'pretrained': True}, f'{NAME}.digits', f'{NAME}.digits', ''),
+    ({'pretrained': True, 'model': NAME}, f'{NAME}.digits', f'{NAME}.digits', ''),  # timm takes the default
+    ({'pretrained': True, 'model_kwargs': {'pretrained_cfg_overlay': {'file': '/home/me/x'}}}, 'a file', NAME, ''),
+    ({'pretrained': True, 'initial_checkpoint': '/home/me/x.pth'}, 'a file', NAME, ''),
+    ({'pretrained_path': '/home/me/x.pth'}, 'a file', NAME, ''),
+    ({'kd_model_name': 'resnet18'}, 'random parameters', NAME, 'resnet18'),
+    ({'kd_model_name': 'local-dir:/home/me/teacher'}, 'random parameters', NAME, 'a file'),
+    ({'kd_outputs': '/home/me/teacher/outputs.safetensors'}, 'random parameters', NAME, 'a file'),
+])
+def test_what_a_training_began_from_is_recorded_and_what_is_published_begins_there_too(
+        changes: dict[str, Any], beginning: str, model: str, teacher: str, tmp_path: Path) -> None:
+    run = read(write_timm(tmp_path, **{'model_kwargs': {}, **changes}))
+    assert (run.beginning, run.teacher) == (beginning, teacher)
+    assert (run.settings['model'], run.settings['pretrained']) == (model, model != NAME)
+    assert run.network.architecture == NAME and '/home/me' not in json.dumps(run.settings)
+
+
+@pytest.mark.parametrize(('weights', 'beginning'), [
+    ('', 'random parameters'), (f'randwire://{NAME}.digits', f'{NAME}.digits'),
+    (f'randwire://{NAME}', f'{NAME}.digits'), ('hf-hub:someone/leaves', 'hf-hub:someone/leaves'),
+    ('/home/me/first.pth', 'a file')])
+def test_what_a_detectors_training_began_from_is_recorded(weights: str, beginning: str, tmp_path: Path) -> None:
+    run = read(write_detectron2(tmp_path, MODEL={
+        'BACKBONE': {'NAME': f'build_{NAME}_fpn_backbone'}, 'PIXEL_MEAN': [100] * 3, 'PIXEL_STD': [255] * 3,
+        'WEIGHTS': weights}), 'model_final.pth')
+    assert run.beginning == beginning
+
+
 @pytest.mark.parametrize(('epochs', 'steps'), [(1, 2), ('5', 5), (5, 5)])
 def test_a_training_is_as_long_as_its_settings_or_as_it_became(epochs: object, steps: int, tmp_path: Path) -> None:
     assert read(write_timm(tmp_path, epochs=epochs)).steps == steps
