@@ -32,4 +32,5 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--config', metavar='FILE',
                         help="for a detector: the config.yaml that detectron2 wrote beside it")
     parser.add_argument('--classes', metavar='NAMES',
-                        help="for a detector: the classes' names, separated by commas, or COCO json that lists them")
+                        help="for a detector: the classes' names, separated by commas, or COCO json that lists them "
+                        '(default: those of the data set that it was trained on, where that is found)')

@@ -18,6 +18,7 @@ from randwire_zoo.network import RandWire
 from randwire_zoo.weights.errors import loading
 from randwire_zoo.weights.files import read_metadata
 
+from .detectron2.datasets import find_listing
 from .torchvision.detectors import DetectorConfig, build_detector, save_detector
 from .weights import fit_weights, locate_weights, read_state
 
@@ -267,15 +268,32 @@ def _rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _class_names(text: str | None) -> list[str] | None:
-    """The names in a comma-separated list, or those of a COCO file in the order of their ids, as detectron2 has it."""
-    if text is None or not text.endswith('.json'):
-        return text.split(',') if text else None
+def _class_names(given: str | None, config: dict[str, Any], num_classes: int) -> list[str] | None:
+    """The names in a comma-separated list or a COCO file, or without either those of the images that were trained on.
+
+    Raises:
+        ValueError: if the file lists none, or what is given has the names of the training in another order, by which
+            every box would have a wrong one.
+    """
+    train = config.get('DATASETS.TRAIN') or ()
+    listing = find_listing(str(train[0])) if len(train) == 1 else None
+    trained = [] if listing is None else _listed_names(listing)
+    if not given:
+        return trained if len(trained) == num_classes else None
+    names = _listed_names(given) if given.endswith('.json') else given.split(',')
+    if names != trained and sorted(names) == sorted(trained):
+        raise ValueError(f'--classes {given}: the detector was trained by {listing}, which has them in the order '
+                         f'{",".join(trained)}')
+    return names
+
+
+def _listed_names(path: str | Path) -> list[str]:
+    """The classes of a COCO file in the order of their ids, as detectron2 has it."""
     try:
-        categories = read_json(text)['categories']
+        categories = read_json(path)['categories']
         return [category['name'] for category in sorted(categories, key=lambda category: category['id'])]
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f'{text} lists no categories as COCO does') from None
+        raise ValueError(f'{path} lists no categories as COCO does') from None
 
 
 def main(args: argparse.Namespace) -> int:
@@ -285,9 +303,12 @@ def main(args: argparse.Namespace) -> int:
             raise ValueError('a detector needs --config, the config.yaml that detectron2 wrote beside it')
         if args.model or args.no_ema:
             raise ValueError('--model and --no-ema are for backbones; a detector takes --config and --classes')
-        detector: Any = convert_detector(args.source, args.config, args.output, _class_names(args.classes))
-        config = detector.randwire_config
-        print(f"{args.output}: torchvision's Faster R-CNN on {config.name}, {config.num_classes - 1} classes")
+        config = _read_config(Path(args.config))
+        names = _class_names(args.classes, dict(_leaves(read_yaml(args.config))), config.num_classes - 1)
+        convert_detector(args.source, args.config, args.output, names)
+        named = f' ({", ".join(names)})' if names else ''
+        print(f"{args.output}: torchvision's Faster R-CNN on {config.name}, {config.num_classes - 1} classes{named}, "
+              f'images of {config.min_size} to {config.max_size} pixels')
     else:
         if args.config or args.classes:
             raise ValueError('--config and --classes are for detectors, which are written as .safetensors')

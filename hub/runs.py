@@ -222,6 +222,7 @@ def _as_recorded(checkpoint: Path, network: Description) -> Description:
 
 def _read_detectron2(settings: dict[str, Any], step: int, dataset: str, summary: Path | None) -> Run:
     model = settings['MODEL']
+    _check_not_an_evaluation(settings)
     builder = str(model['BACKBONE']['NAME'])
     name = re.sub('^build_|(_retinanet)?(_fpn)?_backbone$', '', builder)
     if settings['INPUT']['FORMAT'] != 'RGB':
@@ -237,6 +238,15 @@ def _read_detectron2(settings: dict[str, Any], step: int, dataset: str, summary:
         max(int(settings['SOLVER']['MAX_ITER']), step + 1), int(settings['SEED']),
         {} if summary is None else read_metrics(summary, step), None, ', '.join(settings['DATASETS']['TEST']),
         _without_places(public), beginning=_detectors_beginning(model.get('WEIGHTS')))
+
+
+def _check_not_an_evaluation(settings: Mapping[str, Any]) -> None:
+    """detectron2 writes config.yaml anew whenever it starts, and an evaluation's says nothing of the training."""
+    weights, output = settings['MODEL'].get('WEIGHTS'), settings.get('OUTPUT_DIR')
+    if weights and output and os.path.normpath(os.path.dirname(str(weights))) == os.path.normpath(str(output)):
+        raise ValueError(
+            f'it is of an evaluation, which wrote it over that of the training, as its MODEL.WEIGHTS {weights} says; '
+            'set what the training had, its first weights too (an evaluation wants an OUTPUT_DIR of its own)')
 
 
 def _detectors_beginning(weights: str | None) -> str:

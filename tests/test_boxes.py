@@ -2,12 +2,14 @@
 """
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from voc import annotation, lay, picture
 
 from randwire_zoo import cli
@@ -23,6 +25,13 @@ def flat(count: int = 5, **more: bytes | None) -> dict[str, bytes]:
         files[f'{number}.jpg'] = picture(shade=number)
         files[f'{number}.xml'] = annotation(*([] if number == 3 else [CAT, DOG]))
     return {name: data for name, data in {**files, **more}.items() if data is not None}
+
+
+def deep() -> bytes:
+    """As microscopes write them."""
+    data = io.BytesIO()
+    Image.new('I;16', (40, 30), 4000).save(data, 'PNG')
+    return data.getvalue()
 
 
 def listing(folder: Path, split: str) -> Any:
@@ -91,6 +100,26 @@ def test_an_image_is_found_by_the_name_of_its_file_or_else_by_what_the_file_says
     assert names(tmp_path / 'here', 'val') == ['2.jpg'] and found.left_out == ['2 images without an XML file']
 
 
+def test_masks_in_pascal_vocs_own_layout_are_no_images(tmp_path: Path) -> None:
+    files = {f'JPEGImages/{name}' if name.endswith('.jpg') else f'Annotations/{name}': data
+             for name, data in flat(4).items()}
+    for folder in ('SegmentationClass', 'SegmentationObject'):
+        files[f'{folder}/1.png'] = picture(shade=9)
+    lists = {'ImageSets/Main/train.txt': b'1\n2\n', 'ImageSets/Main/val.txt': b'3\n4\n',
+             'ImageSets/Main/cat_train.txt': b'1  1\n2 -1\n', 'ImageSets/Segmentation/train.txt': b'1\n'}
+    found = write_voc(lay(tmp_path / 'VOC2012', {**files, **lists}), tmp_path / 'here')
+    assert names(tmp_path / 'here', 'train') == ['1.jpg', '2.jpg']
+    assert names(tmp_path / 'here', 'val') == ['3.jpg', '4.jpg']
+    assert found.left_out == []
+
+
+def test_of_two_images_of_a_name_the_file_says_which(tmp_path: Path) -> None:
+    files = flat(2, **{'1.png': picture(shade=9), '1.xml': annotation(CAT, filename='1.png'),
+                       '2.xml': annotation(CAT, filename='2.jpg')})
+    found = write_voc(lay(tmp_path / 'there', files), tmp_path / 'here', 2)
+    assert names(tmp_path / 'here', 'train') == ['1.png'] and found.left_out == ['1 images without an XML file']
+
+
 def test_boxes_end_at_the_edge_and_those_without_area_are_left_out_and_counted(tmp_path: Path) -> None:
     source = lay(tmp_path / 'there', {
         '1.jpg': picture(), '2.jpg': picture(),
@@ -119,6 +148,7 @@ def test_a_photograph_that_is_turned_has_the_size_that_it_is_shown_in(tmp_path: 
     ({'2.xml': b'<annotation>'}, '2.xml is no XML: no element found'),
     ({'2.xml': b'<project/>'}, '2.xml is no annotation of Pascal VOC: it begins with <project>'),
     ({'2.jpg': None}, '2.xml has no image'),
+    ({'2.jpg': None, '2.png': deep()}, '2.png has more than 8 bits a pixel'),
     ({'2.jpg': None, '2.xml': annotation(filename='x.jpg')}, '2.xml has no image, nor is there a x.jpg'),
     ({'2.jpg': None, 'a/2.jpg': picture(), 'b/2.jpg': picture()}, '2.xml may be of a/2.jpg or of b/2.jpg'),
     ({'2.xml': annotation(CAT, size=(41, 30))}, '2.xml is of an image of 41×30 pixels, and 2.jpg has 40×30'),

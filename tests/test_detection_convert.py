@@ -192,3 +192,19 @@ def test_class_names_come_from_a_list_or_from_coco_json_and_must_be_as_many_and_
     (folder / 'coco.json').write_text(json.dumps({'categories': categories}))
     assert convert(folder, '--classes', str(folder / 'coco.json')) == 0
     assert load_detector(folder / 'detector.safetensors')[1] == ['background', 'a', 'b', 'c']
+
+
+def test_class_names_are_those_of_the_images_that_were_trained_on(
+        detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(shutil.copytree(detector, tmp_path / 'detector'))
+    monkeypatch.setenv('DETECTRON2_DATASETS', str(tmp_path))
+    (tmp_path / 'bccd/annotations').mkdir(parents=True)
+    (tmp_path / 'bccd/train').mkdir()
+    (tmp_path / 'bccd/annotations/instances_train.json').write_text(json.dumps({'categories': [
+        {'id': number, 'name': name} for number, name in enumerate(('Platelets', 'RBC', 'WBC'), 1)]}))
+    for given, names in (([], ['Platelets', 'RBC', 'WBC']), (['--classes', 'plate,red,white'], [
+            'plate', 'red', 'white'])):
+        assert convert(folder, *given) == 0
+        assert load_detector(folder / 'detector.safetensors')[1] == ['background', *names]
+        assert f'3 classes ({", ".join(names)}), images of ' in capsys.readouterr().out
+    assert 'which has them in the order Platelets,RBC,WBC' in refusal(folder, capsys, '--classes', 'RBC,WBC,Platelets')

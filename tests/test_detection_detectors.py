@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from shapes import CLASSES, write_shapes
 from torch import nn
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from randwire_zoo.cli import main
 from randwire_zoo.detection import fasterrcnn_randwire_fpn, load_detector, save_detector
@@ -164,6 +165,12 @@ def test_only_what_a_file_can_describe_is_saved(tmp_path: Path) -> None:
     other.rpn.head = nn.Conv2d(256, 3, 1)
     with pytest.raises(ValueError, match=r'describes torchvision.s own parts only; here differ rpn\.head\.'):
         save_detector(other, path)
+    for arguments, differs in (
+            ({'fixed_size': (96, 96)}, 'transform.fixed_size'), ({'rpn_score_thresh': 0.5}, 'rpn.score_thresh'),
+            ({'box_roi_pool': MultiScaleRoIAlign(['0', '1', '2', '3'], 7, 2, canonical_scale=112)},
+             'roi_heads.box_roi_pool.canonical_scale')):
+        with pytest.raises(ValueError, match=f"here differ {re.escape(differs)}$"):
+            save_detector(small_detector(**arguments), path)
     assert not path.exists()
 
 

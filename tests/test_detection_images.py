@@ -128,6 +128,20 @@ def test_images_of_one_name_do_not_overwrite_each_others_pictures(detector_file:
     assert sorted(path.name for path in (tmp_path / 'drawn').iterdir()) == ['a.png', 'a_2.png', 'a_3.png', 'a_4.png']
 
 
+def test_no_picture_takes_the_place_of_an_image(detector_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'own').mkdir()
+    for name in ('a.jpg', 'b.png'):
+        Image.new('RGB', (64, 48)).save(tmp_path / 'own' / name)
+    before = {path.name: path.read_bytes() for path in (tmp_path / 'own').iterdir()}
+    monkeypatch.chdir(tmp_path / 'own')
+    for images, output in (('b.png', '.'), ('.', tmp_path / 'own')):
+        assert main(['detect', images, '--weights', str(detector_file), '-o', str(output)]) == 2
+        error = capsys.readouterr().err
+        assert 'b.png is one of the images, and its picture would take its place; name another folder with' in error
+        assert {path.name: path.read_bytes() for path in (tmp_path / 'own').iterdir()} == before
+
+
 def test_a_hundred_boxes_do_not_hide_the_picture_and_the_best_ones_have_labels() -> None:
     picture = Image.new('RGB', (640, 480), (128, 128, 128))
     corners = torch.cartesian_prod(torch.arange(10) * 60 + 10, torch.arange(10) * 44 + 16).float()

@@ -82,6 +82,19 @@ def test_what_a_detectors_training_began_from_is_recorded(weights: str, beginnin
     assert run.beginning == beginning
 
 
+def test_the_settings_of_an_evaluation_are_not_taken_for_those_of_the_training(tmp_path: Path) -> None:
+    model = {'BACKBONE': {'NAME': f'build_{NAME}_fpn_backbone'}, 'PIXEL_MEAN': [100] * 3, 'PIXEL_STD': [255] * 3}
+    for output, weights, refused in (
+            ('./output', 'output/model_final.pth', True), ('./output', 'first.pth', False),
+            ('/home/me/eval', '/home/me/output/model_final.pth', False), ('/home/me/run', '/home/me/run/x.pth', True)):
+        write_detectron2(tmp_path, OUTPUT_DIR=output, MODEL={**model, 'WEIGHTS': weights})
+        if refused:
+            with pytest.raises(CheckFailed, match=r'config\.yaml: it is of an evaluation, .* MODEL.WEIGHTS .*pth says'):
+                read(tmp_path, 'model_final.pth')
+        else:
+            assert read(tmp_path, 'model_final.pth').beginning == 'a file'
+
+
 @pytest.mark.parametrize(('epochs', 'steps'), [(1, 2), ('5', 5), (5, 5)])
 def test_a_training_is_as_long_as_its_settings_or_as_it_became(epochs: object, steps: int, tmp_path: Path) -> None:
     assert read(write_timm(tmp_path, epochs=epochs)).steps == steps

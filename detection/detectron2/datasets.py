@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ['load_dataset_dicts', 'register_coco_folders', 'setup_environment']
+__all__ = ['find_listing', 'load_dataset_dicts', 'register_coco_folders', 'setup_environment']
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +44,7 @@ def register_coco_folders(root: str | os.PathLike[str] | None = None, names: Seq
     if wanted is not None and not wanted:
         return []
     found: dict[str, tuple[Path, Path]] = {}
-    folder = Path(os.getenv('DETECTRON2_DATASETS', 'datasets') if root is None else root).expanduser()
-    for name, listing, images in _coco_folders(folder):
+    for name, listing, images in _coco_folders(root):
         if name in DatasetCatalog if wanted is None else name not in wanted:
             continue
         if name in found:
@@ -57,9 +56,16 @@ def register_coco_folders(root: str | os.PathLike[str] | None = None, names: Seq
     return list(found)
 
 
-def _coco_folders(root: Path) -> Iterator[tuple[str, Path, Path]]:
+def find_listing(name: str) -> Path | None:
+    """The annotations of the data set of this name, where it is a folder that `register_coco_folders` would register.
+    """
+    return next((listing for found, listing, _ in _coco_folders() if found == name), None)
+
+
+def _coco_folders(root: str | os.PathLike[str] | None = None) -> Iterator[tuple[str, Path, Path]]:
     """Name, annotations and images of each data set."""
-    for listing in sorted(root.glob('*/annotations/instances_*.json')):
+    folder = Path(os.getenv('DETECTRON2_DATASETS', 'datasets') if root is None else root).expanduser()
+    for listing in sorted(folder.glob('*/annotations/instances_*.json')):
         split = listing.stem.removeprefix('instances_')
         images = listing.parent.parent / split
         if images.is_dir():

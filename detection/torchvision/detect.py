@@ -73,13 +73,13 @@ def main(args: argparse.Namespace) -> int:
     if not 0 <= args.score_thresh <= 1:
         raise ValueError(f'--score-thresh must be within [0, 1], got {args.score_thresh}')
     paths = _image_paths(args.images)
+    pictures = _picture_names(paths, Path(args.output))
     detector, classes = load_detector(args.weights)
     detector.roi_heads.score_thresh = args.score_thresh
     detector.to(default_device(args.device))
-    folder = Path(args.output)
     skipped = 0
     with _json_array(args.json) as add:
-        for path, picture in zip(paths, _picture_names(paths, folder), strict=True):
+        for path, picture in zip(paths, pictures, strict=True):
             try:
                 image = read_image(path)
             except ValueError as error:
@@ -131,7 +131,12 @@ def _json_array(path: str | None) -> Iterator[Callable[[Any], None]]:
 
 
 def _picture_names(paths: list[Path], folder: Path) -> list[Path]:
-    """A picture's path for each image; images of one name in several folders get a number."""
+    """A picture's path for each image; images of one name in several folders get a number.
+
+    Raises:
+        ValueError: if a picture would take the place of an image.
+    """
+    images = {path.resolve() for path in paths}
     taken: set[str] = set()
     pictures = []
     for path in paths:
@@ -141,4 +146,7 @@ def _picture_names(paths: list[Path], folder: Path) -> list[Path]:
             name = f'{path.stem}_{number}'
         taken.add(name)
         pictures.append(folder / f'{name}.png')
+        if pictures[-1].resolve() in images:
+            raise ValueError(f'{pictures[-1]} is one of the images, and its picture would take its place; name another '
+                             'folder with --output')
     return pictures

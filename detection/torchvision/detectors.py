@@ -38,6 +38,8 @@ __all__ = ['DetectorConfig', 'build_detector', 'fasterrcnn_randwire_fpn', 'load_
 FORMAT = 'randwire_zoo.detector'
 NUM_STAGES = 5
 LEVELS = ('0', '1', '2', '3')  # torchvision's names of P2 … P5
+#: What a detector's parts keep of the last images, or that passes.
+PASSING = ('training', 'scales', 'map_levels', 'strides')
 COCO_CLASSES = 91  # torchvision counts the background and the ids that COCO left out
 
 
@@ -307,14 +309,31 @@ def _describe(detector: Any) -> DetectorConfig:
         box_detections_per_img=heads.detections_per_img, sampling_ratio=pool.sampling_ratio,
         bbox_reg_weights=tuple(heads.box_coder.weights))
     with torch.device('meta'):
-        rebuilt = {name: tensor.shape for name, tensor in build_detector(described).state_dict().items()}
-    own = {name: tensor.shape for name, tensor in detector.state_dict().items()}
-    odd = sorted(name for name in own.keys() | rebuilt.keys()
-                 if own.get(name) != rebuilt.get(name) and not name.endswith('num_batches_tracked'))
+        rebuilt = build_detector(described)
+    ours, theirs = ({name: tuple(tensor.shape) for name, tensor in one.state_dict().items()}
+                    for one in (detector, rebuilt))
+    odd = sorted(name for name in ours.keys() | theirs.keys()
+                 if ours.get(name) != theirs.get(name) and not name.endswith('num_batches_tracked'))
+    ours, theirs = map(_settings, (detector, rebuilt))
+    odd += sorted(name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name])
     if odd or len(set(anchors.aspect_ratios)) > 1 or any(len(sizes) > 1 for sizes in anchors.sizes):
         raise ValueError('a detector file describes torchvision\'s own parts only; here differ '
                          + (', '.join(odd[:3]) or 'the anchors'))
     return described
+
+
+def _settings(detector: FasterRCNN) -> dict[str, Any]:
+    """What the parts behind the backbone keep of their arguments, by the part's name and their own."""
+    found = {}
+    for part, module in detector.named_modules():
+        if part.partition('.')[0] in ('rpn', 'roi_heads', 'transform'):
+            for name, value in vars(module).items():
+                value = tuple(value) if isinstance(value, list) else value
+                plain = all(one is None or isinstance(one, (str, int, float)) for one in (
+                    value if isinstance(value, tuple) else (value,)))
+                if plain and name not in PASSING and (part, name) != ('transform', 'min_size'):
+                    found[f'{part}.{name}'] = value
+    return found
 
 
 def _read_description(path: str | os.PathLike[str]) -> tuple[DetectorConfig, list[str]]:

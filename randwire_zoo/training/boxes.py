@@ -27,6 +27,8 @@ SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.
 #: What the folders of the two splits are called, by whoever splits.
 SPLITS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val'}
 LISTS = 'ImageSets/Main'
+#: Folders of Pascal VOC's masks, which have the names of the images that they are of.
+MASKS = {'SegmentationClass', 'SegmentationObject'}
 EVERY = 5
 ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)  # values of it by which width and height change places
@@ -87,9 +89,9 @@ def write_voc(
         source: str | Path, folder: str | Path, every: int | None = None, skip_broken: bool = False) -> BoxFolder:
     """Write images and boxes of Pascal VOC's XML files in COCO's layout.
 
-    An XML file belongs to the image of the same name but for the ending, and where there is none, to the one that its
-    `filename` names. Pixels are counted from 1 there, and a box holds its last row and column. What is `difficult` is
-    an object like others, as in detectron2.
+    An XML file belongs to the image of the same name but for the ending, and where there is none, or there are several
+    equally near, to the one that its `filename` names. Masks of Pascal VOC are no images. Pixels are counted from 1
+    there, and a box holds its last row and column. What is `difficult` is an object like others, as in detectron2.
 
     Which images are held out, lists `ImageSets/Main/train.txt` and `val.txt` say, or folders that the XML files lie in,
     `train` and `val` or `valid`; without either, or where `every` is given, every so manieth one by name is.
@@ -115,7 +117,8 @@ def write_voc(
             raise ValueError(f'{source} has no XML files')
         splits, others = _split(source, files, names, every)
         left_out = [f'{others:,} XML files that are in neither split'] if others else []
-        images = _Images(name for name in files if name.lower().endswith(SUFFIXES))
+        images = _Images(name for name in files if name.lower().endswith(SUFFIXES)
+                         and not MASKS & set(PurePosixPath(name).parts))
         read: dict[str, list[_Annotation]] = {'train': [], 'val': []}
         for split, members in splits.items():
             for name in members:
@@ -179,13 +182,13 @@ class _Images:
 
     def find(self, annotation: str, filename: str) -> str:
         """The image of an XML file: of several of its name, the one that lies nearest."""
-        # Programs on Windows write its paths.
-        found = (self.by_stem.get(PurePosixPath(annotation).stem)
-                 or self.by_name.get(PurePosixPath(filename.replace('\\', '/')).name) or [])
+        filename = PurePosixPath(filename.replace('\\', '/')).name  # programs on Windows write its paths
+        found = self.by_stem.get(PurePosixPath(annotation).stem) or self.by_name.get(filename) or []
         if not found:
             raise _BrokenError(f'{annotation} has no image' + (f', nor is there a {filename}' if filename else ''))
         steps = {name: _steps(name, annotation) for name in found}
         nearest = [name for name in found if steps[name] == min(steps.values())]
+        nearest = [name for name in nearest if PurePosixPath(name).name == filename] or nearest
         if len(nearest) > 1:
             raise _BrokenError(f'{annotation} may be of {nearest[0]} or of {nearest[1]}')
         self.used.add(nearest[0])
@@ -285,12 +288,16 @@ def _size(name: str, data: bytes) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            width, height = image.size
-            return (height, width) if image.getexif().get(ORIENTATION) in TURNED else (width, height)
+            mode, (width, height) = image.mode, image.size
+            turned = image.getexif().get(ORIENTATION) in TURNED
     except UnidentifiedImageError:
         raise _BrokenError(f'{name} is no image') from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise _BrokenError(f'{name} is broken: {one_line(error)}') from None
+    if mode.startswith(('I', 'F')):
+        raise _BrokenError(f'{name} has more than 8 bits a pixel, and detectron2 takes all above 255 for white; '
+                           'write it with 8 bits first')
+    return (height, width) if turned else (width, height)
 
 
 def _listing(annotations: Sequence[_Annotation], classes: Sequence[str]) -> dict[str, Any]:
