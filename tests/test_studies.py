@@ -27,7 +27,7 @@ from randwire_zoo.graphs import Graph, GraphModel, graphs_sha256, parse_graph_mo
 from randwire_zoo.kernels import library as kernels
 from randwire_zoo.network import NODE_OPS, REGIMES, RandWire, stage_node_counts
 from randwire_zoo.studies import cli as studies_cli
-from randwire_zoo.studies import cost, work
+from randwire_zoo.studies import cost, running, work
 from randwire_zoo.studies import study as studies
 from randwire_zoo.studies.engines import LocalEngine, create_engine
 from randwire_zoo.studies.results import read_results
@@ -92,7 +92,6 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     ({'seeds': None, 'graphs': None, 'graph_seeds': [1], 'training_seeds': [1]}, 'graph_seeds are for graphs'),
     ({'processes': 0}, 'processes must be an integer of at least 1, got 0'),
     ({'processes': 1.5}, 'got 1.5'),
-    ({'detection': {'config': 'x.yaml'}, 'graphs': None, 'channels': None, 'processes': 2}, 'not for detection'),
     ({'seeds': ['1']}, 'seeds must be a list of integers'),
     ({'seeds': [True]}, 'seeds must be a list of integers'),
     ({'node_ops': ['dense']}, "got 'dense'"),
@@ -241,6 +240,45 @@ def test_everything_but_the_words_decides_on_whose_results_they_are(tmp_path: Pa
     before = sha256(generators='own.py')
     (tmp_path / 'own.py').write_text(textwrap.dedent(GENERATORS) + '\n# changed\n')
     assert before != sha256(generators='own.py') != sha256()
+    # A detector's config of one's own, and what it is based on; those of the package are as old as the package.
+    detection = {'detection': {'config': str(tmp_path / 'own.yaml')}, 'graphs': None, 'channels': None, 'damage': 0,
+                 'models': ['randwire_ws_pico']}
+    digests = []
+    for base, rate in ((1, 1), (1, 2), (2, 2), (2, 2)):
+        (tmp_path / 'base.yaml').write_text(f'SEED: {base}')
+        (tmp_path / 'own.yaml').write_text(f'_BASE_: base.yaml\nSOLVER: {{BASE_LR: {rate}}}')
+        digests.append(sha256(**detection))
+    assert len(set(digests)) == 3 and digests[2] == digests[3]
+
+
+def test_a_detector_may_have_several_gpus_and_needs_detectron2(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / 'train_net.py').write_text(textwrap.dedent('''
+        import json, sys
+        from pathlib import Path
+        folder = Path(sys.argv[sys.argv.index('OUTPUT_DIR') + 1])
+        (folder / 'called').write_text(json.dumps(sys.argv[1:]))
+        aps = {f'bbox/{name}': 1.5 for name in ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')}
+        (folder / 'metrics.json').write_text(json.dumps({'iteration': 4, **aps}))
+    '''))
+    monkeypatch.setenv('DETECTRON2_TRAIN_NET', str(tmp_path / 'train_net.py'))
+    asked: list[str]
+    for processes, asked in ((1, []), (4, ['--num-gpus', '4'])):
+        study = studies.Study(
+            title='T', models=['randwire_ws_pico'], seeds=[1], data='x', processes=processes, detection={
+                'config': 'bccd/faster_rcnn_{model}.yaml', 'overrides': ['SOLVER.MAX_ITER', 4]})
+        network, = study.networks()
+        folder = tmp_path / str(processes)
+        assert work._fine_tune_detector(study, network, folder, tmp_path, None)['detection']['AP'] == 1.5
+        called = json.loads((folder / 'runs' / network.id / 'called').read_text())
+        assert called[0] == '--config-file' and Path(called[1]).is_file()
+        run = str(folder / 'runs' / network.id)
+        assert called[2:] == [*asked, 'OUTPUT_DIR', run, 'SEED', '1', 'SOLVER.MAX_ITER', '4']
+    monkeypatch.setattr(running, 'find_spec', lambda name: None)
+    (tmp_path / 'bccd').mkdir()
+    assert cli.main(['study', 'run', 'table5_small', '--data-dir', str(tmp_path), '-o', str(tmp_path / 'out')]) == 2
+    assert 'needs detectron2, which is not installed; docs/detect.md says how' in one_line(capsys)
+    assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'docs' / 'studies').glob('*.jsonl')), ids=lambda path: path.stem)

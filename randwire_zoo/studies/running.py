@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,8 @@ def run_study(
     data_folder(study, data_dir)
     if study.detection:
         train_net()
+        if find_spec('detectron2') is None:
+            raise FileNotFoundError('this study needs detectron2, which is not installed; docs/detect.md says how')
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder / '.lock', held=f'another run is at work in {folder}'):
         return _run(study, networks, folder, engine, data_dir, retry_failed, progress, kernels)

@@ -31,16 +31,18 @@ from tqdm import tqdm
 
 from ..complexity import count_complexity, count_randwire
 from ..errors import one_line
-from ..files import cache_folder
+from ..files import cache_folder, read_yaml
 from ..graphs import Graph, GraphModel, graphs_sha256, parse_graph_model
 from ..models import network_arguments
 from ..network import NODE_OPS
 from ..training.evaluation import has_split
 from ..training.recipes import DEFAULTS, KEYS, check_settings, load_recipe, packaged_names, read_packaged
+from ..weights.manifest import sha256_of
 from . import baselines  # noqa: F401 - registers them with timm
 
 __all__ = ['Network', 'Study', 'data_folder', 'load_study', 'study_names']
 
+CONFIGS = Path(import_module('randwire_zoo.configs').__path__[0])
 DATA_VARIABLE = 'RANDWIRE_ZOO_DATA'
 # The nearest C may miss the target of a small network by this much.
 TOLERANCE = 0.15
@@ -109,7 +111,7 @@ class Study:
             loss in accuracy is measured on.
         proxies: Predict accuracies from the first weights, see `proxies`; the number of training images that they take.
         processes: How many processes train one network together, each on a GPU of its own where there are any; each
-            takes `batch_size` images of a minibatch.
+            takes `batch_size` images of a minibatch, or of a detector its share of SOLVER.IMS_PER_BATCH.
         detection: A detectron2 `config`, a file or one of the package's configs, and `overrides` of it, that fine-tune
             `models` instead of the recipe; in both `{model}` stands for the model's name.
         generators: The user's own Python file with further random graph models, beside the study's file.
@@ -202,8 +204,6 @@ class Study:
                 raise ValueError('detection needs config, a detectron2 yaml file, and models instead of graphs')
             if self.proxies:
                 raise ValueError('proxies are for networks that a recipe trains, not for detection')
-            if self.processes > 1:
-                raise ValueError('processes are for networks that a recipe trains, not for detection')
             unknown = set(self.detection) - {'config', 'overrides'}
             if unknown:
                 raise ValueError(f'detection takes config and overrides, got {", ".join(sorted(unknown))}')
@@ -243,12 +243,34 @@ class Study:
                     and not (name in LATER_KEYS and value == LATER_KEYS[name])}
         if self.generators:  # what the file says, wherever it lies
             decisive['generators'] = hashlib.sha256(Path(self.generators).read_bytes()).hexdigest()
+        if configs := self._own_detector_configs():
+            decisive['detection'] = {**self.detection, 'configs': configs}
         if self.recipe:
             # On either kernels accuracies are equal but for noise, and each row says on which they were.
             decisive['recipe'] = {name: value for name, value in self.recipe_settings.items()
                                   if name in KEYS and name not in ('cache_images', 'kernels')
                                   and not (name in LATER_SETTINGS and value == DEFAULTS[name])}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
+
+    def detector_config(self, model: str) -> Path:
+        """The detectron2 config of a model: a file, or one of the package's."""
+        name = self.detection['config'].replace('{model}', model)
+        return Path(name) if Path(name).is_file() else CONFIGS / name
+
+    def _own_detector_configs(self) -> list[str]:
+        """The sha256 of the user's own detectron2 configs, each followed by those that it is based on.
+
+        The package's are as old as the package, whose version every row has.
+        """
+        found = []
+        left = [self.detector_config(model) for model in self.models] if self.detection else []
+        while left:
+            path = left.pop(0)
+            if path.is_file() and not path.resolve().is_relative_to(CONFIGS.resolve()):
+                found.append(sha256_of(path))
+                bases = (read_yaml(path) or {}).get('_BASE_') or []
+                left[:0] = [path.parent / base for base in ([bases] if isinstance(bases, str) else bases)]
+        return found
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -473,7 +495,7 @@ def data_folder(study: Study, data_dir: str | None) -> Path:
 
 
 def _folder() -> Path:
-    return Path(import_module('randwire_zoo.configs').__path__[0]) / 'studies'
+    return CONFIGS / 'studies'
 
 
 def _slug(text: str) -> str:

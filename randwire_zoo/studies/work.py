@@ -20,7 +20,6 @@ import time
 import traceback
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -278,10 +277,9 @@ def _fine_tune_detector(
     run = folder / 'runs' / network.id
     run.mkdir(parents=True, exist_ok=True)
     overrides = [str(item).replace('{model}', network.model) for item in study.detection.get('overrides', [])]
-    config = Path(study.detection['config'].replace('{model}', network.model))
-    if not config.is_file():
-        config = Path(import_module('randwire_zoo.configs').__path__[0]) / config
-    command = [sys.executable, str(script), '--config-file', str(config)]
+    command = [sys.executable, str(script), '--config-file', str(study.detector_config(network.model))]
+    if study.processes > 1:
+        command += ['--num-gpus', str(study.processes)]
     if (run / 'last_checkpoint').is_file():
         command.append('--resume')
     command += ['OUTPUT_DIR', str(run), 'SEED', str(network.training_seed), *overrides]
@@ -319,8 +317,8 @@ def train_net() -> Path:
     built = cache_folder() / 'upstream' / 'detectron2' / 'tools' / 'train_net.py'
     path = Path(os.environ.get('DETECTRON2_TRAIN_NET') or built)
     if not path.is_file():
-        raise FileNotFoundError(f'this study needs detectron2 and its train_net.py, and there is no {path}; run make '
-                                'upstream, or name the script in DETECTRON2_TRAIN_NET')
+        raise FileNotFoundError(f'this study needs detectron2 and its train_net.py, and there is no {path}; name the '
+                                'script in DETECTRON2_TRAIN_NET, or, in a clone of randwire-zoo, run make upstream')
     return path
 
 
