@@ -275,7 +275,7 @@ def _class_names(given: str | None, config: dict[str, Any], num_classes: int) ->
         ValueError: if the file lists none, or what is given has the names of the training in another order, by which
             every box would have a wrong one.
     """
-    train = config.get('DATASETS.TRAIN') or ()
+    train: Any = config.get('DATASETS.TRAIN') or ()
     listing = find_listing(str(train[0])) if len(train) == 1 else None
     trained = [] if listing is None else _listed_names(listing)
     if not given:
