@@ -29,6 +29,7 @@ from .runs import RECORDS, CheckFailed, read_metrics
 __all__ = ['CARD', 'CheckFailed', 'Staged', 'check_folder', 'check_names', 'disagreement', 'figures', 'load_model',
            'missing_files']
 
+IMAGENET_CLASSES = 1000
 CONFIG, GRAPHS, CARD, WIRING, CURVES = 'config.json', 'graphs.json', 'README.md', 'wiring.png', 'curves.png'
 REQUIRED = (FILENAME, CONFIG, GRAPHS, PROBE, CARD, WIRING)
 #: Everything that a repository of this package can hold.
@@ -58,8 +59,11 @@ class Staged:
         return f'{self.config["architecture"]}.{self.config["pretrained_cfg"]["tag"]}'
 
     def row(self, repo_id: str | None = None, revision: str | None = None, file: str | None = None,
-            is_default: bool = True) -> PublishedWeights:
-        """The manifest's row for these weights at a revision of a repository, or in a file beside the manifest."""
+            ) -> PublishedWeights:
+        """The manifest's row for these weights at a revision of a repository, or in a file beside the manifest.
+
+        Weights of other classes than ImageNet's leave the name without a tag what it is, the paper's network.
+        """
         cfg, weights, network = self.config['pretrained_cfg'], self.folder / FILENAME, from_config(self.config)
         return PublishedWeights(
             name=self.name, sha256=sha256_of(weights), size=weights.stat().st_size,
@@ -67,7 +71,8 @@ class Staged:
             license=cfg['license'], repo_id=repo_id, revision=revision, file=file,
             model_args=self.config.get('model_args', {}), label_names=network.label_names,
             label_descriptions=self.config.get('label_descriptions', {}), metrics=dict(self.metrics),
-            recipe=self.metadata.get('recipe'), description=cfg.get('description'), is_default=is_default,
+            recipe=self.metadata.get('recipe'), description=cfg.get('description'),
+            is_default=self.config['num_classes'] == IMAGENET_CLASSES,
             **network.data_config())
 
     @property

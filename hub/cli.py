@@ -130,9 +130,8 @@ def _add(source: str, path: Path) -> int:
 
 
 def _add_folder(staged: Staged, path: Path) -> int:
-    """Weights of other classes than the paper's leave the name without a tag as it is."""
     file = f'weights/{staged.name}.safetensors'
-    row = staged.row(file=file, is_default=staged.config['num_classes'] == 1000)
+    row = staged.row(file=file)
     with atomic_path(path.parent / file) as temporary:
         shutil.copyfile(staged.folder / FILENAME, temporary)
     return _write_rows(path, {row.name: row})

@@ -333,7 +333,9 @@ def verify(target: str, timeout: float = TIMEOUT) -> str:
             raise CheckFailed(str(error).replace(str(folder), f'{repo_id}@{commit}')) from error
         if not isinstance(found, tuple):
             row = staged.row(repo_id, commit)
-            odd = [f.name for f in fields(row) if getattr(row, f.name) != getattr(found, f.name)]
+            # Which weights are a name's default is the manifest's to say.
+            odd = [f.name for f in fields(row) if f.name != 'is_default'
+                   and getattr(row, f.name) != getattr(found, f.name)]
             if odd:
                 raise CheckFailed(f'{found.name}: {repo_id}@{commit} and the manifest differ in ' + ', '.join(
                     f'{key} ({getattr(row, key)}, not {getattr(found, key)})' for key in odd))

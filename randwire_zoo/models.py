@@ -88,11 +88,12 @@ WEIGHTS: dict[str, PublishedWeights] = published_weights()
 
 # The paper's network of a name, which has timm's tag for one without weights, is its default unless a row says
 # otherwise. It is the default of `randwire` whatever is published of it: each of its tags is another network.
-_REPLACED = {row.architecture for row in WEIGHTS.values() if row.is_default} - {'randwire'}
+_DEFAULTS = {row.architecture: row.name for row in reversed(WEIGHTS.values())
+             if row.is_default and row.architecture != 'randwire'}
+# The asterisk makes a tag the default, whichever come before it.
 default_cfgs = generate_default_cfgs({
-    **{name: _published_cfg(row) for name, row in WEIGHTS.items()},
-    # After the others, which would come before it; the asterisk makes it the default although they have weights.
-    **{f'{name}.untrained*': _cfg() for name in ('randwire', *ARCHITECTURES) if name not in _REPLACED},
+    **{f'{name}*' if name in _DEFAULTS.values() else name: _published_cfg(row) for name, row in WEIGHTS.items()},
+    **{f'{name}.untrained*': _cfg() for name in ('randwire', *ARCHITECTURES) if name not in _DEFAULTS},
 })
 
 

@@ -146,7 +146,7 @@ def test_another_split_and_a_history_from_elsewhere_are_taken_as_they_are_named(
 
 
 def test_the_row_of_a_staged_folder_has_all_that_the_folder_says(staged_detector: Path, staged_half: Path) -> None:
-    row = check_folder(staged_detector).row(file='weights/some.safetensors', is_default=False)
+    row = check_folder(staged_detector).row(file='weights/some.safetensors')
     assert (row.name, row.file, row.repo_id, row.revision, row.is_default) == (
         f'{NAME}.some', 'weights/some.safetensors', None, None, False)
     assert row.metrics == {'bbox/AP': 12.3456, 'bbox/AP50': 34.5, 'bbox/AP75': 5.0} and row.num_classes == 0
@@ -154,7 +154,7 @@ def test_the_row_of_a_staged_folder_has_all_that_the_folder_says(staged_detector
     assert row.model_args == {'head': False} and row.label_names == () and row.input_size == (3, 64, 64)
     assert row.mean == (0.5, 0.2, 0.0) and row.std == (1.0, 0.5, 0.25)
     row = check_folder(staged_half).row('someone/leaves', 'a' * 40)
-    assert (row.file, row.repo_id, row.revision, row.is_default) == (None, 'someone/leaves', 'a' * 40, True)
+    assert (row.file, row.repo_id, row.revision, row.is_default) == (None, 'someone/leaves', 'a' * 40, False)
     assert row.recipe is None and row.metrics == {'top1': 61.234, 'top5': 90.0, 'loss': 1.5}
     assert row.size == (staged_half / 'model.safetensors').stat().st_size and row.description == 'someone/leaves'
 

@@ -73,6 +73,25 @@ def test_the_overlay_makes_timms_configuration_and_comes_first(tmp_path: Path) -
         str(sorted([*read_manifest(PACKAGED), f'{NAME}.mine']))], done.stderr
 
 
+@pytest.mark.parametrize(('rows', 'tag', 'weights'), [
+    ({'leaves': (3, False)}, 'untrained', 'leaves'),  # the name stays the paper's network; its weights are these
+    ({'leaves': (3, False), 'in1k': (1000, True)}, 'in1k', 'in1k'),  # in whatever order
+    ({'in1k': (1000, True), 'in1k_320px': (1000, True)}, 'in1k', 'in1k'),
+    ({}, 'untrained', 'tin200_kd'),
+])
+def test_the_default_weights_of_a_name_decide_what_it_is_without_a_tag(
+        rows: dict[str, tuple[int, bool]], tag: str, weights: str, tmp_path: Path) -> None:
+    (tmp_path / 'weights.json').write_text(json.dumps({f'randwire_ws_c109.{name}': {
+        **{key: value for key, value in ROW.items() if key not in ('label_names', 'label_descriptions')},
+        'num_classes': classes, 'is_default': default} for name, (classes, default) in rows.items()}))
+    done = python(
+        'import timm\nfrom randwire_zoo.models import find_weights\n'
+        'cfg = timm.get_pretrained_cfg("randwire_ws_c109")\n'
+        'print(cfg.tag, cfg.num_classes, find_weights("randwire_ws_c109").name)\n',
+        tmp_path, RANDWIRE_ZOO_WEIGHTS=str(tmp_path / 'weights.json'))
+    assert done.stdout.split() == [tag, '1000', f'randwire_ws_c109.{weights}'], done.stderr
+
+
 WRONG: list[tuple[Any, str]] = [
     ({'randwire': ROW}, "'randwire' is no arch.tag"), ({f'{NAME}.x': {**ROW, 'sha': 1}}, 'unknown keys (sha)'),
     ({f'{NAME}.ü': ROW}, 'is no arch.tag'), ({f'{NAME}.x': 7}, 'has no keys'),

@@ -242,6 +242,28 @@ def test_a_resumed_run_writes_nothing_unless_there_is_something_to_train(images:
     assert [path.name for path in moved.iterdir() if 'tmp' in path.name] == []
 
 
+def test_settings_that_change_on_the_way_take_effect(images: Path, tmp_path: Path) -> None:
+    settings = {**PLAIN, 'data_dir': str(images), 'output': str(tmp_path), 'warmup_epochs': 0,
+                'sched_on_updates': False}
+    first = train(**{**settings, 'epochs': 2, 'lr': None, 'lr_base': 0.64, 'grad_accum_steps': 1}, experiment='run',
+                  progress=False)
+    assert first.folder is not None
+    last = str(first.folder / 'last.pth.tar')
+    for number, (changes, rate, decay) in enumerate([
+            ({}, 0.64 * 8 / 256, 2e-5), ({'lr': 0.001, 'weight_decay': 0.5}, 0.001, 0.5),
+            ({'batch_size': 16}, 0.64 * 16 / 256, 2e-5), ({'momentum': 0.5}, 0.64 * 8 / 256, 2e-5)]):
+        folder = Path(shutil.copytree(first.folder, tmp_path / f'copy{number}'))
+        more = train(resume=str(folder / 'last.pth.tar'), epochs=3, progress=False, **changes)
+        groups = load(folder / 'last.pth.tar')['optimizer']['param_groups']
+        assert [group['initial_lr'] for group in groups] == pytest.approx([rate] * len(groups))
+        assert {group['weight_decay'] for group in groups} == {0.0, decay}
+        assert {group['momentum'] for group in groups} == {changes.get('momentum', 0.9)}
+        assert more.last['lr'] == pytest.approx(rate * 0.5 * (1 + math.cos(math.pi * 2 / 3)), rel=1e-3)
+    with pytest.raises(ValueError, match=r"it is of another optimiser than 'adamw', without .*betas") as error:
+        train(resume=last, epochs=3, opt='adamw', progress=False)
+    assert '\n' not in str(error.value)
+
+
 def test_a_whole_args_yaml_of_train_py_resumes_to_the_same_weights(images: Path, tmp_path: Path) -> None:
     settings = {**PLAIN, 'data_dir': str(images), 'output': str(tmp_path)}
     whole = train(**{**settings, 'epochs': 2}, experiment='whole', progress=False)

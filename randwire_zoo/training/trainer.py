@@ -15,7 +15,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -70,6 +70,8 @@ __all__ = ['PeerFailure', 'TrainingResult', 'main', 'read_summary', 'seed_everyt
 SUMMARY = 'summary.csv'
 LAST = 'last.pth.tar'
 LEFT_OVER = '.tmp'
+#: What an optimiser's groups have of its settings, beside the rate; other entries may be what it remembers.
+HYPERPARAMETERS = ('weight_decay', 'momentum', 'dampening', 'nesterov', 'betas', 'alpha', 'eps', 'lr_scale')
 
 
 Made = TypeVar('Made')
@@ -216,6 +218,15 @@ def _together(args: argparse.Namespace, action: Callable[[], Made]) -> Made:
 def seed_everything(seed: int, epoch: int, rank: int) -> None:
     """Seed Python's, numpy's and torch's generators from all three numbers."""
     random_seed(int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0]))
+
+
+def _set_hyperparameters(optimizer: torch.optim.Optimizer, given: Sequence[Mapping[str, Any]]) -> None:
+    """Give a restored optimiser the settings of this run, in place of those that its checkpoint brought."""
+    for group, settings in zip(optimizer.param_groups, given, strict=True):
+        # The rate itself is where the schedule was; what the schedule starts from is the setting.
+        if group.get('initial_lr', group['lr']) != settings['lr']:
+            group['lr'] = group['initial_lr'] = settings['lr']
+        group.update({name: settings[name] for name in HYPERPARAMETERS if name in settings})
 
 
 class _Saver(CheckpointSaver):
@@ -410,6 +421,8 @@ class _Run:
     def _resume_and_setup_ema(self) -> int:
         """Restore what the checkpoint holds and return the epoch to go on with."""
         args, start_epoch = self.args, 0
+        given = [{name: value for name, value in group.items() if name != 'params'}
+                 for group in self.optimizer.param_groups]
         if args.resume:
             with loading(args.resume):
                 state = load_checkpoint_metadata(args.resume)
@@ -420,9 +433,15 @@ class _Run:
                     raise ValueError(f'it holds the model {state.get("arch")!r}, not {args.model!r}')
                 if args.model_ema and 'state_dict_ema' not in state:
                     raise ValueError('it holds no moving average of the weights, but model_ema is set')
+                unknown = {name for group in given for name in group} - {
+                    name for group in state['optimizer']['param_groups'] for name in group}
+                if unknown:
+                    raise ValueError(f'it is of another optimiser than {args.opt!r}, without '
+                                     f'{", ".join(sorted(unknown))}')
                 del state  # its tensors are mapped into memory
                 start_epoch = int(resume_task_checkpoint(
                     self.task, args.resume, self.optimizer, self.loss_scaler, log_info=False) or 0)
+                _set_hyperparameters(self.optimizer, given)
         if args.model_ema:
             self.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
             if args.resume:

@@ -206,7 +206,7 @@ def read_manifest(path: str | os.PathLike[str] | None = None) -> dict[str, Publi
     """The rows of a manifest, by name; of the packaged one, with the overlay, by default.
 
     A wrong row is left out, and an overlay that cannot be read is, with one line in the log. Rows of the overlay come
-    first: of several tags of one name, timm takes the first one by default.
+    first, and in either those that are a name's default: `pretrained=True` takes the first.
 
     Raises:
         FileNotFoundError: if a file that was named is not there.
@@ -219,10 +219,17 @@ def read_manifest(path: str | os.PathLike[str] | None = None) -> dict[str, Publi
         except (OSError, ValueError) as error:
             laid_over, wrong = {}, [f'{one_line(error)}; it is left out']
         problems += [f'{OVERLAY} {problem}' for problem in wrong]
-        rows = {**laid_over, **{name: row for name, row in rows.items() if name not in laid_over}}
+        rows = {**_defaults_first(laid_over), **{
+            name: row for name, row in _defaults_first(rows).items() if name not in laid_over}}
+    else:
+        rows = _defaults_first(rows)
     for problem in problems:
         _logger.warning('%s', problem)
     return rows
+
+
+def _defaults_first(rows: Mapping[str, PublishedWeights]) -> dict[str, PublishedWeights]:
+    return dict(sorted(rows.items(), key=lambda item: not item[1].is_default))
 
 
 def read_rows(path: str | os.PathLike[str]) -> tuple[dict[str, PublishedWeights], list[str]]:
