@@ -15,7 +15,7 @@ from randwire_zoo.detection.weights import SCHEMES
 from randwire_zoo.files import read_yaml
 from randwire_zoo.models import find_weights
 from randwire_zoo.training.evaluation import Conditions
-from randwire_zoo.training.recipes import public_settings, scheduled_epochs
+from randwire_zoo.training.recipes import OWN, public_settings, scheduled_epochs
 from randwire_zoo.weights.description import WEIGHT_SOURCES, Description, build_model, read_settings
 from randwire_zoo.weights.errors import loading
 from randwire_zoo.weights.files import read_metadata
@@ -185,7 +185,9 @@ def _read_timm(settings: dict[str, Any], step: int, dataset: str, summary: Path 
 
 
 def _beginning(settings: Mapping[str, Any], architecture: str) -> str:
-    if settings.get('initial_checkpoint') or settings.get('pretrained_path'):
+    # train.py reads pretrained_path only where it is to take published weights, and this package's trainer in any case.
+    reads_path = settings.get('pretrained') or set(OWN) & set(settings)
+    if settings.get('initial_checkpoint') or (settings.get('pretrained_path') and reads_path):
         return FILE  # which comes after, or instead of, published weights
     if not settings.get('pretrained'):
         return RANDOM

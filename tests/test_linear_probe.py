@@ -1,6 +1,8 @@
 """A linear probe is multinomial logistic regression on the features that the network's own classifier gets."""
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,21 @@ import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from PIL import Image
 
 from randwire_zoo import cli
 from randwire_zoo.training.evaluation import Conditions
-from randwire_zoo.training.linear_probe import DECAYS, choose_decay, fit_classifier, linear_probe, probe_weights
+from randwire_zoo.training.linear_probe import (
+    DECAYS,
+    _sample,
+    choose_decay,
+    fit_classifier,
+    linear_probe,
+    probe_weights,
+)
 from randwire_zoo.weights.description import Description
+from randwire_zoo.weights.files import save_weights
 
 NETWORK: dict[str, Any] = {
     'model': 'randwire', 'model_kwargs': {'graph': 'ws(2,0.5)', 'seed': 1, 'channels': 8, 'num_nodes': 4},
@@ -106,6 +117,46 @@ def test_the_penalty_follows_from_a_fifth_of_the_training_images() -> None:
     assert strong >= 1e-2
     assert choose_decay(clean, targets, 2, progress=False) < strong
     assert {strong} <= set(DECAYS)
+
+
+def test_published_averages_are_probed_on_whatever_split_in_batches_as_asked(
+        images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `hub stage` leaves them: the weights are the average, and the settings beside them say that one was kept."""
+    (tmp_path / 'data').mkdir()
+    for split, name in (('train', 'train'), ('val', 'test')):
+        (tmp_path / 'data' / name).symlink_to(images / split)
+    model = timm.create_model('randwire', num_classes=3, **NETWORK['model_kwargs'])
+    save_weights(model, tmp_path / 'model.safetensors', weights='average')
+    settings = {**NETWORK, 'num_classes': 3, 'model_ema': True, 'validation_batch_size': 7, 'val_split': 'held out'}
+    (tmp_path / 'args.yaml').write_text(yaml.safe_dump(settings))
+    seen: list[Conditions] = []
+    monkeypatch.setattr('randwire_zoo.training.linear_probe.linear_probe',
+                        lambda network, description, conditions, **options: seen.append(conditions))
+    for given in ({}, {'batch_size': 5}):
+        probe_weights(tmp_path / 'model.safetensors', {'data_dir': str(tmp_path / 'data'), 'split': 'test', **given})
+    assert [(one.split, one.batch_size, one.use_ema) for one in seen] == [('test', 7, True), ('test', 5, True)]
+    save_weights(model, tmp_path / 'model.safetensors', weights='trained')
+    with pytest.raises(ValueError, match='it holds no moving average of the weights; --no-ema takes'):
+        probe_weights(tmp_path / 'model.safetensors', {'data_dir': str(tmp_path / 'data')})
+    probe_weights(tmp_path / 'model.safetensors', {'data_dir': str(tmp_path / 'data'), 'use_ema': False})
+    assert (seen[-1].split, seen[-1].use_ema) == ('validation', False)
+
+
+def test_images_for_statistics_do_not_keep_all_others_in_memory() -> None:
+    class Loader:
+        dataset = range(64)
+
+        def __iter__(self) -> Iterator[tuple[torch.Tensor, None]]:
+            arrays = []
+            for _ in range(4):
+                array = np.zeros((16, 3, 8, 8), np.float32)
+                arrays.append(weakref.ref(array))
+                yield torch.from_numpy(array), None
+                del array
+                assert sum(one() is not None for one in arrays) <= 1
+
+    kept = _sample(Loader(), 12, 8)
+    assert [len(one) for one in kept] == [8, 3]  # every sixth of 64
 
 
 def test_random_parameters_follow_their_seed(images: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,7 +58,9 @@ def test_what_was_asked_comes_before_what_is_recorded_and_the_trained_weights_ha
     ({'pretrained': True, 'model': NAME}, f'{NAME}.digits', f'{NAME}.digits', ''),  # timm takes the default
     ({'pretrained': True, 'model_kwargs': {'pretrained_cfg_overlay': {'file': '/home/me/x'}}}, 'a file', NAME, ''),
     ({'pretrained': True, 'initial_checkpoint': '/home/me/x.pth'}, 'a file', NAME, ''),
-    ({'pretrained_path': '/home/me/x.pth'}, 'a file', NAME, ''),
+    ({'pretrained_path': '/home/me/x.pth', 'kernels': None}, 'a file', NAME, ''),
+    ({'pretrained_path': '/home/me/x.pth', 'pretrained': True}, 'a file', NAME, ''),
+    ({'pretrained_path': '/home/me/x.pth'}, 'random parameters', NAME, ''),  # train.py does not read it
     ({'kd_model_name': 'resnet18'}, 'random parameters', NAME, 'resnet18'),
     ({'kd_model_name': 'local-dir:/home/me/teacher'}, 'random parameters', NAME, 'a file'),
     ({'kd_outputs': '/home/me/teacher/outputs.safetensors'}, 'random parameters', NAME, 'a file'),

@@ -85,16 +85,20 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
                         help="name of the model (default: the checkpoint's)")
     parser.add_argument('--split', default=argparse.SUPPRESS, metavar='NAME',
                         help="folder of the split, '' if there is none (default: as trained, or validation)")
-    average = parser.add_mutually_exclusive_group()
-    average.add_argument('--use-ema', action='store_true', default=argparse.SUPPRESS,
-                         help="measure the checkpoint's moving average (default: as trained)")
-    average.add_argument('--no-ema', dest='use_ema', action='store_false', default=argparse.SUPPRESS,
-                         help='measure the weights themselves')
+    _add_average(parser)
     parser.add_argument('--crop-mode', default=argparse.SUPPRESS, choices=CROP_MODES,
                         help="timm's way of cropping (default: as trained)")
     for name in EVAL:
         add_key(parser, KEYS[name], 'as trained')
     add_key(parser, KEYS['kernels'])
+
+
+def _add_average(parser: argparse.ArgumentParser) -> None:
+    average = parser.add_mutually_exclusive_group()
+    average.add_argument('--use-ema', action='store_true', default=argparse.SUPPRESS,
+                         help="take the checkpoint's moving average (default: as trained)")
+    average.add_argument('--no-ema', dest='use_ema', action='store_false', default=argparse.SUPPRESS,
+                         help='take the weights themselves')
 
 
 def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,6 +107,9 @@ def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
                         help='checkpoint of a training, or other weights; the published ones of --model if not given')
     parser.add_argument('-m', '--model', default=argparse.SUPPRESS, metavar='NAME',
                         help="name of the model (default: the checkpoint's)")
+    parser.add_argument('--split', default=argparse.SUPPRESS, metavar='NAME',
+                        help='folder of the images to measure on (default: validation)')
+    _add_average(parser)
     parser.add_argument('--random', type=int, metavar='SEED', help='random parameters of this seed instead, as a mark')
     parser.add_argument('--no-progress', action='store_true', help='no progress bars')
     for name in PROBE:

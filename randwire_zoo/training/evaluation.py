@@ -26,13 +26,16 @@ from ..errors import one_line
 from ..kernels.library import chosen
 from ..weights.description import Description, read_settings
 from ..weights.errors import loading
+from ..weights.files import read_metadata
 from .arguments import DATA, EVAL
 from .recipes import DEFAULTS, KEYS, check_settings
 
-__all__ = ['Conditions', 'autocast', 'checked', 'class_indices', 'default_device', 'evaluate', 'evaluate_checkpoint',
-           'evaluate_description', 'evaluate_folder', 'find_description', 'has_split', 'load_network', 'main',
-           'open_images', 'prepare_device']
+__all__ = ['Conditions', 'autocast', 'checked', 'class_indices', 'conditions_of', 'default_device', 'evaluate',
+           'evaluate_checkpoint', 'evaluate_description', 'evaluate_folder', 'find_description', 'has_split',
+           'load_network', 'main', 'open_images', 'prepare_device']
 
+#: Settings that say which images a training had.
+OF_IMAGES = ('val_split', 'data_dir', 'data', 'dataset', 'class_map')
 #: Names of folders that timm takes for each other.
 SPLIT_SYNONYMS = (('train', 'training'), ('val', 'valid', 'validation', 'eval', 'evaluation'))
 
@@ -248,12 +251,7 @@ def evaluate_checkpoint(
     """
     given = checked(settings)
     description, recorded = find_description(checkpoint, given)
-    use_ema = given.get('use_ema')
-    conditions = Conditions.from_settings({**recorded, **given})
-    if 'batch_size' in given or not recorded:
-        conditions = replace(conditions, batch_size=given.get('batch_size', Conditions.batch_size))
-    conditions = replace(conditions, split=given.get('split', conditions.split if recorded else Conditions.split),
-                         use_ema=conditions.use_ema if use_ema is None else use_ema)
+    conditions = conditions_of(recorded, given)
     if recorded and not recorded.get('val_split', True) and 'split' not in given:
         raise ValueError(f'the training of {checkpoint} measured nothing; name the images with --split')
     device = default_device(given.get('device') or _here(recorded.get('device')))
@@ -264,6 +262,22 @@ def evaluate_checkpoint(
             print(header, flush=True)
         metrics = evaluate_description(model, description, conditions, device, workers, progress)
     return {'name': given.get('model') or description.architecture, **metrics}
+
+
+def conditions_of(recorded: Mapping[str, Any], given: Mapping[str, Any], same_images: bool = True) -> Conditions:
+    """Those of a training, but for what is given; without a training, timm's.
+
+    Args:
+        recorded: Settings of the training; empty if there was none.
+        given: Settings by the names of validate.py, split and use_ema.
+        same_images: What is given are the images of the training, in another place perhaps; otherwise others.
+    """
+    kept = {name: value for name, value in recorded.items() if same_images or name not in OF_IMAGES}
+    conditions = Conditions.from_settings({**kept, **given})
+    if 'batch_size' in given or not recorded:
+        conditions = replace(conditions, batch_size=given.get('batch_size', Conditions.batch_size))
+    split = conditions.split if recorded and same_images else Conditions.split
+    return replace(conditions, split=given.get('split', split), use_ema=given.get('use_ema', conditions.use_ema))
 
 
 def checked(settings: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -288,7 +302,7 @@ def load_network(checkpoint: str | Path, description: Description, name: str = '
     if checkpoint:
         with loading(checkpoint):
             if use_ema and not _has_ema(checkpoint):
-                raise ValueError('it holds no moving average of the weights; --no-ema measures the weights themselves')
+                raise ValueError('it holds no moving average of the weights; --no-ema takes the weights themselves')
             load_checkpoint(model, str(checkpoint), use_ema=use_ema)
     return model
 
@@ -324,7 +338,7 @@ def _here(device: Any) -> str | None:
 
 def _has_ema(checkpoint: str | Path) -> bool:
     if Path(checkpoint).suffix == '.safetensors':
-        return False
+        return read_metadata(checkpoint).get('weights') == 'average'  # staged weights are one or the other
     state = load_checkpoint_metadata(str(checkpoint))
     return isinstance(state, Mapping) and any(state.get(key) is not None for key in ('state_dict_ema', 'model_ema'))
 

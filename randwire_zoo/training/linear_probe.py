@@ -27,6 +27,7 @@ from .evaluation import (
     autocast,
     checked,
     class_indices,
+    conditions_of,
     default_device,
     find_description,
     load_network,
@@ -201,7 +202,7 @@ def probe_weights(
 
     Args:
         checkpoint: See `evaluation.evaluate_checkpoint`; images are fed as its training recorded it.
-        settings: Those of `arguments.PROBE` and model, by the names of validate.py, and kernels.
+        settings: Those of `arguments.PROBE`, model, split and use_ema, by the names of validate.py, and kernels.
         seed: Random parameters of this seed instead of weights.
         progress: Show progress bars.
         lines: Print a line about device and kernels on stdout.
@@ -215,9 +216,7 @@ def probe_weights(
     if seed is not None and checkpoint:
         raise ValueError('random parameters and a checkpoint are two things; name one of them')
     description, recorded = find_description(checkpoint, given)
-    conditions = Conditions.from_settings({
-        **{name: value for name, value in recorded.items() if name not in ('val_split', 'data_dir', 'data', 'dataset',
-                                                                           'class_map')}, **given})
+    conditions = conditions_of(recorded, given, same_images=False)
     device = default_device(given.get('device'))
     if seed is None:
         network = load_network(checkpoint, description, given.get('model', ''), conditions.use_ema)
@@ -237,7 +236,8 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: see `probe_weights`.
     """
-    given = {name: value for name, value in vars(args).items() if name in (*PROBE, 'model', 'kernels')}
+    given = {name: value for name, value in vars(args).items() if name in (
+        *PROBE, 'model', 'split', 'use_ema', 'kernels')}
     found = probe_weights(args.checkpoint, given, args.random, not args.no_progress, lines=True)
     print(f'linear classifier of {found.num_features:,} features at {found.img_size} px, fitted to {found.training:,} '
           f'images with penalty {found.decay:g}: on {found.held_out:,} others top-1 {found.top1:.2f} %, mean over '
@@ -249,7 +249,7 @@ def _sample(loader: Any, count: int, batch_size: int) -> list[Tensor]:
     """Batches of images that lie evenly in a loader's data set, mixed: folders hold one class after another."""
     seen, every, found = 0, -(-len(loader.dataset) // count), []
     for images, _ in loader:
-        found.append(images[-seen % every::every])
+        found.append(images[-seen % every::every].cpu().clone())  # a view would keep all of the batch
         seen += len(images)
     mixed = torch.randperm(sum(map(len, found)), generator=torch.Generator().manual_seed(0))
     return list(torch.cat(found)[mixed].split(batch_size))

@@ -83,7 +83,8 @@ GROUPS: dict[str, tuple[Key, ...]] = {
         Key('model_kwargs', dict, {}, 'arguments of the model, such as graph=ws(4,0.75) seed=2', many='*',
             public=_ARGUMENT),
         Key('pretrained', bool, False, 'start from the published weights'),
-        Key('pretrained_path', str, None, 'start from this file as if it were the published weights'),
+        Key('pretrained_path', str, None, 'start from the weights in this file, with a new classifier; train.py wants '
+            'pretrained beside it'),
         Key('initial_checkpoint', str, '', 'load this checkpoint into the new model'),
         Key('num_classes', int, None, "number of classes; the model's own if not given", minimum=1),
         Key('gp', str, None, "global pooling; the model's own if not given", public=_WORD),
