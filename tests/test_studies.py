@@ -34,7 +34,7 @@ from randwire_zoo.studies.results import read_results
 from randwire_zoo.studies.running import run_study
 from randwire_zoo.studies.study import data_folder, load_study, study_names
 from randwire_zoo.training.recipes import load_recipe
-from randwire_zoo.weights.description import build_model
+from randwire_zoo.weights.description import Description, build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -113,6 +113,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     ({'settings': {'learning_rate': 1}}, "unknown key 'learning_rate'"),
     ({'settings': {'epochs': 'two'}}, "got 'two'"),
     ({'settings': {'output': 'here', 'seed': 3}}, 'settings must not have output, seed'),
+    ({'settings': {'val_split': ''}}, 'val_split must name the images that the networks are measured on'),
     ({'recipe': None}, 'needs a recipe'),
     ({'recipe': 5}, '5'),
     ({'data': 5}, 'data.*5'),
@@ -263,7 +264,7 @@ def test_a_detector_may_have_several_gpus_and_needs_detectron2(
     '''))
     monkeypatch.setenv('DETECTRON2_TRAIN_NET', str(tmp_path / 'train_net.py'))
     asked: list[str]
-    for processes, asked in ((1, []), (4, ['--num-gpus', '4'])):
+    for processes, asked in ((1, []), (4, ['--num-gpus', '4', '--dist-url', 'auto'])):
         study = studies.Study(
             title='T', models=['randwire_ws_pico'], seeds=[1], data='x', processes=processes, detection={
                 'config': 'bccd/faster_rcnn_{model}.yaml', 'overrides': ['SOLVER.MAX_ITER', 4]})
@@ -467,6 +468,33 @@ def test_a_study_trains_and_evaluates_every_network(uninterrupted: Path, data: P
     assert said['kernels'] == (os.environ.get(kernels.VARIABLE) or ('native' if compiler else 'torch'))
     commit = subprocess.run(['git', '-C', str(ROOT), 'rev-parse', 'HEAD'], capture_output=True, text=True)
     assert commit.returncode or (said['commit'] or '').rstrip('+') == commit.stdout.strip()
+
+
+def test_a_network_that_diverges_is_one_of_its_series(
+        data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its losses are no numbers, which JSON does not have; its accuracy is one, and belongs to the mean."""
+    path = write(tmp_path, models=None, graphs=['er(0.5)'], damage=0, eval_sizes=[24], proxies=2, settings={
+        **SPEC['settings'], 'epochs': 2, 'lr': 1e12})
+    for _ in range(2):
+        assert cli.main(arguments(path, data, tmp_path / 'output')) == 0
+        row, = rows_of(tmp_path / 'output')
+        assert row['loss'] is None and row['history'][-1][1] is None and 0 <= row['top1'] <= 100
+        said = capsys.readouterr().out
+        assert '1 of 1 networks that ended' in said and 'is no row' not in said
+    assert not list((tmp_path / 'output').glob('*.broken*'))
+
+
+def test_all_models_of_a_study_see_the_images_that_a_randwire_network_would(tmp_path: Path) -> None:
+    """Where the recipe leaves that to each model, as those of ImageNet do."""
+    study = load_study(write(tmp_path, recipe='imagenet/randwire_ws_small', settings=None, damage=0, eval_sizes=[],
+                             models=['efficientnet_b1', 'randwire_ws_small_s1']))
+    assert study.input_size == (3, 224, 224)
+    for network in study.networks():
+        fed = Description.from_settings({
+            **study.recipe_settings, 'model': network.model, 'model_kwargs': network.kwargs})
+        assert (fed.input_size, fed.crop_pct, fed.interpolation) == ((3, 224, 224), 0.875, 'bilinear'), network
+        assert fed.mean == pytest.approx((0.485, 0.456, 0.406)) and fed.std == pytest.approx((0.229, 0.224, 0.225))
+    assert load_study('table2_small').recipe_settings['mean'] == [0.4914, 0.4822, 0.4465]  # as the recipe has it
 
 
 def test_a_finished_study_is_not_touched_again(

@@ -89,6 +89,17 @@ def epochs_of(rows: dict[str, dict[str, Any]], method: str, seed: int) -> dict[i
 
 
 @pytest.mark.usefixtures('quick')
+def test_a_search_of_which_nothing_could_be_trained_says_why_and_can_be_tried_again(data: Path, tmp_path: Path) -> None:
+    few = search(seeds=[1], trials=6)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r'seed 1 could be trained, the last for: MemoryError: no more; --retry-'):
+            run(tmp_path, data, MadeUp(lambda task: None), few)
+    engine = MadeUp()
+    rows = run_search(few, tmp_path, engine, str(data), progress=False, retry_failed=True).rows
+    assert engine.done and all(row['status'] == 'done' for row in rows.values())
+
+
+@pytest.mark.usefixtures('quick')
 def test_the_better_go_on_and_random_search_has_what_that_cost(data: Path, tmp_path: Path) -> None:
     rows = run(tmp_path, data, MadeUp())
     for seed in (1, 2):

@@ -682,13 +682,50 @@ def test_epochs_are_counted_where_not_every_one_is_measured(data: Path, tmp_path
     assert running._Progress(study, networks, folder, Results(folder, study), False)._trained(row['id']) == 3
 
 
-def test_what_several_processes_fail_of_is_the_networks_reason(data: Path, tmp_path: Path) -> None:
-    task = tmp_path / 'tasks' / 'x.train'
-    task.parent.mkdir()
-    task.with_suffix('.log').write_text(
-        'Traceback (most recent call last):\n  File "a.py", line 1\nValueError: 3 classes\n[rank1]: ValueError: other\n'
-        'torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n=====\nRoot Cause\n')
-    assert work._last_error(task) == '[rank1]: ValueError: other'
+@pytest.mark.parametrize(('said', 'reason'), [
+    ('Traceback (most recent call last):\n  File "a.py", line 1\nValueError: 3 classes\n[rank1]: ValueError: other\n'
+     'torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n=====\nRoot Cause\n'
+     '  exitcode  : 1 (pid: 5)\n  exitcode : -15 (pid: 6)\n=====\n', 'torchrun ended with 1: [rank1]: ValueError: other'),
+    ('torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n=====\n  exitcode  : -9 (pid: 812)\n'
+     '  traceback : Signal 9 (SIGKILL) received by PID 812\n=====\n', None),
+])
+def test_what_several_processes_fail_of_is_the_networks_reason_and_what_kills_them_is_not(
+        said: str, reason: str | None, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_child(command: Any, log: Any, environment: Any, held: Any) -> int:
+        log.write(said)
+        log.flush()
+        return 1
+
+    monkeypatch.setattr(work, 'run_child', run_child)
+    study = load_study(write(tmp_path, models=None, graphs=['er(0.5)'], processes=2))
+    network, = study.networks()
+    task = write_task(tmp_path / 'output', study, network, str(data))
+    # What an earlier attempt had to say does not count.
+    task.with_name(f'{network.id}.log').write_text('ValueError: of the first attempt\n  exitcode : -9 (pid: 1)\n')
+    if reason is None:  # it has another try
+        with pytest.raises(RuntimeError, match=r'torchrun ended with 1: .*SIGKILL'):
+            work.run_task(str(task))
+        assert not work.row_path(task).exists()
+    else:
+        work.run_task(str(task))
+        assert json.loads(work.row_path(task).read_text())['reason'] == f'RuntimeError: 2 processes: {reason}'
+
+
+def test_a_job_whose_time_is_over_goes_on_as_often_as_that_takes(
+        data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitit = pytest.importorskip('submitit')
+    engine = create_engine('submitit', 1, tmp_path / 'output', {'cluster': 'local'})
+    assert engine.executor._executor.max_num_timeout == 1000  # type: ignore[attr-defined]
+
+    def run_network(*arguments: Any) -> Any:
+        raise submitit.core.utils.UncompletedJobError('Job not requeued because: timed-out too many times.')
+
+    monkeypatch.setattr(work, 'run_network', run_network)
+    study = load_study(write(tmp_path, models=None, graphs=['er(0.5)']))
+    task = write_task(tmp_path / 'output', study, study.networks()[0], str(data))
+    with pytest.raises(submitit.core.utils.UncompletedJobError):
+        work.run_task(str(task))
+    assert not work.row_path(task).exists()
 
 
 def test_a_study_under_nice_is_as_nice_in_its_networks_own_sessions() -> None:
@@ -713,6 +750,10 @@ def test_networks_have_their_share_of_gpus_and_cores(monkeypatch: pytest.MonkeyP
     assert [LocalEngine(None, gpus=3).environment(place)['CUDA_VISIBLE_DEVICES'] for place in range(3)] == list('012')
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '5,6,7')
     assert LocalEngine(2, processes=1, gpus=3).environment(1)['CUDA_VISIBLE_DEVICES'] == '6'
+    for name in ('SLURM_NTASKS', 'SLURM_PROCID', 'WORLD_SIZE', 'RANK'):  # of a batch script with eight tasks
+        monkeypatch.setenv(name, '8')
+    assert not [name for name in engine.environment(0) if 'NTASKS' in name or 'PROCID' in name or name.endswith(
+        ('RANK', 'WORLD_SIZE'))]
     on_cores = LocalEngine(None, processes=4, gpus=0)
     assert on_cores.places == 4 and on_cores.threads == 1 and LocalEngine(None, gpus=0).places == 8
     for idle, workers, places, threads in (('6', None, 3, 2), ('6', 2, 2, 3), ('1', 2, 2, 1), ('99', None, 8, 2)):

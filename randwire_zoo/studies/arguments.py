@@ -20,7 +20,6 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
     sub = commands.add_parser('run', help='train and evaluate every network of a study, or go on with it')
     sub.add_argument('study', metavar='STUDY', help='a yaml file, or a name of `study list`')
     _add_run_arguments(sub, 'study')
-    sub.add_argument('--retry-failed', action='store_true', help='train networks again whose rows say that they failed')
     sub = commands.add_parser('search', help="search over a generator's own parameters, or go on with it; needs Optuna")
     names = ', '.join(packaged_names('searches'))
     sub.add_argument('search', metavar='SEARCH', help=f'a yaml file, or one of: {names}')
@@ -40,5 +39,6 @@ def _add_run_arguments(sub: argparse.ArgumentParser, kind: str) -> None:
     sub.add_argument('--engine', choices=ENGINES, default='local', help='default: %(default)s')
     sub.add_argument('--engine-options', nargs='+', metavar='KEY=VALUE', default=[],
                      help="submitit's, such as slurm_partition=gpu gpus_per_node=1 cpus_per_task=8")
+    sub.add_argument('--retry-failed', action='store_true', help='train networks again whose rows say that they failed')
     add_key(sub, KEYS['kernels'])
     sub.add_argument('--no-progress', action='store_true', help='no progress bar')

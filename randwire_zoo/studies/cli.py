@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> int:
         with chosen_kernels(study, kernels, engine.threads) as header:  # which builds them once for all
             print(f'{header}; {engine.places} network{"s" if engine.places > 1 else ""} at a time', flush=True)
     if search:
-        results = run_search(search, folder, engine, args.data_dir, progress, kernels)
+        results = run_search(search, folder, engine, args.data_dir, progress, kernels, args.retry_failed)
         print(search_table(folder))
     else:
         networks = networks_of(study, folder, progress)

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import Subset
 
-from ..training.evaluation import Conditions, default_device
+from ..training.evaluation import Conditions, autocast, default_device, prepare_device
 from ..training.images import CachedImages
 from ..weights.description import Description
 from .study import Network, Study, data_folder
@@ -73,15 +73,22 @@ def measure_cost(study: Study, networks: Sequence[Network], data_dir: str | None
     for network in networks:
         kind = network.node_op or network.model
         if kind not in measured:
-            batch = max(min(settings['batch_size'], int(ENOUGH / max(network.macs, 1))), 2)
+            # On a GPU small steps would be all launches.
+            batch = settings['batch_size'] if device.type == 'cuda' else max(
+                min(settings['batch_size'], int(ENOUGH / max(network.macs, 1))), 2)
             training, evaluation = _step(study, network, settings, device, batch)
             measured[kind] = training / network.macs, evaluation / network.macs
             steps.append(f'{network.id}: {1000 * training:.3g} ms an image to train on, {1000 * evaluation:.3g} to '
                          f'measure on, in steps of {batch}; {1000 * loading:.3g} to load')
-        training, evaluation = (one * network.macs for one in measured[kind])
-        seconds += settings['epochs'] * images[0] * (training + loading) + evaluations * images[1] * (
-            evaluation + loading)
+        training, evaluation = (_with_loading(one * network.macs, loading, settings['workers'], device)
+                                for one in measured[kind])
+        seconds += settings['epochs'] * images[0] * training + evaluations * images[1] * evaluation
     return Cost(seconds / 3600 if images[0] else None, images, settings['epochs'], steps)
+
+
+def _with_loading(computing: float, loading: float, workers: int, device: torch.device) -> float:
+    """Seconds an image takes where processes load some while a GPU computes; on the CPU both want the same cores."""
+    return max(computing, loading / workers) if device.type == 'cuda' and workers else computing + loading
 
 
 def _images(study: Study, network: Network, settings: dict[str, Any]) -> tuple[tuple[int, int], float]:
@@ -112,15 +119,19 @@ def _step(study: Study, network: Network, settings: dict[str, Any], device: torc
     model = model.to(memory_format=layout)
     images = torch.randn(batch, *study.input_size, device=device).to(memory_format=layout)
     targets = torch.zeros(batch, dtype=torch.long, device=device)
+    prepare_device(device)
+    in_precision = autocast(device, settings['amp_dtype'] if settings['amp'] else None)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
 
     def train() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(model.train()(images), targets).backward()
+        with in_precision():
+            loss = F.cross_entropy(model.train()(images), targets)
+        loss.backward()
         optimizer.step()
 
     def evaluate() -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), in_precision():
             model.eval()(images)
 
     def wait() -> None:

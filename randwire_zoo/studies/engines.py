@@ -14,6 +14,10 @@ from .work import CANNOT_WRITE, WATCH, CannotWrite, run_task
 __all__ = ['Engine', 'Job', 'LocalEngine', 'SubmititEngine', 'create_engine']
 
 GRACE = 10.0  # seconds that a process has to end when it is asked to
+TIMEOUTS = 1000  # times that a job goes back into the queue when its time is over; submitit's own limit is 3
+#: By which timm and torch tell one of several processes that train together.
+ELSEWHERE = ('WORLD_SIZE', 'RANK', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT', 'SLURM_NTASKS', 'SLURM_PROCID',
+             'SLURM_LOCALID')
 LARGEST_ARRAY = 1000  # tasks of a job array; SLURM's own default limit is 1,001
 
 
@@ -84,7 +88,8 @@ class LocalEngine:
             visible = named or list(map(str, range(self.gpus)))
             first = place % (self.gpus // self.processes) * self.processes
             changes['CUDA_VISIBLE_DEVICES'] = ','.join(visible[first:first + self.processes])
-        return {**os.environ, **changes}
+        # A batch script of several tasks says so to all that it starts, and each network would wait for the others.
+        return {**{name: value for name, value in os.environ.items() if name not in ELSEWHERE}, **changes}
 
     def _start(self, task: Path, place: int) -> Job:
         log = task.with_suffix('.log')
@@ -137,7 +142,8 @@ class SubmititEngine:
         options = dict(options)
         cluster = options.pop('cluster', None)
         try:
-            self.executor = submitit.AutoExecutor(folder=str(folder / 'jobs'), cluster=cluster)
+            self.executor = submitit.AutoExecutor(folder=str(folder / 'jobs'), cluster=cluster,
+                                                  slurm_max_num_timeout=TIMEOUTS, local_max_num_timeout=TIMEOUTS)
             options = {'timeout_min': '4320', **options}
             is_slurm = self.executor.cluster == 'slurm'
             if is_slurm:

@@ -279,7 +279,7 @@ MORE: dict[str, Check] = {
     **dict.fromkeys(('graph_seed', 'channels', 'epochs', 'classes'), _or_none(_is_whole)),
     **dict.fromkeys(('seconds', 'loss'), _or_none(_is_number)), 'wiring': _or_none(_is_text),
     'measures': _is_dict(_is_number), 'proxies': _is_dict(_is_number),
-    'eval_sizes': _is_dict(_is_dict(_is_number)),
+    'eval_sizes': _is_dict(_is_dict(_or_none(_is_number))),
     'graphs': _is_list(_is_dict(_is_anything)), 'provenance': _is_dict(_is_anything),
     'history': _is_list(lambda point: isinstance(point, list) and len(point) == 3 and all(
         map(_or_none(_is_number), point))),

@@ -23,7 +23,7 @@ from .results import Results
 from .study import Network, Study, data_folder
 from .work import CANNOT_WRITE, row_of, row_path, train_net, write_task
 
-__all__ = ['networks_of', 'run_networks', 'run_study']
+__all__ = ['forget_failed', 'networks_of', 'run_networks', 'run_study']
 
 NETWORKS = 'networks.json'
 ATTEMPTS = 2  # a process that is killed is started once more
@@ -93,8 +93,7 @@ def _run(
         write_atomically(folder / NETWORKS, json.dumps(
             {'sha256': study.sha256, 'networks': [asdict(network) for network in networks]}))
     if retry_failed:
-        for name in results.forget_failed():
-            row_path(folder / 'tasks' / f'{name}.json').unlink(missing_ok=True)
+        forget_failed(results)
     with _Progress(study, networks, folder, results, progress) as bar:
         pairs = [(study, network) for network in _taking_turns(networks)]
         _work_through(_waiting(pairs, results, data_dir, kernels), results, engine, bar.show)
@@ -109,6 +108,12 @@ def _taking_turns(networks: list[Network]) -> list[Network]:
         turns[network.id] = before[network.series]
         before[network.series] += 1
     return sorted(networks, key=lambda network: turns[network.id])
+
+
+def forget_failed(results: Results) -> None:
+    """Take back the rows of networks that failed, which are trained again then."""
+    for name in results.forget_failed():
+        row_path(results.path.parent / 'tasks' / f'{name}.json').unlink(missing_ok=True)
 
 
 def run_networks(

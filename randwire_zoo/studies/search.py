@@ -39,7 +39,7 @@ from .analysis import spread
 from .engines import Engine
 from .processes import lock
 from .results import Results, read_results
-from .running import run_networks
+from .running import forget_failed, run_networks
 from .study import Network, Study, data_folder, load_generators
 
 __all__ = ['Search', 'load_search', 'run_search', 'search_names', 'search_table']
@@ -195,7 +195,7 @@ def load_search(path_or_name: str | Path) -> Search:
 
 
 def run_search(search: Search, folder: Path, engine: Engine, data_dir: str | None = None, progress: bool = True,
-               kernels: str | None = None) -> Results:
+               kernels: str | None = None, retry_failed: bool = False) -> Results:
     """Search with each seed, by halving and at random, and train the winners again; go on where there are rows.
 
     Args:
@@ -205,6 +205,7 @@ def run_search(search: Search, folder: Path, engine: Engine, data_dir: str | Non
         data_dir: See `study.data_folder`.
         progress: Show a bar.
         kernels: See `kernels.library.chosen`.
+        retry_failed: Forget the rows of networks that failed.
 
     Raises:
         ModuleNotFoundError: if Optuna is missing.
@@ -216,10 +217,17 @@ def run_search(search: Search, folder: Path, engine: Engine, data_dir: str | Non
     with lock(folder / '.lock', held=f'another run is at work in {folder}'):
         results = Results(folder, search)
         results.create()
+        if retry_failed:
+            forget_failed(results)
         with tqdm(unit='network', disable=not progress) as bar:
             run = _Run(search, results, engine, data_dir, kernels, bar)
             for seed in search.seeds:
                 cost = run.halve(seed)
+                if _best(results.rows.values(), HALVING, seed) is None:
+                    reasons = [row['reason'] for row in results.rows.values() if row['status'] != 'done']
+                    raise ValueError(f'no candidate of the search with seed {seed} could be trained, the last for: '
+                                     f'{(reasons or ["no width meets the multiply-adds"])[-1]}; --retry-failed tries '
+                                     'them again')
                 run.draw(seed, cost)
                 for method in (HALVING, RANDOM):
                     run.confirm(seed, method)

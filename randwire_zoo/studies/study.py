@@ -37,6 +37,7 @@ from ..models import network_arguments
 from ..network import NODE_OPS
 from ..training.evaluation import has_split
 from ..training.recipes import DEFAULTS, KEYS, check_settings, load_recipe, packaged_names, read_packaged
+from ..weights.description import Description
 from ..weights.manifest import sha256_of
 from . import baselines  # noqa: F401 - registers them with timm
 
@@ -233,7 +234,20 @@ class Study:
 
     @property
     def recipe_settings(self) -> dict[str, Any]:
-        """The recipe with the study's overrides and the defaults of everything else."""
+        """The recipe with the study's overrides and the defaults of everything else.
+
+        How images are fed is what a recipe may leave to each model. Here all get what a RandWire network would: they
+        would not be compared at equal multiply-adds otherwise.
+        """
+        settings = self._written_settings
+        fed = Description.from_settings({**settings, 'model': 'randwire', 'model_kwargs': {}}).data_config()
+        if settings['input_size'] is None and settings['img_size'] is None:
+            settings['img_size'] = fed['input_size'][-1]
+        return {**settings, **{name: list(fed[name]) if isinstance(fed[name], tuple) else fed[name] for name in (
+            'crop_pct', 'mean', 'std', 'interpolation') if settings[name] in (None, '')}}
+
+    @property
+    def _written_settings(self) -> dict[str, Any]:
         return {**DEFAULTS, **load_recipe(self.recipe), **check_settings(self.settings)}
 
     @property
@@ -247,7 +261,7 @@ class Study:
             decisive['detection'] = {**self.detection, 'configs': configs}
         if self.recipe:
             # On either kernels accuracies are equal but for noise, and each row says on which they were.
-            decisive['recipe'] = {name: value for name, value in self.recipe_settings.items()
+            decisive['recipe'] = {name: value for name, value in self._written_settings.items()
                                   if name in KEYS and name not in ('cache_images', 'kernels')
                                   and not (name in LATER_SETTINGS and value == DEFAULTS[name])}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
@@ -279,8 +293,7 @@ class Study:
         if settings['input_size']:
             channels, height, width = settings['input_size']
             return channels, height, width
-        size = settings['img_size'] or 224
-        return settings['in_chans'] or 3, size, size
+        return settings['in_chans'] or 3, settings['img_size'], settings['img_size']
 
     def networks(self, progress: bool = False) -> list[Network]:
         """Every network that the study asks for, with C tuned: series by series, wiring by wiring.
@@ -441,6 +454,8 @@ def load_study(path_or_name: str | Path) -> Study:
         for graph in study.graphs:
             parse_graph_model(graph)
         _ = study.sha256  # reads the recipe
+        if study.recipe and not study.recipe_settings['val_split']:
+            raise ValueError('val_split must name the images that the networks are measured on')
     except TypeError as error:
         raise ValueError(f'{path}: {one_line(error)}') from None
     except (ValueError, FileNotFoundError) as error:

@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -98,12 +99,30 @@ def _do(path: Path, held: int | None) -> None:
             print(stack.enter_context(chosen_kernels(study, task['kernels'])), flush=True)
             row.update(run_network(study, network, Path(task['folder']), task['data_dir'], held), status='done')
         except Exception as error:  # whatever it is, the other networks go on
-            if _storage_trouble(error, path.parent) is not None:
+            if _storage_trouble(error, path.parent) is not None or _came_from_outside(error):
                 raise
             row.update(status='failed', reason=f'{type(error).__name__}: {one_line(error)}')
             traceback.print_exc()
         row.update(seconds=round(time.time() - start, 1), host=platform.node(), provenance=provenance())
-    write_atomically(row_path(path), json.dumps(row))
+    write_atomically(row_path(path), json.dumps(_finite(row), allow_nan=False))
+
+
+class _KilledError(RuntimeError):
+    """One of the processes of a network was ended by a signal, which is no matter of the network."""
+
+
+def _came_from_outside(error: Exception) -> bool:
+    """Whether it is not the network that failed, but its job that was ended: it deserves another try."""
+    return isinstance(error, _KilledError) or type(error).__module__.partition('.')[0] == 'submitit'
+
+
+def _finite(value: Any) -> Any:
+    """The same, with None for numbers that are none: JSON has neither NaN nor infinity, and a loss may be either."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def chosen_kernels(
@@ -175,7 +194,7 @@ def run_network(
         'measures': graph_measures(graphs),
         'history': [[r['epoch'] + 1, r['train_loss'], r['eval_top1']] for r in history]}
     if study.proxies:
-        row['proxies'] = _proxies_of(study, settings)
+        row['proxies'] = {name: value for name, value in _proxies_of(study, settings).items() if math.isfinite(value)}
     if study.eval_sizes or (study.damage and network.graph is not None):
         row.update(_evaluate_again(study, network, run / LAST, settings))
     return row
@@ -189,14 +208,19 @@ def _train_together(
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={study.processes}',
                '--module', 'randwire_zoo.studies.work', str(task), TRAIN, WATCH]
     with open(task.with_suffix('.log'), 'a', encoding='utf-8') as log:
+        before = log.tell()
         code = run_child(command, log, _environment(), held)
     if code:
-        raise RuntimeError(f'{study.processes} processes: torchrun ended with {code}: {_last_error(task)}')
+        said = task.with_suffix('.log').read_bytes()[before:].decode('utf-8', 'replace')
+        reason = f'{study.processes} processes: torchrun ended with {code}: {_last_error(said)}'
+        # Processes that torchrun itself ends, after one has failed, have SIGTERM.
+        killed = set(re.findall(r'exitcode *: -(\d+)', said)) - {str(int(signal.SIGTERM))}
+        raise (_KilledError if killed else RuntimeError)(reason)
 
 
-def _last_error(task: Path) -> str:
-    """The last line of a log that names an exception, but for torchrun's own, which come after it."""
-    lines = task.with_suffix('.log').read_text(encoding='utf-8', errors='replace').splitlines()
+def _last_error(said: str) -> str:
+    """The last line that names an exception, but for torchrun's own, which come after it."""
+    lines = [line for line in said.splitlines() if line.strip(' =-')]
     named = [line for line in lines if re.match(r'(\[rank\d+\]: *)?[\w.]*(Error|Exception): ', line)
              and 'ChildFailedError' not in line]
     return ' '.join((named or lines or [''])[-1].split())
@@ -279,7 +303,8 @@ def _fine_tune_detector(
     overrides = [str(item).replace('{model}', network.model) for item in study.detection.get('overrides', [])]
     command = [sys.executable, str(script), '--config-file', str(study.detector_config(network.model))]
     if study.processes > 1:
-        command += ['--num-gpus', str(study.processes)]
+        # Its port would otherwise be one for each user, whom two detectors at a time would meet on.
+        command += ['--num-gpus', str(study.processes), '--dist-url', 'auto']
     if (run / 'last_checkpoint').is_file():
         command.append('--resume')
     command += ['OUTPUT_DIR', str(run), 'SEED', str(network.training_seed), *overrides]
