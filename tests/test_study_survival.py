@@ -685,7 +685,8 @@ def test_epochs_are_counted_where_not_every_one_is_measured(data: Path, tmp_path
 @pytest.mark.parametrize(('said', 'reason'), [
     ('Traceback (most recent call last):\n  File "a.py", line 1\nValueError: 3 classes\n[rank1]: ValueError: other\n'
      'torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n=====\nRoot Cause\n'
-     '  exitcode  : 1 (pid: 5)\n  exitcode : -15 (pid: 6)\n=====\n', 'torchrun ended with 1: [rank1]: ValueError: other'),
+     '  exitcode  : 1 (pid: 5)\n  exitcode : -15 (pid: 6)\n=====\n',
+     'torchrun ended with 1: [rank1]: ValueError: other'),
     ('torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n=====\n  exitcode  : -9 (pid: 812)\n'
      '  traceback : Signal 9 (SIGKILL) received by PID 812\n=====\n', None),
 ])
