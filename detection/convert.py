@@ -304,7 +304,7 @@ def main(args: argparse.Namespace) -> int:
         if args.model or args.no_ema:
             raise ValueError('--model and --no-ema are for backbones; a detector takes --config and --classes')
         config = _read_config(Path(args.config))
-        names = _class_names(args.classes, dict(_leaves(read_yaml(args.config))), config.num_classes - 1)
+        names = _class_names(args.classes, dict(_leaves(read_yaml(Path(args.config)))), config.num_classes - 1)
         convert_detector(args.source, args.config, args.output, names)
         named = f' ({", ".join(names)})' if names else ''
         print(f"{args.output}: torchvision's Faster R-CNN on {config.name}, {config.num_classes - 1} classes{named}, "

@@ -202,9 +202,9 @@ def test_class_names_are_those_of_the_images_that_were_trained_on(
     (tmp_path / 'bccd/train').mkdir()
     (tmp_path / 'bccd/annotations/instances_train.json').write_text(json.dumps({'categories': [
         {'id': number, 'name': name} for number, name in enumerate(('Platelets', 'RBC', 'WBC'), 1)]}))
+    assert 'which has them in the order Platelets,RBC,WBC' in refusal(folder, capsys, '--classes', 'RBC,WBC,Platelets')
     for given, names in (([], ['Platelets', 'RBC', 'WBC']), (['--classes', 'plate,red,white'], [
             'plate', 'red', 'white'])):
         assert convert(folder, *given) == 0
         assert load_detector(folder / 'detector.safetensors')[1] == ['background', *names]
         assert f'3 classes ({", ".join(names)}), images of ' in capsys.readouterr().out
-    assert 'which has them in the order Platelets,RBC,WBC' in refusal(folder, capsys, '--classes', 'RBC,WBC,Platelets')
