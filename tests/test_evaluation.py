@@ -217,7 +217,7 @@ def test_a_checkpoint_of_stock_timm_is_measured_by_the_arguments_in_it(run: Path
     (tmp_path / 'args.yaml').write_text((run / 'args.yaml').read_text())
     weights = evaluated('--checkpoint', tmp_path / 'stock.pth.tar', '--no-ema')['loss']
     assert weights == evaluated('--checkpoint', run / 'last.pth.tar', '--no-ema')['loss']
-    with pytest.raises(ValueError, match='holds no moving average of the weights; --no-ema measures'):
+    with pytest.raises(ValueError, match='holds no moving average of the weights; --no-ema takes'):
         evaluated('--checkpoint', tmp_path / 'stock.pth.tar')
 
 
