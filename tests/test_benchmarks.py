@@ -60,6 +60,13 @@ def test_transfer_from_weights_random_parameters_and_a_teacher_goes_on_where_it_
                '--json', str(tmp_path / 'record.json')]
     transfer.main([*command[:-2], '--seeds'])  # the probes alone
     assert 'fine-tuned' in capsys.readouterr().out
+    alone = [*command[:-2], '--output', str(tmp_path / 'alone'), '--seeds', '--starts', 'random', '--no-amp']
+    transfer.main(alone)  # one start, in full precision
+    assert [path.name for path in (tmp_path / 'alone').iterdir()] == ['random_32px_fp32_probe.json']
+    without = alone[:alone.index('--teacher')] + alone[alone.index('--teacher') + 2:]
+    with pytest.raises(SystemExit):
+        transfer.main([*without, '--starts', 'teacher'])
+    assert '--starts teacher: not given (--teacher)' in capsys.readouterr().err
     monkeypatch.setattr(transfer, 'probe_weights', None)  # what was measured is not measured again
     transfer.main(command)
     found = json.loads((tmp_path / 'record.json').read_text('utf-8'))

@@ -25,7 +25,6 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from importlib import import_module
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -34,7 +33,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from ..errors import one_line
-from ..training.recipes import packaged_names, read_packaged
+from ..training.recipes import CONFIGS, packaged_names, read_packaged
 from .analysis import spread
 from .engines import Engine
 from .processes import lock
@@ -164,10 +163,6 @@ def search_names() -> list[str]:
     return packaged_names('searches')
 
 
-def _folder() -> Path:
-    return Path(import_module('randwire_zoo.configs').__path__[0]) / 'searches'
-
-
 def load_search(path_or_name: str | Path) -> Search:
     """Read a search from a file, or one that comes with the package by its name.
 
@@ -175,7 +170,7 @@ def load_search(path_or_name: str | Path) -> Search:
         FileNotFoundError: if there is neither.
         ValueError: naming the file and what is wrong in it.
     """
-    path, data = read_packaged('search', path_or_name, _folder(), search_names())
+    path, data = read_packaged('search', path_or_name, CONFIGS / 'searches', search_names())
     study = data.get('study')
     if isinstance(study, dict) and study.get('generators'):
         study['generators'] = str((path.parent / str(study['generators'])).resolve())

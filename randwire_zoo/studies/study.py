@@ -22,7 +22,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +35,13 @@ from ..graphs import Graph, GraphModel, graphs_sha256, parse_graph_model
 from ..models import network_arguments
 from ..network import NODE_OPS
 from ..training.evaluation import has_split
-from ..training.recipes import DEFAULTS, KEYS, check_settings, load_recipe, packaged_names, read_packaged
+from ..training.recipes import CONFIGS, DEFAULTS, KEYS, check_settings, load_recipe, packaged_names, read_packaged
 from ..weights.description import Description
 from ..weights.manifest import sha256_of
 from . import baselines  # noqa: F401 - registers them with timm
 
 __all__ = ['Network', 'Study', 'data_folder', 'load_study', 'study_names']
 
-CONFIGS = Path(import_module('randwire_zoo.configs').__path__[0])
 DATA_VARIABLE = 'RANDWIRE_ZOO_DATA'
 # The nearest C may miss the target of a small network by this much.
 TOLERANCE = 0.15
@@ -441,7 +439,7 @@ def load_study(path_or_name: str | Path) -> Study:
         FileNotFoundError: if there is neither; also if its generators' file is missing.
         ValueError: naming the file and what is wrong in it.
     """
-    path, data = read_packaged('study', path_or_name, _folder(), study_names())
+    path, data = read_packaged('study', path_or_name, CONFIGS / 'studies', study_names())
     known = [entry.name for entry in fields(Study)]
     unknown = [str(key) for key in data if key not in known]
     if unknown:
@@ -507,10 +505,6 @@ def data_folder(study: Study, data_dir: str | None) -> Path:
         what = f'{folder} has no folder {" and no ".join(missing)}' if folder.is_dir() else f'no folder {folder}'
         raise FileNotFoundError(f'the study needs the data set {study.data!r}: {what}; name its folder with --data-dir')
     return folder
-
-
-def _folder() -> Path:
-    return CONFIGS / 'studies'
 
 
 def _slug(text: str) -> str:

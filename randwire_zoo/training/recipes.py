@@ -18,7 +18,7 @@ from typing import Any
 from ..errors import nearest
 from ..files import read_yaml
 
-__all__ = ['DEFAULTS', 'KEYS', 'OWN', 'STOCK', 'Key', 'add_key', 'add_recipe_arguments', 'check_settings',
+__all__ = ['CONFIGS', 'DEFAULTS', 'KEYS', 'OWN', 'STOCK', 'Key', 'add_key', 'add_recipe_arguments', 'check_settings',
            'learning_rate', 'load_recipe', 'packaged_names', 'public_settings', 'read_packaged', 'recipe_names',
            'scheduled_epochs']
 
@@ -57,6 +57,9 @@ class Key:
 
 
 # What may be published: single words, such as names of timm's; nothing with a path in it.
+#: The packaged configs. By name, as pyproject.toml maps the package from the top-level folder, which type checkers do
+#: not see.
+CONFIGS = Path(import_module('randwire_zoo.configs').__path__[0])
 _WORD = r'[\w.+-]+'
 _MODEL = rf'(hf-hub:{_WORD}/)?[\w.@+-]+'
 _DATASET = rf'(torch|tfds|hfds|hfids)/{_WORD}(/{_WORD})?'
@@ -236,7 +239,7 @@ DEFAULTS: dict[str, Any] = {key.name: key.default for key in KEYS.values()}
 
 def recipe_names() -> list[str]:
     """The recipes that come with the package, such as `digits/randwire_ws_pico`, sorted."""
-    folder = _folder()
+    folder = CONFIGS
     return sorted(path.relative_to(folder).with_suffix('').as_posix() for path in folder.rglob('*.yaml')
                   if _is_recipe(path))
 
@@ -257,7 +260,7 @@ def load_recipe(path_or_name: str | Path) -> dict[str, Any]:
         FileNotFoundError: if there is neither such a file nor such a packaged recipe.
         ValueError: if the file is not a flat yaml mapping, or naming the key that is unknown or has a bad value.
     """
-    path, data = read_packaged('recipe', path_or_name, _folder(), recipe_names())
+    path, data = read_packaged('recipe', path_or_name, CONFIGS, recipe_names())
     if data.get('data') and not data.get('data_dir'):
         data['data_dir'] = data['data']  # train.py takes the folder as a positional argument, too
     refused = [f'{name}: {value!r} (without it {STOCK[name]!r})' for name, value in data.items()
@@ -427,12 +430,7 @@ class _ParseKwargs(argparse.Action):
 
 def packaged_names(kind: str) -> list[str]:
     """The yaml files in a folder of the packaged configs, such as `studies`, without their suffix, sorted."""
-    return sorted(path.stem for path in (_folder() / kind).glob('*.yaml'))
-
-
-def _folder() -> Path:
-    # By name, as pyproject.toml maps the package from the top-level folder, which type checkers do not see.
-    return Path(import_module('randwire_zoo.configs').__path__[0])
+    return sorted(path.stem for path in (CONFIGS / kind).glob('*.yaml'))
 
 
 def _is_recipe(path: Path) -> bool:
