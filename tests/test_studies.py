@@ -379,6 +379,11 @@ def test_cost_is_that_of_all_images_of_all_epochs_by_measured_steps(
     assert re.search(r'Cost: 0\.\d hours of one process, 12 epochs of 24 images and 9 ', capsys.readouterr().out)
     assert cli.main(['study', 'show', str(tmp_path / 'study.yaml'), '--data-dir', str(tmp_path)]) == 0
     assert 'The data are not here' in capsys.readouterr().out
+    measured: list[Any] = []
+    monkeypatch.setattr(cost, '_step', lambda study, network, settings, *args: measured.append(
+        (settings['amp'], settings['kernels'])) or (1.0, 1.0))
+    assert cli.main(['study', 'show', str(tmp_path / 'study.yaml'), '--amp', '--kernels', 'torch']) == 0
+    assert measured[0] == (True, 'torch') and 'kernels torch' in capsys.readouterr().out
 
 
 # Runs
@@ -426,11 +431,41 @@ def test_programs_that_a_study_starts_are_on_its_kernels(
     study = load_study(write(tmp_path, models=None, graphs=['ws(2,0.5)'], processes=2))
     network, = study.networks()
     for chosen in ('torch', None):
-        task = work.write_task(tmp_path / f'{chosen}', study, network, str(data), chosen)
+        task = work.write_task(tmp_path / f'{chosen}', study, network, str(data), studies.Execution(kernels=chosen))
         work.run_task(str(task))
         row = json.loads(work.row_path(task).read_text())
         assert row['status'] == 'failed' and row['provenance']['kernels'] == found[-1]
     assert found[0] == 'torch'
+
+
+def test_a_machine_may_take_another_precision_and_the_rows_say_which(
+        tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {**SPEC['settings'], 'epochs': 1, 'warmup_epochs': 0, 'amp': True, 'amp_dtype': 'bfloat16'}
+    file = write(tmp_path, graphs=['ws(2,0.5)'], models=None, eval_sizes=[24], damage=3, proxies=4, settings=settings)
+    rows = {}
+    for name, more in (('recipe', ()), ('float32', ('--no-amp',)), ('bfloat16', ('--amp',))):
+        with monkeypatch.context() as watched:
+            seen: list[object] = []
+            autocast = torch.autocast
+            watched.setattr(torch, 'autocast', lambda *args, **kwargs: seen.append(1) or autocast(*args, **kwargs))
+            assert cli.main(arguments(file, data, tmp_path / name, *more)) == 0
+        row, = rows_of(tmp_path / name)
+        lower = name != 'float32'
+        assert row['provenance']['precision'] == ('bfloat16' if lower else 'float32') and bool(seen) == lower
+        args = yaml.safe_load((tmp_path / name / 'runs' / row['id'] / 'args.yaml').read_text())
+        assert args['amp'] == lower  # what published settings would be made of
+        rows[name] = row
+    assert rows['recipe']['loss'] == rows['bfloat16']['loss'] != rows['float32']['loss']
+    # It is the same study: neither is trained again with the other.
+    before = (tmp_path / 'recipe' / 'results.jsonl').read_text()
+    assert cli.main(arguments(file, data, tmp_path / 'recipe', '--no-amp')) == 0
+    assert (tmp_path / 'recipe' / 'results.jsonl').read_text() == before
+    capsys.readouterr()
+    detector = write(tmp_path, {'title': 'D', 'models': ['randwire_ws_pico'], 'data': 'x', 'detection': {
+        'config': 'bccd/faster_rcnn_{model}.yaml'}})
+    assert cli.main(arguments(detector, data, tmp_path / 'detectors', '--no-amp')) == 2
+    assert '--no-amp is for studies of classifiers; of detectors the override SOLVER.AMP.ENABLED' in one_line(capsys)
+    assert not (tmp_path / 'detectors').exists()
 
 
 def test_a_study_trains_and_evaluates_every_network(uninterrupted: Path, data: Path) -> None:

@@ -17,6 +17,7 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
     sub = commands.add_parser('show', help='what a study would train, with C tuned, and cost; trains nothing')
     sub.add_argument('study', metavar='STUDY', help='a yaml file, or a name of `study list`')
     sub.add_argument('--data-dir', metavar='DIR', help='as of `study run`: the cost needs to know how many images')
+    _add_execution(sub)
     sub = commands.add_parser('run', help='train and evaluate every network of a study, or go on with it')
     sub.add_argument('study', metavar='STUDY', help='a yaml file, or a name of `study list`')
     _add_run_arguments(sub, 'study')
@@ -40,5 +41,11 @@ def _add_run_arguments(sub: argparse.ArgumentParser, kind: str) -> None:
     sub.add_argument('--engine-options', nargs='+', metavar='KEY=VALUE', default=[],
                      help="submitit's, such as slurm_partition=gpu gpus_per_node=1 cpus_per_task=8")
     sub.add_argument('--retry-failed', action='store_true', help='train networks again whose rows say that they failed')
-    add_key(sub, KEYS['kernels'])
+    _add_execution(sub)
     sub.add_argument('--no-progress', action='store_true', help='no progress bar')
+
+
+def _add_execution(sub: argparse.ArgumentParser) -> None:
+    """What this machine runs a study with: fields of `study.Execution`."""
+    for name in ('kernels', 'amp'):
+        add_key(sub, KEYS[name])

@@ -13,7 +13,7 @@ from .report import report_table, write_html
 from .results import Results
 from .running import networks_of, run_study
 from .search import load_search, run_search, search_table
-from .study import Network, Study, load_study, study_names
+from .study import Execution, Network, Study, load_study, study_names
 from .work import chosen_kernels
 
 __all__ = ['main']
@@ -32,11 +32,12 @@ def main(args: argparse.Namespace) -> int:
         return 0
     if args.study_command == 'show':
         study = load_study(args.study)
+        execution = _execution(args, study)
         networks = study.networks(progress=True)
         print(_describe(study, networks))
         if not study.detection:
-            with chosen_kernels(study, None) as header:
-                print(f'\n{header}\n{measure_cost(study, networks, args.data_dir)}')
+            with chosen_kernels(study, execution) as header:
+                print(f'\n{header}\n{measure_cost(study, networks, args.data_dir, execution)}')
         return 0
     search = load_search(args.search) if args.study_command == 'search' else None
     study = search.example if search else load_study(args.study)
@@ -53,19 +54,27 @@ def main(args: argparse.Namespace) -> int:
     options = dict(option.split('=', 1) for option in args.engine_options)
     engine = create_engine(args.engine, args.workers, folder, options, study.processes)
     progress = not args.no_progress
-    kernels = getattr(args, 'kernels', None)
+    execution = _execution(args, search.example if search else study)
     if isinstance(engine, LocalEngine):  # on a cluster every machine says it, in the log of its job
-        with chosen_kernels(study, kernels, engine.threads) as header:  # which builds them once for all
+        with chosen_kernels(study, execution, engine.threads) as header:  # which builds them once for all
             print(f'{header}; {engine.places} network{"s" if engine.places > 1 else ""} at a time', flush=True)
     if search:
-        results = run_search(search, folder, engine, args.data_dir, progress, kernels, args.retry_failed)
+        results = run_search(search, folder, engine, args.data_dir, progress, execution, args.retry_failed)
         print(search_table(folder))
     else:
         networks = networks_of(study, folder, progress)
-        results = run_study(study, networks, folder, engine, args.data_dir, args.retry_failed, progress, kernels)
+        results = run_study(study, networks, folder, engine, args.data_dir, args.retry_failed, progress, execution)
         print(report_table(folder))
     print(results.path)
     return 1 if any(row['status'] != 'done' for row in results.rows.values()) else 0
+
+
+def _execution(args: argparse.Namespace, study: Study) -> Execution:
+    given = {name: value for name, value in vars(args).items() if name in ('kernels', 'amp')}
+    if study.detection and 'amp' in given:
+        raise ValueError(f"--{'amp' if given['amp'] else 'no-amp'} is for studies of classifiers; of detectors the "
+                         'override SOLVER.AMP.ENABLED decides')
+    return Execution(**given)
 
 
 def _describe(study: Study, networks: list[Network]) -> str:

@@ -13,11 +13,13 @@ from torch.utils.data import Subset
 from ..training.evaluation import Conditions, autocast, default_device, prepare_device
 from ..training.images import CachedImages
 from ..weights.description import Description
-from .study import Network, Study, data_folder
+from .study import AS_WRITTEN, Execution, Network, Study, data_folder
 
 __all__ = ['Cost', 'measure_cost']
 
-ENOUGH = 2e9  # multiply-adds of a forward pass that is timed: a second or two of one core
+# Multiply-adds of a forward pass that is timed: a second or two of one core. With fewer, what a step does once for any
+# number of images, as in the optimiser, weighs too much.
+ENOUGH = 2e10
 REPEATS = 2
 
 
@@ -45,20 +47,22 @@ class Cost:
                 f'images and {self.images[1]:,} to measure on for each network, without damage and further sizes.')
 
 
-def measure_cost(study: Study, networks: Sequence[Network], data_dir: str | None = None) -> Cost:
+def measure_cost(study: Study, networks: Sequence[Network], data_dir: str | None = None,
+                 execution: Execution = AS_WRITTEN) -> Cost:
     """Time a step of the first network of each node operation and model; others cost by their multiply-adds.
 
     Args:
         study: A study of classifiers.
         networks: Its networks.
         data_dir: See `study.data_folder`.
+        execution: What this machine runs it with.
 
     Raises:
         ValueError: if it is a study of detectors, whose steps detectron2 takes.
     """
     if study.detection:
         raise ValueError('the cost of a study of detectors is not measured here')
-    settings = dict(study.recipe_settings)
+    settings = execution.settings(study)
     device = torch.device(default_device(settings['device']))
     try:
         settings['data_dir'] = str(data_folder(study, data_dir))

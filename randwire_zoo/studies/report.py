@@ -204,7 +204,8 @@ def _made(rows: Sequence[Row]) -> str:
     if not known:
         return 'The rows do not say what they were made with.'
     parts = []
-    for name in ('randwire_zoo', 'commit', 'python', 'torch', 'timm', 'processor', 'device', 'kernels', 'threads'):
+    for name in ('randwire_zoo', 'commit', 'python', 'torch', 'timm', 'processor', 'device', 'kernels', 'precision',
+                 'threads'):
         values = list(dict.fromkeys(str(made[name]) for made in known if made.get(name) is not None))
         if values:
             parts.append(f'{name} {" and ".join(values)}')

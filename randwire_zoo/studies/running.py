@@ -20,7 +20,7 @@ from ..files import read_json, write_atomically
 from .engines import Engine, Job
 from .processes import lock
 from .results import Results
-from .study import Network, Study, data_folder
+from .study import AS_WRITTEN, Execution, Network, Study, data_folder
 from .work import CANNOT_WRITE, row_of, row_path, train_net, write_task
 
 __all__ = ['forget_failed', 'networks_of', 'run_networks', 'run_study']
@@ -49,7 +49,7 @@ def _kept_networks(study: Study, folder: Path) -> list[Network]:
 
 def run_study(
         study: Study, networks: list[Network], folder: Path, engine: Engine, data_dir: str | None = None,
-        retry_failed: bool = False, progress: bool = True, kernels: str | None = None,
+        retry_failed: bool = False, progress: bool = True, execution: Execution = AS_WRITTEN,
 ) -> Results:
     """Train what has no row yet.
 
@@ -65,7 +65,7 @@ def run_study(
         data_dir: See `study.data_folder`.
         retry_failed: Forget the rows of networks that failed.
         progress: Show a bar over all epochs of all networks.
-        kernels: 'torch' or 'native', see `kernels.library.chosen`.
+        execution: What this machine runs them with.
 
     Raises:
         ValueError: if the folder holds the results of another study, or another run is at work in it.
@@ -79,12 +79,12 @@ def run_study(
             raise FileNotFoundError('this study needs detectron2, which is not installed; docs/detect.md says how')
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder / '.lock', held=f'another run is at work in {folder}'):
-        return _run(study, networks, folder, engine, data_dir, retry_failed, progress, kernels)
+        return _run(study, networks, folder, engine, data_dir, retry_failed, progress, execution)
 
 
 def _run(
         study: Study, networks: list[Network], folder: Path, engine: Engine, data_dir: str | None, retry_failed: bool,
-        progress: bool, kernels: str | None,
+        progress: bool, execution: Execution,
 ) -> Results:
     results = Results(folder, study)
     for problem in results.create():
@@ -96,7 +96,7 @@ def _run(
         forget_failed(results)
     with _Progress(study, networks, folder, results, progress) as bar:
         pairs = [(study, network) for network in _taking_turns(networks)]
-        _work_through(_waiting(pairs, results, data_dir, kernels), results, engine, bar.show)
+        _work_through(_waiting(pairs, results, data_dir, execution), results, engine, bar.show)
     return results
 
 
@@ -118,27 +118,27 @@ def forget_failed(results: Results) -> None:
 
 def run_networks(
         pairs: Sequence[tuple[Study, Network]], results: Results, engine: Engine, data_dir: str | None,
-        kernels: str | None, show: Callable[[str], object]) -> None:
+        execution: Execution, show: Callable[[str], object]) -> None:
     """Train what has no row yet, of studies that share one file of results; see `run_study`.
 
     Args:
         pairs: Networks, each with the study that it is one of.
         results: Of all of them; its folder is locked by the caller.
         engine: What runs them.
-        data_dir, kernels: See `run_study`.
+        data_dir, execution: See `run_study`.
         show: Called with the id of a network that has ended, and with '' in between.
     """
-    _work_through(_waiting(pairs, results, data_dir, kernels), results, engine, show)
+    _work_through(_waiting(pairs, results, data_dir, execution), results, engine, show)
 
 
-def _waiting(pairs: Sequence[tuple[Study, Network]], results: Results, data_dir: str | None, kernels: str | None,
+def _waiting(pairs: Sequence[tuple[Study, Network]], results: Results, data_dir: str | None, execution: Execution,
              ) -> list[_Task]:
     folder, waiting = results.path.parent, []
     for study, network in pairs:
         if network.id in results.rows:  # it may have been added just before a kill
             row_path(folder / 'tasks' / f'{network.id}.json').unlink(missing_ok=True)
             continue
-        task = write_task(folder, study, network, data_dir, kernels)
+        task = write_task(folder, study, network, data_dir, execution)
         if not _collect(results, task):  # a row that an earlier call did not live to add
             waiting.append(_Task(network, task))
     return waiting

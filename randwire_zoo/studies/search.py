@@ -39,7 +39,7 @@ from .engines import Engine
 from .processes import lock
 from .results import Results, read_results
 from .running import forget_failed, run_networks
-from .study import Network, Study, data_folder, load_generators
+from .study import AS_WRITTEN, Execution, Network, Study, data_folder, load_generators
 
 __all__ = ['Search', 'load_search', 'run_search', 'search_names', 'search_table']
 
@@ -190,7 +190,7 @@ def load_search(path_or_name: str | Path) -> Search:
 
 
 def run_search(search: Search, folder: Path, engine: Engine, data_dir: str | None = None, progress: bool = True,
-               kernels: str | None = None, retry_failed: bool = False) -> Results:
+               execution: Execution = AS_WRITTEN, retry_failed: bool = False) -> Results:
     """Search with each seed, by halving and at random, and train the winners again; go on where there are rows.
 
     Args:
@@ -199,7 +199,7 @@ def run_search(search: Search, folder: Path, engine: Engine, data_dir: str | Non
         engine: What runs the networks.
         data_dir: See `study.data_folder`.
         progress: Show a bar.
-        kernels: See `kernels.library.chosen`.
+        execution: What this machine runs them with.
         retry_failed: Forget the rows of networks that failed.
 
     Raises:
@@ -215,7 +215,7 @@ def run_search(search: Search, folder: Path, engine: Engine, data_dir: str | Non
         if retry_failed:
             forget_failed(results)
         with tqdm(unit='network', disable=not progress) as bar:
-            run = _Run(search, results, engine, data_dir, kernels, bar)
+            run = _Run(search, results, engine, data_dir, execution, bar)
             for seed in search.seeds:
                 cost = run.halve(seed)
                 if _best(results.rows.values(), HALVING, seed) is None:
@@ -230,10 +230,10 @@ def run_search(search: Search, folder: Path, engine: Engine, data_dir: str | Non
 
 
 class _Run:
-    def __init__(self, search: Search, results: Results, engine: Engine, data_dir: str | None, kernels: str | None,
+    def __init__(self, search: Search, results: Results, engine: Engine, data_dir: str | None, execution: Execution,
                  bar: Any) -> None:
         self.search, self.results, self.engine = search, results, engine
-        self.data_dir, self.kernels, self.bar = data_dir, kernels, bar
+        self.data_dir, self.execution, self.bar = data_dir, execution, bar
 
     def halve(self, seed: int) -> float:
         """Successive halving; returns what it cost, in multiply-adds of an image times epochs."""
@@ -313,7 +313,7 @@ class _Run:
         return None if pair is None else self.results.rows.get(pair[1].id)
 
     def _train(self, pairs: Sequence[tuple[Study, Network]]) -> None:
-        run_networks(pairs, self.results, self.engine, self.data_dir, self.kernels, self._ended)
+        run_networks(pairs, self.results, self.engine, self.data_dir, self.execution, self._ended)
 
     def _ended(self, name: str) -> None:
         row = self.results.rows.get(name)

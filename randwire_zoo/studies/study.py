@@ -40,7 +40,7 @@ from ..weights.description import Description
 from ..weights.manifest import sha256_of
 from . import baselines  # noqa: F401 - registers them with timm
 
-__all__ = ['Network', 'Study', 'data_folder', 'load_study', 'study_names']
+__all__ = ['AS_WRITTEN', 'Execution', 'Network', 'Study', 'data_folder', 'load_study', 'study_names']
 
 DATA_VARIABLE = 'RANDWIRE_ZOO_DATA'
 # The nearest C may miss the target of a small network by this much.
@@ -430,6 +430,28 @@ def wiring_of(network: Network) -> str | None:
 def study_names() -> list[str]:
     """The studies that come with the package, sorted."""
     return packaged_names('studies')
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What a machine runs a study's trainings with: it decides on their time and, but for noise, not on what comes out.
+
+    So it is no part of the study, rows of several may stand in one file, and every row says which it had.
+
+    Args:
+        kernels: 'torch' or 'native', see `kernels.library.chosen`; None: what the recipe says.
+        amp: Mixed precision or not; None: what the recipe says.
+    """
+
+    kernels: str | None = None
+    amp: bool | None = None
+
+    def settings(self, study: Study) -> dict[str, Any]:
+        """The recipe of a study of classifiers with these instead of its own."""
+        return {**study.recipe_settings, **{name: value for name, value in asdict(self).items() if value is not None}}
+
+
+AS_WRITTEN = Execution()
 
 
 def load_study(path_or_name: str | Path) -> Study:

@@ -29,7 +29,7 @@ from ..files import cache_folder, read_json, write_atomically
 from ..provenance import provenance
 from .measures import graph_measures
 from .processes import end_with_parent, keep_niceness, lock, run_child
-from .study import Network, Study, data_folder, graphs_of, load_generators, wiring_of
+from .study import AS_WRITTEN, Execution, Network, Study, data_folder, graphs_of, load_generators, wiring_of
 
 __all__ = ['CANNOT_WRITE', 'WATCH', 'CannotWrite', 'chosen_kernels', 'row_of', 'row_path', 'run_network', 'run_task',
            'train_net', 'write_task']
@@ -50,12 +50,13 @@ class CannotWrite(OSError):
 
 
 def write_task(
-        folder: Path, study: Study, network: Network, data_dir: str | None, kernels: str | None = None) -> Path:
+        folder: Path, study: Study, network: Network, data_dir: str | None,
+        execution: Execution = AS_WRITTEN) -> Path:
     """Write down what a process has to do; returns the file."""
     path = folder / 'tasks' / f'{network.id}.json'
     write_atomically(path, json.dumps(
         {'study': asdict(study), 'network': asdict(network), 'folder': str(folder), 'data_dir': data_dir,
-         'kernels': kernels}))
+         'execution': asdict(execution)}))
     return path
 
 
@@ -91,19 +92,21 @@ def run_task(path: str) -> str:
 
 def _do(path: Path, held: int | None) -> None:
     task = read_json(path)
-    study, network = Study(**task['study']), Network(**task['network'])
+    study, network, execution = Study(**task['study']), Network(**task['network']), Execution(**task['execution'])
     start = time.time()
     row = row_of(network)
     with ExitStack() as stack:
         try:
-            print(stack.enter_context(chosen_kernels(study, task['kernels'])), flush=True)
-            row.update(run_network(study, network, Path(task['folder']), task['data_dir'], held), status='done')
+            print(stack.enter_context(chosen_kernels(study, execution)), flush=True)
+            row.update(run_network(study, network, Path(task['folder']), task['data_dir'], execution, held),
+                       status='done')
         except Exception as error:  # whatever it is, the other networks go on
             if _storage_trouble(error, path.parent) is not None or _came_from_outside(error):
                 raise
             row.update(status='failed', reason=f'{type(error).__name__}: {one_line(error)}')
             traceback.print_exc()
-        row.update(seconds=round(time.time() - start, 1), host=platform.node(), provenance=provenance())
+        row.update(seconds=round(time.time() - start, 1), host=platform.node(), provenance={
+            **provenance(), **({'precision': precision_of(execution.settings(study))} if study.recipe else {})})
     write_atomically(row_path(path), json.dumps(_finite(row), allow_nan=False))
 
 
@@ -126,13 +129,18 @@ def _finite(value: Any) -> Any:
 
 
 def chosen_kernels(
-        study: Study, kernels: str | None, threads: int | None = None) -> AbstractContextManager[str]:
+        study: Study, execution: Execution, threads: int | None = None) -> AbstractContextManager[str]:
     """`kernels.library.chosen` for the networks of a study, whose recipe has a word in it, too."""
     from ..kernels.library import chosen
     from ..training.evaluation import default_device
-    settings = study.recipe_settings if study.recipe else {}
-    return chosen(kernels or settings.get('kernels'), default_device(settings.get('device')), threads,
+    settings = execution.settings(study) if study.recipe else {}
+    return chosen(execution.kernels or settings.get('kernels'), default_device(settings.get('device')), threads,
                   settings.get('amp_dtype') if settings.get('amp') else None)
+
+
+def precision_of(settings: dict[str, Any]) -> str:
+    """Of multiplications in training and evaluation: 'float32', or the lower one of mixed precision."""
+    return settings['amp_dtype'] if settings['amp'] else 'float32'
 
 
 def _environment() -> dict[str, str]:
@@ -156,7 +164,8 @@ def _storage_trouble(error: BaseException, folder: Path) -> str | None:
 
 
 def run_network(
-        study: Study, network: Network, folder: Path, data_dir: str | None, held: int | None = None) -> dict[str, Any]:
+        study: Study, network: Network, folder: Path, data_dir: str | None, execution: Execution = AS_WRITTEN,
+        held: int | None = None) -> dict[str, Any]:
     """Train and evaluate one network; returns what its row holds beyond the network itself.
 
     Args:
@@ -164,6 +173,7 @@ def run_network(
         network: One of its networks.
         folder: The study's output; the training goes to `runs/` in it, and goes on there if it was interrupted.
         data_dir: See `study.data_folder`.
+        execution: What this machine runs it with.
         held: The lock that programs started here share, see `processes.lock`.
     """
     if study.generators:
@@ -173,8 +183,8 @@ def run_network(
         return _fine_tune_detector(study, network, folder, data, held)
     from ..training.trainer import LAST, SUMMARY, read_summary, train
     run = folder / 'runs' / network.id
-    settings = dict(study.recipe_settings)
-    settings.update(study.settings, data_dir=str(data), model=network.model, model_kwargs=network.kwargs,
+    settings = execution.settings(study)
+    settings.update(data_dir=str(data), model=network.model, model_kwargs=network.kwargs,
                     output=str(run.parent), experiment=network.id, seed=network.training_seed, checkpoint_hist=1,
                     kernels=None)  # those that this process is on
     if (run / LAST).is_file():
