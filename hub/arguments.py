@@ -65,7 +65,8 @@ def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument('row', metavar='ROW', nargs='?',
                      help='for add: a file with what push printed, - for stdin; or a staged folder, whose weights then '
                           'lie beside the manifest')
-    sub.add_argument('--manifest', metavar='FILE', help='another manifest than the one in use')
+    sub.add_argument('--manifest', metavar='FILE',
+                     help="default: for add the package's own, for the others all rows in use")
     sub.add_argument('--online', action='store_true', help='for check: also ask the Hub what it records')
     _add_timeout(sub)
 

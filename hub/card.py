@@ -61,7 +61,9 @@ def render_card(folder: Path, repo_id: str | None = None, text: str = '') -> str
     task, metric = ('object-detection', 'mAP') if values['detector'] else ('image-classification', 'accuracy')
     data = ModelCardData(
         model_name=f'{values["name"]}.{values["tag"]}', library_name='timm', license=values['license'],
-        base_model=values['beginning'].removeprefix(HUB) if values['beginning'].startswith(HUB) else None,
+        # A model's id has no revision; the text has.
+        base_model=values['beginning'].removeprefix(HUB).partition('@')[0] if values['beginning'].startswith(HUB)
+        else None,
         tags=[task, 'timm', 'randwire'], datasets=[values['dataset']] if ID.fullmatch(values['dataset']) else None,
         pipeline_tag='image-feature-extraction' if values['detector'] else task,
         eval_results=[EvalResult(
@@ -123,7 +125,8 @@ def _values(folder: Path) -> dict[str, Any]:
     name, cfg, metrics = config['architecture'], config['pretrained_cfg'], json.loads(metadata['metrics'])
     architecture = ARCHITECTURES.get(name) or Architecture(**{
         key: value for key, value in network.arguments.items() if key in Architecture.__dataclass_fields__})
-    complexity = count_complexity(network.create_model(device='meta'), network.input_size)
+    model = network.create_model(device='meta')
+    complexity = count_complexity(model, network.input_size)
     return {
         'name': name, 'tag': cfg['tag'], 'dataset': metadata['dataset'], 'split': metadata['split'],
         'generator': f'{architecture.graph.upper()}, seed {architecture.seed}', 'regime': architecture.regime,
@@ -143,5 +146,6 @@ def _values(folder: Path) -> dict[str, Any]:
         'beginning': metadata.get('beginning', ''), 'teacher': metadata.get('teacher', ''),
         'random': RANDOM, 'file': FILE,
         'version': metadata['randwire_zoo'],
+        'strides': [stage['reduction'] for stage in model.feature_info],
         'how': evaluation['how'], 'images': evaluation.get('images'), 'recorded': evaluation['recorded'],
         'metrics': [(LABELS[key], round(value, 4 if key == 'loss' else 2)) for key, value in metrics.items()]}

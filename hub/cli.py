@@ -16,7 +16,7 @@ from pathlib import Path
 from randwire_zoo.files import atomic_path, read_json, write_atomically
 from randwire_zoo.models import WEIGHTS
 from randwire_zoo.training.recipes import check_settings
-from randwire_zoo.weights.manifest import FILENAME, PACKAGED, HubError, PublishedWeights, read_rows
+from randwire_zoo.weights.manifest import FILENAME, PACKAGED, HubError, PublishedWeights, read_rows, rows_in_use
 
 from .arguments import TYPED
 from .checks import CheckFailed, Staged, check_folder, figures
@@ -53,14 +53,12 @@ def _fail(error: BaseException, code: int) -> int:
 
 
 def _stage(args: argparse.Namespace) -> int:
-    name = args.model or Path(args.checkpoint).parent.name
     text = Path(args.text).read_text(encoding='utf-8') if args.text else ''
     typed = {key: getattr(args, key) for key in TYPED if hasattr(args, key)}
     staged = stage(
-        args.checkpoint, args.output or Path('output/hub') / f'{name}.{args.tag}', args.model, args.tag, args.license,
-        args.recipe, args.summary, args.dataset, not args.no_ema, not args.no_eval, args.data_dir, args.split,
-        check_settings(typed), dict(args.metric), text, getattr(args, 'device', None), getattr(args, 'workers', None),
-        half=args.half)
+        args.checkpoint, args.output, args.model, args.tag, args.license, args.recipe, args.summary, args.dataset,
+        not args.no_ema, not args.no_eval, args.data_dir, args.split, check_settings(typed), dict(args.metric), text,
+        getattr(args, 'device', None), getattr(args, 'workers', None), half=args.half)
     print(f'{staged.folder}: {staged.name}, {figures(staged.metrics)}')
     return 0
 
@@ -94,7 +92,10 @@ def _manifest(args: argparse.Namespace) -> int:
         raise ValueError('hub manifest add takes one ROW, the other actions none')
     if args.action == 'add':
         return _add(args.row, Path(args.manifest) if args.manifest else PACKAGED)
+    # Of the rows in use it was said when they were read which are left out; a check must fail for them, too.
     rows, wrong = read_rows(args.manifest) if args.manifest else (WEIGHTS, [])
+    if args.action == 'check' and not args.manifest:
+        _, wrong = rows_in_use()
     for problem in wrong:
         print(f'randwire-zoo: {problem}', file=sys.stderr)
     if args.action == 'list':

@@ -41,9 +41,9 @@ def to_config(network: Description, model: Any, tag: str, license: str, text: st
             'tag': tag, 'license': license, 'description': text, 'custom_load': False,
             **{key: list(value) if isinstance(value, tuple) else value
                for key, value in network.data_config().items()},
-            'fixed_input_size': False, 'pool_size': [math.ceil(side / 32) for side in network.input_size[1:]],
-            **{key: cfg.get(key) for key in ARCHITECTURE},
-            **({} if model.num_classes else {'classifier': None})}}
+            'fixed_input_size': False, 'pool_size': [
+                math.ceil(side / model.feature_info[-1]['reduction']) for side in network.input_size[1:]],
+            **{key: cfg.get(key) for key in ARCHITECTURE}}}
 
 
 def from_config(config: Mapping[str, Any]) -> Description:

@@ -8,8 +8,9 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from randwire_zoo.detection.weights import SCHEMES
 from randwire_zoo.files import read_yaml
@@ -229,7 +230,8 @@ def _read_detectron2(settings: dict[str, Any], step: int, dataset: str, summary:
     name = re.sub('^build_|(_retinanet)?(_fpn)?_backbone$', '', builder)
     if settings['INPUT']['FORMAT'] != 'RGB':
         raise CheckFailed(f'the detector was trained on {settings["INPUT"]["FORMAT"]} images; timm has RGB')
-    arguments = {'num_classes': 0, 'head': False}
+    dilation = model.get('RESNETS', {}).get('RES5_DILATION', 1)  # which the builders take as `output_stride`
+    arguments = {'num_classes': 0, 'head': False, **({} if dilation == 1 else {'output_stride': 32 // dilation})}
     cfg = build_model(name, device='meta').pretrained_cfg
     network = Description(
         name, arguments, cfg['input_size'], tuple(round(value / 255, 6) for value in model['PIXEL_MEAN']),
@@ -267,8 +269,11 @@ def _without_places(value: Any) -> Any:
         return {key: _without_places(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [_without_places(part) for part in value]
-    if isinstance(value, str) and (os.path.isabs(value) or value.startswith(('~', '.')) or '\\' in value):
-        return Path(value.replace('\\', '/')).name
+    if isinstance(value, str):
+        if '://' in value and not value.startswith(SCHEMES):  # it may have a password, or be signed
+            return PurePosixPath(urlsplit(value).path).name
+        if os.path.isabs(value) or value.startswith(('~', '.')) or '\\' in value:
+            return Path(value.replace('\\', '/')).name
     return value
 
 

@@ -35,7 +35,7 @@ __all__ = ['stage']
 BACKBONE = 'backbone.bottom_up.'  # of detectron2's detectors
 
 
-def stage(checkpoint: str | Path, output: str | Path, name: str | None = None, tag: str | None = None,
+def stage(checkpoint: str | Path, output: str | Path | None = None, name: str | None = None, tag: str | None = None,
           license: str | None = None, recipe: str | Path | None = None, summary: str | Path | None = None,
           dataset: str | None = None, use_ema: bool = True, measure: bool = True, data_dir: str | Path | None = None,
           split: str | None = None, settings: Mapping[str, Any] | None = None,
@@ -50,7 +50,7 @@ def stage(checkpoint: str | Path, output: str | Path, name: str | None = None, t
     Args:
         checkpoint: Of timm's train.py or of `randwire-zoo train`; of detectron2, whose backbone is taken; a
             safetensors file of the zoo; or weights from anywhere, if settings say what they are.
-        output: The folder, which must not exist.
+        output: The folder, which must not exist; by default `output/hub/NAME.TAG`.
         name: The registered name; by default what the training recorded.
         tag: Of the weights, such as `in1k`.
         license: Of the weights, an SPDX identifier.
@@ -75,9 +75,9 @@ def stage(checkpoint: str | Path, output: str | Path, name: str | None = None, t
         FileExistsError: if output exists.
         ValueError: if an argument is out of range.
     """
-    checkpoint, output = Path(checkpoint), Path(output)
-    if output.exists():
-        raise FileExistsError(f'{output} exists; choose another --output')
+    checkpoint = Path(checkpoint)
+    if output is not None:
+        _check_is_free(Path(output))
     if not checkpoint.is_file():
         raise FileNotFoundError(f'no file at {checkpoint}')
     for value, option in ((tag, '--tag'), (license, '--license')):
@@ -96,6 +96,8 @@ def stage(checkpoint: str | Path, output: str | Path, name: str | None = None, t
         run = typed_run({**_guess(checkpoint), **(settings or {}), **({'model': name} if name else {})}, dataset,
                         metrics or {})
     run = _elsewhere(run, data_dir, split)
+    output = Path(output) if output is not None else Path('output/hub') / f'{run.network.architecture}.{tag}'
+    _check_is_free(output)
     state, run = _load(checkpoint, run, use_ema)
 
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -141,6 +143,11 @@ def stage(checkpoint: str | Path, output: str | Path, name: str | None = None, t
         folder.rename(output)
         folder.mkdir()  # for the context manager to remove
     return check_folder(output)
+
+
+def _check_is_free(output: Path) -> None:
+    if output.exists():
+        raise FileExistsError(f'{output} exists; choose another --output')
 
 
 def _elsewhere(run: Run, data_dir: str | Path | None, split: str | None) -> Run:

@@ -308,7 +308,7 @@ def _list(args: argparse.Namespace) -> int:
         found = weights.get(name, [])
         size = next((row.input_size[-1] for row in found if row.is_default), 224)
         rows.append({'name': name, **vars(ARCHITECTURES[name]), **(_recorded(name, size) or _count(name, {})),
-                     'weights': [row.name.partition('.')[2] for row in found]})
+                     'weights': [row.tag for row in found]})
     if args.json:
         print(json.dumps(rows, indent=1))
         return 0

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -69,15 +69,18 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
-def _published_cfg(row: PublishedWeights) -> PublishedCfg:
-    place = {'file': row.file} if row.repo_id is None else {
+def _place(row: PublishedWeights) -> dict[str, str | None]:
+    return {'file': row.file} if row.repo_id is None else {
         'hf_hub_id': f'{row.repo_id}@{row.revision}', 'hf_hub_filename': FILENAME}
+
+
+def _published_cfg(row: PublishedWeights) -> PublishedCfg:
     return PublishedCfg(model_args=dict(row.model_args), **_cfg(
         num_classes=row.num_classes, input_size=row.input_size,
         pool_size=tuple(math.ceil(side / 32) for side in row.input_size[1:]), crop_pct=row.crop_pct,
         crop_mode=row.crop_mode, interpolation=row.interpolation, mean=row.mean, std=row.std,
         label_names=row.label_names or None, label_descriptions=dict(row.label_descriptions) or None,
-        license=row.license, description=row.description, **place))
+        license=row.license, description=row.description, **_place(row)))
 
 
 #: What in a configuration of timm's says where weights lie.
@@ -130,20 +133,22 @@ def find_weights(name: str) -> PublishedWeights | None:
         name if tag else row.name)), None)
 
 
-def _named_weights(variant: str, pretrained: bool, kwargs: Mapping[str, Any]) -> PublishedWeights | None:
-    """The row that a call means, by its tag or as the default's weights; None where it names another source."""
-    cfg, overlay = kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay') or {}
-    if any(overlay.get(source) for source in SOURCES):
-        return None
-    if cfg and not isinstance(cfg, str):
-        return None  # timm's own configuration, of a repository or a folder
-    return find_weights(f'{variant}.{cfg}' if cfg else variant) if cfg or pretrained else None
-
-
-def _names_no_weights(kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call gives neither a source of weights nor a whole configuration of timm's, which may have one."""
-    cfg, overlay = kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay') or {}
-    return (not cfg or isinstance(cfg, str)) and not any(overlay.get(source) for source in SOURCES)
+def _meant_weights(
+        variant: str, pretrained: bool, cfg: str | dict[str, Any] | None, elsewhere: bool) -> PublishedWeights | None:
+    """The row that a call means: by its tag, by timm's configuration of that, or as the default's weights."""
+    asked = pretrained and not elsewhere
+    if not cfg:
+        return find_weights(variant) if asked else None
+    if isinstance(cfg, str):
+        return find_weights(f'{variant}.{cfg}')
+    if cfg.get('source'):
+        return None  # of a repository or a folder
+    row = find_weights(f'{variant}.{cfg["tag"]}') if cfg.get('tag') else None
+    if row is not None:
+        return row if all(cfg.get(name) == _place(row).get(name) for name in SOURCES) else None
+    # As of a name alone, which `timm.models.resolve_model_input_args` makes this of.
+    unchanged = {**asdict(default_cfgs[variant].default), 'architecture': variant, 'tag': cfg.get('tag')}
+    return find_weights(variant) if asked and all(unchanged.get(name) == value for name, value in cfg.items()) else None
 
 
 def _no_weights(variant: str) -> str:
@@ -159,24 +164,31 @@ def _no_weights(variant: str) -> str:
 
 def _create_randwire(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     filter_fn: Callable[..., dict[str, Any]] = network.checkpoint_filter_fn
-    row = _named_weights(variant, pretrained, kwargs)
-    cfg = kwargs.get('pretrained_cfg')
-    if row is not None:
-        kwargs = {**row.model_args, **kwargs, 'pretrained_cfg': row.name.partition('.')[2]}
-    elif pretrained and _names_no_weights(kwargs):
+    cfg, overlay = kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay') or {}
+    if isinstance(cfg, PretrainedCfg):
+        cfg = {field.name: getattr(cfg, field.name) for field in fields(cfg)}
+    elsewhere = any(overlay.get(source) for source in SOURCES)
+    row = _meant_weights(variant, pretrained, cfg, elsewhere)
+    if row is None and pretrained and not elsewhere and not isinstance(cfg, dict):
         raise RuntimeError(_no_weights(variant))
-    elif isinstance(cfg, dict) and 'model_args' in cfg:  # a `PublishedCfg` as a dict, which timm takes without them
-        kwargs = {**(cfg['model_args'] or {}), **kwargs,
-                  'pretrained_cfg': {name: value for name, value in cfg.items() if name != 'model_args'}}
-    if row is not None and pretrained:
+    model_args = dict(row.model_args) if row is not None else {}
+    if isinstance(cfg, dict) and cfg.get('model_args') is not None:  # of a `PublishedCfg`
+        model_args = dict(cfg['model_args'])
+    if row is not None and not (isinstance(cfg, dict) and cfg.get('tag') == row.tag):
+        cfg = row.tag
+    elif isinstance(cfg, dict):  # which timm takes without them
+        cfg = {name: value for name, value in cfg.items() if name != 'model_args'}
+    if row is not None and pretrained and not elsewhere:
         state = read_weights(row, kwargs.get('cache_dir'))
         # timm is told that the tensors are at hand, and gets those that were hashed; the file is not opened again.
-        overlay = {**(kwargs.get('pretrained_cfg_overlay') or {}), 'state_dict': {row.name: row.sha256}}
-        kwargs = {**kwargs, 'pretrained_cfg_overlay': overlay}
+        overlay = {**overlay, 'state_dict': {row.name: row.sha256}}
 
         def filter_fn(_: object, model: nn.Module) -> dict[str, Any]:
             return network.checkpoint_filter_fn(state, model)
-
+    elif elsewhere and not (isinstance(cfg, dict) and cfg.get('source')):
+        # Of several places timm takes the one that it ranks first, which may be that of the tag and not the call's.
+        overlay = {**dict.fromkeys((*SOURCES, 'hf_hub_filename')), **overlay}
+    kwargs = {**model_args, **kwargs, 'pretrained_cfg': cfg, 'pretrained_cfg_overlay': overlay}
     # The getter runs the network's own forward, with its edge removal and checkpointing; 'list' works as well.
     feature_cfg = {
         'out_indices': (0, 1, 2, 3, 4), 'feature_cls': RandWireFeatures, **(kwargs.pop('feature_cfg', None) or {})}
@@ -185,8 +197,8 @@ def _create_randwire(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module
         **network_arguments(variant, **kwargs))
     for key in ('state_dict', 'model_args'):  # no fields of timm's, or not what timm is to write into a config.json
         model.pretrained_cfg.pop(key, None)
-    if row is not None:
-        model._model_args = dict(row.model_args)  # which timm writes into one, with what create_model was given
+    if model_args:
+        model._model_args = model_args  # which timm writes into one, with what create_model was given
     return model
 
 

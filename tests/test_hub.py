@@ -463,14 +463,14 @@ def test_config_json_says_everything_once_in_timms_form() -> None:
         'pretrained_cfg': {
             'tag': 'x', 'license': 'mit', 'description': 'one line', 'custom_load': False, 'input_size': [3, 32, 65],
             'interpolation': 'bicubic', 'mean': [0.1, 0.2, 0.3], 'std': [0.4, 0.5, 0.6], 'crop_pct': 0.9,
-            'crop_mode': 'squash', 'fixed_input_size': False, 'pool_size': [1, 3], 'first_conv': 'conv1.conv',
+            'crop_mode': 'squash', 'fixed_input_size': False, 'pool_size': [2, 5], 'first_conv': 'conv1.conv',
             'classifier': 'fc', 'origin_url': config['pretrained_cfg']['origin_url'], 'paper_name':
             'Exploring Randomly Wired Neural Networks for Image Recognition', 'paper_ids': 'arXiv:1904.01569'}}
     assert from_config(json.loads(json.dumps(config))) == network
     bare = Description('randwire', {**TINY, 'num_classes': 0}, *list(network.data_config().values())[:1], (0.5,) * 3,
                        (0.5,) * 3, 'bilinear', 1.0)
     config = to_config(bare, bare.create_model(), 'x', 'mit', 'one line')
-    assert config['pretrained_cfg']['classifier'] is None and not {'label_names', 'label_descriptions'} & set(config)
+    assert config['pretrained_cfg']['pool_size'] == [7, 7] and not {'label_names', 'label_descriptions'} & set(config)
     assert from_config(config) == bare
     for missing in ('num_classes', 'architecture', 'pretrained_cfg'):
         with pytest.raises(ValueError, match=f'^config.json lacks {missing}$'):

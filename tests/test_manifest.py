@@ -112,6 +112,8 @@ WRONG: list[tuple[Any, str]] = [
     ({f'{NAME}.x': {**ROW, 'model_args': {'pretrained_cfg_overlay': {'file': 'x'}}}}, 'and sources of weights, got'),
     ({f'{NAME}.x': {**ROW, 'metrics': {'top1': '50'}}}, 'metrics must be numbers by name'),
     ({f'{NAME}.x': {**ROW, 'label_names': ['a']}}, 'label_names has 1 names for 3 classes'),
+    ({f'{NAME}.x': {**ROW, 'label_names': 3}}, 'label_names must be a list of names, got 3'),
+    ({f'{NAME}.x': {**ROW, 'label_names': 'abc'}}, "label_names must be a list of names, got 'abc'"),
     ({f'{NAME}.x': {**ROW, 'license': 'MIT\nevil: 1'}}, 'license must be one line of text'),
     ({f'{NAME}.x': {**ROW, 'repo_id': 'http://x/y'}}, 'a repository is named OWNER/NAME'),
 ]
@@ -162,6 +164,9 @@ def test_an_overlay_with_wrong_rows_leaves_every_name_and_command(tmp_path: Path
                   RANDWIRE_ZOO_WEIGHTS=str(tmp_path / 'weights.json'))
     assert done.returncode == 0 and done.stdout.startswith('True True\nmine\n') and 'mine, digits' in done.stdout
     assert len(done.stderr.splitlines()) == 2, done.stderr
+    done = python('import sys; from randwire_zoo.cli import main; sys.exit(main(["hub", "manifest", "check"]))',
+                  tmp_path, RANDWIRE_ZOO_WEIGHTS=str(tmp_path / 'weights.json'))
+    assert done.returncode == 1 and done.stdout.endswith(', 2 wrong\n'), 'of the rows in use'
     assert 'there is no such network' in done.stderr and 'randwire_ws_pico.bad: num_classes must be' in done.stderr
 
 

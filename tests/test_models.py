@@ -8,7 +8,7 @@ import json
 import pickle
 import statistics
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,23 @@ import torch
 from make_golden import COMPLEXITY as COMPLEXITY_FILE
 from make_golden import PARAMETERS as PARAMETERS_FILE
 from make_golden import digest, measure, tensors_of
+from safetensors.torch import load_file, save_file
 from timm.models._hub import save_for_hf
 from timm.optim import create_optimizer_v2
 from timm.utils.model import freeze_batch_norm_2d
 from torch import nn
 
+from randwire_zoo import models
 from randwire_zoo.complexity import count_complexity
 from randwire_zoo.frozen import load_graphs
 from randwire_zoo.graphs import Graph, graphs_sha256
-from randwire_zoo.models import ARCHITECTURES, Architecture
+from randwire_zoo.models import ARCHITECTURES, WEIGHTS, Architecture
 from randwire_zoo.network import NODE_OPS, Stage
 from randwire_zoo.training.recipes import load_recipe
-from randwire_zoo.weights.manifest import PACKAGED, read_manifest
+from randwire_zoo.weights.manifest import PACKAGED, PublishedWeights, read_manifest
 
 PICO = 'randwire_ws_pico'
+SMALL = 'randwire_ws_small_s1'
 PARAMETERS: dict[str, Any] = json.loads(PARAMETERS_FILE.read_text(encoding='utf-8'))
 COMPLEXITY: dict[str, Any] = json.loads(COMPLEXITY_FILE.read_text(encoding='utf-8'))
 
@@ -458,3 +461,78 @@ def test_a_published_configuration_as_a_dict_makes_the_network_it_describes() ->
     assert timm.create_model(PICO, pretrained_cfg=cfg, device='meta').feature_info[0]['reduction'] == 2
     strided = timm.create_model(PICO, pretrained_cfg={**cfg, 'model_args': {'stem_stride': 2}}, device='meta')
     assert strided.feature_info[0]['reduction'] == 1 and 'model_args' not in strided.pretrained_cfg
+
+
+def maxed(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> PublishedWeights:
+    """The digits' weights in a network of another pooling, `randwire_ws_pico.maxed`, as an overlay would add it."""
+    row = replace(WEIGHTS[f'{PICO}.digits'], name=f'{PICO}.maxed', is_default=False, model_args={'global_pool': 'max'},
+                  **changes)
+    monkeypatch.setitem(WEIGHTS, row.name, row)
+    cfg = replace(models._published_cfg(row), architecture=PICO, tag='maxed')  # as timm's registry makes it
+    monkeypatch.setitem(timm.models._registry._model_pretrained_cfgs, row.name, cfg)
+    return row
+
+
+def spoilt(folder: Path) -> Path:
+    """The digits' weights with a classifier of zeros."""
+    state = load_file(str(WEIGHTS[f'{PICO}.digits'].file))
+    path = folder / 'spoilt.safetensors'
+    save_file({**state, 'fc.weight': torch.zeros_like(state['fc.weight'])}, path)
+    return path
+
+
+@pytest.mark.parametrize('tag', ['', '.digits', '.maxed'])
+@pytest.mark.parametrize('source', ['file', 'url', 'hf_hub_id'])
+def test_a_source_that_a_call_names_is_the_one_that_is_asked(
+        tag: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    maxed(monkeypatch)
+    path = spoilt(tmp_path)
+    place = {'file': str(path), 'url': path.as_uri(), 'hf_hub_id': 'someone/nowhere'}[source]
+
+    def create() -> Any:
+        return timm.create_model(PICO + tag, pretrained=True, pretrained_cfg_overlay={source: place},
+                                 cache_dir=str(tmp_path / 'cache'))
+    if source == 'hf_hub_id':
+        asked: list[object] = []
+        monkeypatch.setattr(timm.models._builder, 'load_state_dict_from_hf', lambda *args, **kwargs: asked.append(
+            args[0]) or load_file(path))
+    model = create()
+    assert not model.fc.weight.any() and (source != 'hf_hub_id' or asked == ['someone/nowhere'])
+    assert model.global_pool.pool_type == ('max' if tag == '.maxed' else 'avg')  # the network is the tag's still
+
+
+@pytest.mark.parametrize('form', [lambda cfg: cfg, asdict, lambda cfg: cfg.to_dict(), 'resolved'])
+def test_timms_configuration_of_a_tag_means_its_network_and_its_bytes(
+        form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    maxed(monkeypatch)
+    resolve = getattr(timm.models, 'resolve_model_input_args', None)  # of newer releases
+    if form == 'resolved' and resolve is None:
+        pytest.skip('this timm resolves no arguments')
+
+    def create(tag: str, **more: Any) -> Any:
+        given = resolve(f'{PICO}.{tag}') if form == 'resolved' else {
+            'model_name': PICO, 'pretrained_cfg': form(timm.get_pretrained_cfg(f'{PICO}.{tag}'))}
+        return timm.create_model(**given, **more)
+    for pretrained in (False, True):
+        model = create('maxed', pretrained=pretrained)
+        assert model.global_pool.pool_type == 'max' and model.num_classes == 10
+        assert model._model_args['global_pool'] == 'max' and 'model_args' not in model.pretrained_cfg
+    by_name = timm.create_model(f'{PICO}.digits', pretrained=True)
+    assert torch.equal(by_name.fc.weight, model.fc.weight)
+    maxed(monkeypatch, file=str(spoilt(tmp_path)))
+    with pytest.raises(ValueError, match='has been altered'):
+        create('maxed', pretrained=True)
+
+
+def test_arguments_that_timm_resolves_of_a_name_find_its_weights() -> None:
+    resolve = getattr(timm.models, 'resolve_model_input_args', None)
+    if resolve is None:
+        pytest.skip('this timm resolves no arguments')
+    arguments = resolve(SMALL)
+    assert arguments['pretrained_cfg']['num_classes'] == 1000
+    assert timm.create_model(**arguments, device='meta').num_classes == 1000
+    named, found = (timm.create_model(pretrained=True, **given) for given in ({'model_name': SMALL}, arguments))
+    assert found.num_classes == 200 and found.pretrained_cfg['tag'] == named.pretrained_cfg['tag']
+    assert torch.equal(found.fc.weight, named.fc.weight)
+    with pytest.raises(RuntimeError, match='No pretrained weights exist'):  # a configuration of one's own has none
+        timm.create_model(SMALL, pretrained=True, pretrained_cfg={**arguments['pretrained_cfg'], 'mean': (0.0,) * 3})

@@ -138,6 +138,15 @@ def test_a_run_of_detectron2_is_read_whole_and_places_of_the_machine_are_left_ou
     assert run.settings['MODEL']['WEIGHTS'] == 'first.pth'
     assert run.settings['MODEL']['FILES'] == ['a.pth', 'b.pth', 'c.pth', 'd/e']
     assert read(write_detectron2(tmp_path, SOLVER={'MAX_ITER': 4}), 'model_final.pth', dataset='Cells').steps == 8
+    for weights, published in (
+            ('https://me:SECRET@host.example/a/first.pth?token=SECRET#SECRET', 'first.pth'),
+            ('s3://SECRET-bucket/first.pth', 'first.pth'), ('hf-hub:someone/leaves', 'hf-hub:someone/leaves'),
+            ('randwire://randwire_ws_pico', 'randwire://randwire_ws_pico'),
+            ('detectron2://ImageNetPretrained/MSRA/R-50.pkl', 'R-50.pkl')):
+        run = read(write_detectron2(tmp_path, MODEL={
+            'BACKBONE': {'NAME': f'build_{NAME}_fpn_backbone'}, 'PIXEL_MEAN': [100] * 3, 'PIXEL_STD': [255] * 3,
+            'WEIGHTS': weights}), 'model_final.pth')
+        assert run.settings['MODEL']['WEIGHTS'] == published
     with pytest.raises(CheckFailed, match='the detector was trained on BGR images; timm has RGB'):
         read(write_detectron2(tmp_path, INPUT={'FORMAT': 'BGR'}), 'model_final.pth')
     for builder in ('backbone', 'fpn_backbone', 'retinanet_fpn_backbone'):

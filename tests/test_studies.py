@@ -442,13 +442,11 @@ def test_a_machine_may_take_another_precision_and_the_rows_say_which(
         tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {**SPEC['settings'], 'epochs': 1, 'warmup_epochs': 0, 'amp': True, 'amp_dtype': 'bfloat16'}
     file = write(tmp_path, graphs=['ws(2,0.5)'], models=None, eval_sizes=[24], damage=3, proxies=4, settings=settings)
-    rows = {}
+    rows, seen, autocast = {}, [], torch.autocast
+    monkeypatch.setattr(torch, 'autocast', lambda *args, **kwargs: seen.append(1) or autocast(*args, **kwargs))
     for name, more in (('recipe', ()), ('float32', ('--no-amp',)), ('bfloat16', ('--amp',))):
-        with monkeypatch.context() as watched:
-            seen: list[object] = []
-            autocast = torch.autocast
-            watched.setattr(torch, 'autocast', lambda *args, **kwargs: seen.append(1) or autocast(*args, **kwargs))
-            assert cli.main(arguments(file, data, tmp_path / name, *more)) == 0
+        seen.clear()
+        assert cli.main(arguments(file, data, tmp_path / name, *more)) == 0
         row, = rows_of(tmp_path / name)
         lower = name != 'float32'
         assert row['provenance']['precision'] == ('bfloat16' if lower else 'float32') and bool(seen) == lower

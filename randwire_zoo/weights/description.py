@@ -288,7 +288,7 @@ def _resolve_name(
             architecture, tag = split_model_name_tag(identifier)
             cfg = kwargs.get('pretrained_cfg') or tag
             if pretrained and not cfg and (row := find_weights(architecture)) is not None:
-                cfg = row.name.partition('.')[2]  # which need not be timm's default tag
+                cfg = row.tag  # which need not be timm's default tag
         else:
             load = load_model_config_from_hf if source == 'hf-hub' else load_model_config_from_path
             cfg, architecture, saved = load(identifier)

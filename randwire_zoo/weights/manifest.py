@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ['FILENAME', 'LICENSE', 'HubError', 'PublishedWeights', 'check_repo_id', 'download', 'fetch', 'hub_errors',
-           'published_weights', 'read_manifest', 'read_rows', 'read_weights', 'set_aside', 'sha256_of']
+           'published_weights', 'read_manifest', 'read_rows', 'read_weights', 'rows_in_use',
+           'set_aside', 'sha256_of']
 
 PACKAGED = Path(__file__).parents[1] / 'weights.json'
 OVERLAY = 'RANDWIRE_ZOO_WEIGHTS'
@@ -133,6 +134,8 @@ class PublishedWeights:
         if not isinstance(self.model_args, Mapping) or {'num_classes', *WEIGHT_SOURCES} & set(self.model_args):
             raise ValueError(f'model_args must be a mapping without num_classes and sources of weights, got '
                              f'{self.model_args!r}')
+        if not isinstance(self.label_names, (list, tuple)):
+            raise ValueError(f'label_names must be a list of names, got {self.label_names!r}')
         if self.label_names and len(self.label_names) != self.num_classes:
             raise ValueError(f'label_names has {len(self.label_names)} names for {self.num_classes} classes')
         if not isinstance(self.label_descriptions, Mapping) or not all(
@@ -148,6 +151,11 @@ class PublishedWeights:
     def architecture(self) -> str:
         """The registered name."""
         return self.name.partition('.')[0]
+
+    @property
+    def tag(self) -> str:
+        """timm's, of the weights."""
+        return self.name.partition('.')[2]
 
     @property
     def network(self) -> Description:
@@ -194,12 +202,8 @@ class PublishedWeights:
 
 @cache
 def published_weights() -> dict[str, PublishedWeights]:
-    """The rows of `read_manifest` whose network there is, as this process found them first; the others are told."""
-    rows = read_manifest()
-    for name in [name for name, row in rows.items() if row.architecture not in (*ARCHITECTURES, 'randwire')]:
-        _logger.warning('the manifest has weights %s, but there is no such network; the row is left out', name)
-        del rows[name]
-    return rows
+    """The rows of `read_manifest`, as this process found them first."""
+    return read_manifest()
 
 
 def read_manifest(path: str | os.PathLike[str] | None = None) -> dict[str, PublishedWeights]:
@@ -212,8 +216,20 @@ def read_manifest(path: str | os.PathLike[str] | None = None) -> dict[str, Publi
         FileNotFoundError: if a file that was named is not there.
         ValueError: if it is no manifest.
     """
-    rows, problems = read_rows(path or PACKAGED)
-    if path is None and (overlay := os.environ.get(OVERLAY)):
+    if path is None:
+        rows, problems = rows_in_use()
+    else:
+        rows, problems = read_rows(path)
+        rows = _defaults_first(rows)
+    for problem in problems:
+        _logger.warning('%s', problem)
+    return rows
+
+
+def rows_in_use() -> tuple[dict[str, PublishedWeights], list[str]]:
+    """What `read_manifest` reads by default, and one line about each row, or file, that it leaves out."""
+    rows, problems = read_rows(PACKAGED)
+    if overlay := os.environ.get(OVERLAY):
         try:
             laid_over, wrong = read_rows(Path(overlay).expanduser())
         except (OSError, ValueError) as error:
@@ -223,9 +239,10 @@ def read_manifest(path: str | os.PathLike[str] | None = None) -> dict[str, Publi
             name: row for name, row in _defaults_first(rows).items() if name not in laid_over}}
     else:
         rows = _defaults_first(rows)
-    for problem in problems:
-        _logger.warning('%s', problem)
-    return rows
+    for name in [name for name, row in rows.items() if row.architecture not in (*ARCHITECTURES, 'randwire')]:
+        problems.append(f'the manifest has weights {name}, but there is no such network; the row is left out')
+        del rows[name]
+    return rows, problems
 
 
 def _defaults_first(rows: Mapping[str, PublishedWeights]) -> dict[str, PublishedWeights]:
