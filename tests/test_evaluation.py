@@ -17,6 +17,7 @@ import upstream
 from PIL import Image
 from timm.data import create_dataset
 
+from randwire_zoo.models import find_weights
 from randwire_zoo.training.arguments import add_eval_arguments
 from randwire_zoo.training.evaluation import (
     Conditions,
@@ -283,5 +284,32 @@ def test_a_folder_that_has_moved_or_other_indices_are_named(run: Path) -> None:
 
 def test_more_classes_than_outputs_are_refused(images: Path) -> None:
     model = build_model('randwire', **{**NETWORK, 'num_classes': 9})
-    with pytest.raises(ValueError, match='has 10 classes, but the model has 9 outputs'):
+    with pytest.raises(ValueError, match='has 10 classes, but the model has 9 outputs, which --num-classes sets'):
         evaluate_folder(model, images, 'test', img_size=32, workers=0, progress=False)
+
+
+def test_the_classes_that_published_weights_name_are_asked_of_the_images(tmp_path: Path) -> None:
+    row = find_weights('randwire_ws_small_s1.tin200_kd')
+    assert row is not None
+    names = row.label_names
+    for name in names[:3]:
+        (tmp_path / 'some' / 'validation' / name).mkdir(parents=True)
+        Image.new('RGB', (32, 32)).save(tmp_path / 'some' / 'validation' / name / '0.png')
+    asked = ('--model', row.name, '--data-dir', tmp_path / 'some', '--img-size', '32')
+    with pytest.raises(ValueError, match='some has other classes than the network was trained on: n'):
+        evaluated(*asked)  # the indices of three folders are not theirs among two hundred
+    (tmp_path / 'classes.txt').write_text('\n'.join(names))
+    assert evaluated(*asked, '--class-map', tmp_path / 'classes.txt')['images'] == 3
+    assert Description.from_settings({'model': row.name, 'pretrained': True}).label_names == ()
+
+
+@pytest.mark.parametrize('dataset', ['tourch/cifar10', 'foo/bar'])
+def test_a_data_set_of_a_type_that_timm_does_not_know_is_no_folder(dataset: str, images: Path) -> None:
+    with pytest.raises(ValueError, match=f"TYPE/NAME, of the types torch, .*, got '{dataset}'"):
+        open_images(images, 'test', dataset)
+
+
+def test_a_word_for_a_folder_of_images_is_one_whose_split_must_be_there(images: Path) -> None:
+    assert len(open_images(images, 'test', 'ImageFolder')) == len(open_images(images, 'test'))
+    with pytest.raises(FileNotFoundError, match="no folder 'nowhere' in"):
+        open_images(images, 'nowhere', 'ImageFolder')

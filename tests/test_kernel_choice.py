@@ -61,7 +61,8 @@ def test_bf16_on_a_processor_without_instructions_for_it_is_said_to_be_slow(
     monkeypatch.setattr(platform, 'machine', lambda: 'x86_64')
     slow = '; bfloat16, for which this processor has no instructions: full precision is several times as fast'
     assert header('torch', amp_dtype='bfloat16').endswith(slow) == (capability != 'AVX512')
-    for device, amp_dtype in (('cpu', None), ('cpu', 'float16'), ('meta', 'bfloat16')):
+    assert 'float16, which no kernel here computes in: bfloat16' in header('torch', amp_dtype='float16')
+    for device, amp_dtype in (('cpu', None), ('meta', 'float16'), ('meta', 'bfloat16')):
         assert header('torch', device, amp_dtype=amp_dtype).endswith('kernels torch')
     monkeypatch.setattr(platform, 'machine', lambda: 'aarch64')
     assert header('torch', amp_dtype='bfloat16').endswith('kernels torch')

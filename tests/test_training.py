@@ -180,8 +180,7 @@ def test_two_processes_fail_together_agree_and_measure_every_held_out_image_once
          '--master_port', '0', '--rdzv_backend', 'c10d', '--rdzv_endpoint', '127.0.0.1:0', script],
         env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
-    in_use = f'{tmp_path / "used"} is in use; choose another --experiment, or continue with --resume '
-    in_use += str(tmp_path / 'used' / 'last.pth.tar')
+    in_use = f'{tmp_path / "used"} is in use; choose another --experiment'
     missing = 'no data folder nowhere; name one with --data-dir'
     assert [(tmp_path / f'said{rank}').read_text().splitlines() for rank in (0, 1)] == [
         [f'FileExistsError: {in_use} (True)', f'PeerFailure: process 1: {missing} (True)'],
@@ -213,9 +212,41 @@ def test_the_rate_is_half_a_cosine_over_the_updates_and_follows_the_batch(images
 def test_a_new_run_never_writes_over_an_earlier_one(images: Path, tmp_path: Path) -> None:
     (tmp_path / 'run').mkdir()
     (tmp_path / 'run' / 'summary.csv').write_text('precious')
+    for name, hint in (('run', '$'), ('last.pth.tar', ', or continue with --resume .*last.pth.tar$')):
+        (tmp_path / 'run' / name).touch()
+        before = contents(tmp_path)
+        with pytest.raises(FileExistsError, match=f'is in use; choose another --experiment{hint}'):
+            train(**PLAIN, data_dir=str(images), output=str(tmp_path), experiment='run', progress=False)
+        assert contents(tmp_path) == before
+        shutil.copy(tmp_path / 'run' / 'summary.csv', tmp_path / 'run' / 'last.pth.tar')
+
+
+@pytest.mark.parametrize('settings', [
+    {'aa': 'foo'}, {'interpolation': 'foo'}, {'train_interpolation': 'foo'}, {'train_crop_mode': 'foo'}],
+    ids=str)
+def test_what_timm_only_asserts_is_one_line_before_anything_is_written(
+        settings: dict[str, Any], images: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='timm cannot load images with these settings of augmentation and'):
+        train(**{**PLAIN, **settings}, data_dir=str(images), output=str(tmp_path), experiment='run', progress=False)
+    assert not contents(tmp_path)
+
+
+def test_a_run_that_fails_in_its_first_epoch_leaves_its_name_free(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError):  # images of three channels for a network of four
+        train(**{**PLAIN, 'in_chans': 4, 'mean': None, 'std': None}, data_dir=str(images), output=str(tmp_path),
+              experiment='run', progress=False)
+    assert not contents(tmp_path)
+
+
+def test_other_classes_are_refused_where_a_training_goes_on(images: Path, tmp_path: Path) -> None:
+    train(**{**PLAIN, 'epochs': 1}, data_dir=str(images), output=str(tmp_path), experiment='run', progress=False)
+    other = Path(shutil.copytree(images, tmp_path / 'other'))
+    for split in other.iterdir():
+        next(iter(sorted(split.iterdir()))).rename(split / 'zebra')
     before = contents(tmp_path)
-    with pytest.raises(FileExistsError, match='is in use; choose another --experiment, or continue with --resume'):
-        train(**PLAIN, data_dir=str(images), output=str(tmp_path), experiment='run', progress=False)
+    with pytest.raises(ValueError, match=r'other has other classes than the network was trained on: .*zebra'):
+        train(**{**PLAIN, 'epochs': 2}, data_dir=str(other), resume=str(tmp_path / 'run' / 'last.pth.tar'),
+              progress=False)
     assert contents(tmp_path) == before
 
 
@@ -404,7 +435,8 @@ def test_the_command_line_trains_in_mixed_precision_and_prints_its_folder(
     output = capsys.readouterr()
     assert output.out.splitlines()[-1] == str(tmp_path / 'run')
     # Into a file go the lines and no bar; --no-progress takes away no line either.
-    assert f'model randwire, data {images} (45 images, 9 held out), output {tmp_path / "run"}\n' in output.out
+    assert (f'model randwire with 3 outputs, data {images} (45 images of 3 classes, 9 held out), output '
+            f'{tmp_path / "run"}\n') in output.out
     assert 'epoch 1/1: train_loss' in output.out and '\r' not in output.out + output.err
     args = parser.parse_args(['--resume', str(tmp_path / 'run' / 'last.pth.tar'), '--epochs', '2', '--no-progress'])
     assert main(args) == 0

@@ -112,6 +112,8 @@ def chosen(kernels: Optional[str], device: str | torch.device, threads: Optional
         slow = '; bfloat16, for which this processor has no instructions: full precision is several times as fast' if (
             device.type == 'cpu' and amp_dtype == 'bfloat16' and platform.machine().lower() in ('x86_64', 'amd64')
             and not torch.backends.cpu.get_cpu_capability().startswith('AVX512')) else ''
+        if device.type == 'cpu' and amp_dtype == 'float16':
+            slow = '; float16, which no kernel here computes in: bfloat16 or full precision is many times as fast'
         yield f'device {device}{name}, {count} thread{"s" if count > 1 else ""}, kernels {in_use}{reason}{slow}'
     finally:
         _in_use = before

@@ -34,7 +34,8 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_run_arguments(sub: argparse.ArgumentParser, kind: str) -> None:
     sub.add_argument('-o', '--output', metavar='FOLDER', help=f'default: output/{kind}/NAME')
     sub.add_argument('--data-dir', metavar='DIR',
-                     help='folder of the data set or of all data sets (default: $RANDWIRE_ZOO_DATA)')
+                     help='folder of the data set or of all data sets (default: $RANDWIRE_ZOO_DATA, then '
+                          '~/.cache/randwire_zoo/data)')
     sub.add_argument('--workers', type=int, metavar='N',
                      help='networks at a time (default: one per GPU or two cores; on a cluster 64)')
     sub.add_argument('--engine', choices=ENGINES, default='local', help='default: %(default)s')

@@ -112,8 +112,9 @@ def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
     _add_average(parser)
     parser.add_argument('--random', type=int, metavar='SEED', help='random parameters of this seed instead, as a mark')
     parser.add_argument('--no-progress', action='store_true', help='no progress bars')
+    own = {'data_dir': 'it must be named', 'workers': '2', 'device': 'a GPU if there is one'}
     for name in PROBE:
-        add_key(parser, KEYS[name], 'as trained')
+        add_key(parser, KEYS[name], own.get(name, 'as trained'))
     add_key(parser, KEYS['kernels'])
 
 

@@ -7,8 +7,8 @@ network under a `weights.description.Description`, on a folder and under `Condit
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,9 +30,12 @@ from ..weights.files import read_metadata
 from .arguments import DATA, EVAL
 from .recipes import DEFAULTS, KEYS, check_settings
 
-__all__ = ['Conditions', 'autocast', 'checked', 'class_indices', 'conditions_of', 'default_device', 'evaluate',
-           'evaluate_checkpoint', 'evaluate_description', 'evaluate_folder', 'find_description', 'has_split',
-           'load_network', 'main', 'open_images', 'prepare_device']
+__all__ = ['Conditions', 'autocast', 'check_classes', 'checked', 'checking_loaders', 'class_indices', 'conditions_of',
+           'default_device', 'evaluate', 'evaluate_checkpoint', 'evaluate_description', 'evaluate_folder',
+           'find_description', 'has_split', 'load_network', 'main', 'open_images', 'prepare_device']
+
+#: The prefixes of data sets that timm reads without a folder of images.
+READERS = ('torch', 'tfds', 'hfds', 'hfids', 'wds')
 
 #: Settings that say which images a training had.
 OF_IMAGES = ('val_split', 'data_dir', 'data', 'dataset', 'class_map')
@@ -128,18 +131,38 @@ class Conditions:
             self.data_dir, self.split, self.dataset, description.input_size, self.input_img_mode,
             description.arguments.get('num_classes'), class_map=self.class_map, download=self.dataset_download,
             batch_size=self.batch_size, **kwargs)
-        names = tuple(class_indices(images))
-        if description.label_names and names and not self.class_map and names != description.label_names:
-            odd = sorted(set(names) ^ set(description.label_names)) or names
-            raise ValueError(f'{self.data_dir} has other classes than the network was trained on: '
-                             f'{", ".join(odd[:5])}; a --class-map says which index each has')
+        if not self.class_map:
+            check_classes(self.data_dir, tuple(class_indices(images)), description.label_names)
         return images
 
     def loader(self, description: Description, images: Any, device: torch.device, workers: int, **kwargs: Any) -> Any:
         """timm's loader over them, fed as the description says."""
-        return create_loader(
-            images, batch_size=self.batch_size, num_workers=workers, device=device, persistent_workers=False,
-            **description.data_config(), **kwargs)
+        with checking_loaders():
+            return create_loader(
+                images, batch_size=self.batch_size, num_workers=workers, device=device, persistent_workers=False,
+                **description.data_config(), **kwargs)
+
+
+@contextmanager
+def checking_loaders() -> Iterator[None]:
+    """timm asserts, or looks up, what it is told of augmentation and interpolation."""
+    try:
+        yield
+    except (AssertionError, KeyError, IndexError) as error:
+        raise ValueError('timm cannot load images with these settings of augmentation and interpolation: '
+                         f'{one_line(error) or type(error).__name__}') from error
+
+
+def check_classes(data_dir: str | Path | None, names: tuple[str, ...], trained: tuple[str, ...]) -> None:
+    """Refuse images whose classes are known not to be those of a network.
+
+    Raises:
+        ValueError: naming some that one has and the other has not.
+    """
+    if trained and names and names != trained:
+        odd = sorted(set(names) ^ set(trained)) or names
+        raise ValueError(f'{data_dir} has other classes than the network was trained on: {", ".join(odd[:5])}; '
+                         'a --class-map says which index each has')
 
 
 def evaluate_description(
@@ -414,7 +437,11 @@ def open_images(
         FileNotFoundError: if the folder of the split is missing.
         ValueError: if there are no images, or more classes than outputs.
     """
-    is_folder = not dataset
+    reader, _, name = dataset.partition('/')
+    if name and reader.lower() not in READERS:  # which timm would take for a folder of images
+        raise ValueError(f'dataset must be TYPE/NAME, of the types {", ".join(READERS)}, or empty for an image folder, '
+                         f'got {dataset!r}')
+    is_folder = not name
     if is_folder and (data_dir is None or not Path(data_dir).is_dir()):
         raise FileNotFoundError(f'no data folder{f" {data_dir}" if data_dir else ""}; name one with --data-dir')
     if is_folder and split and not has_split(str(data_dir), split):
@@ -427,7 +454,8 @@ def open_images(
         raise ValueError(f'no images of the split {split!r} in {data_dir}: {one_line(error)}') from error
     classes = class_indices(images)
     if num_classes is not None and len(classes) > num_classes:
-        raise ValueError(f'{data_dir} has {len(classes)} classes, but the model has {num_classes} outputs')
+        raise ValueError(f'{data_dir} has {len(classes)} classes, but the model has {num_classes} outputs, which '
+                         '--num-classes sets')
     return images
 
 

@@ -149,8 +149,8 @@ GROUPS: dict[str, tuple[Key, ...]] = {
     'augmentation and regularisation': (
         Key('no_aug', bool, False, 'no augmentation at all'),
         Key('train_crop_mode', str, None, 'way of cropping', public=_WORD),
-        Key('scale', float, [0.08, 1.0], 'area of random crops', many='+', minimum=0),
-        Key('ratio', float, [3. / 4., 4. / 3.], 'aspect ratio of random crops', many='+', minimum=0),
+        Key('scale', float, [0.08, 1.0], 'area of random crops, from and to', many=2, minimum=0),
+        Key('ratio', float, [3. / 4., 4. / 3.], 'aspect ratio of random crops, from and to', many=2, minimum=0),
         Key('hflip', float, 0.5, 'probability of a horizontal flip', minimum=0),
         Key('vflip', float, 0., 'probability of a vertical flip', minimum=0),
         Key('color_jitter', float, 0.4, 'strength of the colour jitter', minimum=0),
@@ -165,7 +165,7 @@ GROUPS: dict[str, tuple[Key, ...]] = {
         Key('train_interpolation', str, 'random', 'interpolation of training images', public=_WORD),
         Key('mixup', float, 0.0, 'alpha of mixup', minimum=0),
         Key('cutmix', float, 0.0, 'alpha of cutmix', minimum=0),
-        Key('cutmix_minmax', float, None, 'range of cutmix, instead of alpha', many='+', minimum=0),
+        Key('cutmix_minmax', float, None, 'range of cutmix, instead of alpha', many=2, minimum=0),
         Key('mixup_prob', float, 1.0, 'probability of mixing a batch', minimum=0),
         Key('mixup_switch_prob', float, 0.5, 'probability of cutmix where there are both', minimum=0),
         Key('mixup_mode', str, 'batch', 'what is mixed alike', choices=('batch', 'pair', 'elem')),
@@ -402,7 +402,8 @@ def add_key(group: Any, key: Key, default: str = '') -> None:
         key: The key.
         default: What holds without the flag, for the help.
     """
-    text = f'{key.help} (default: {default})' if default else key.help
+    said = re.sub('; .* if not given$', '', key.help) if default else key.help
+    text = f'{said} (default: {default})' if default else said
     kwargs: dict[str, Any] = {'help': text.replace('%', '%%'), 'default': argparse.SUPPRESS}
     if key.kind is bool:
         # train.py can switch on only; here a recipe's `amp: true` can also be switched off, with --no-amp.

@@ -58,10 +58,20 @@ from tqdm import tqdm
 from ..errors import nearest, one_line
 from ..files import atomic_path, write_atomically
 from ..kernels.library import chosen
-from ..weights.description import WEIGHT_SOURCES, Description
+from ..weights.description import WEIGHT_SOURCES, Description, read_settings
 from ..weights.errors import loading
 from .distillation import RecordedTeacher
-from .evaluation import Conditions, autocast, class_indices, default_device, evaluate, open_images, prepare_device
+from .evaluation import (
+    Conditions,
+    autocast,
+    check_classes,
+    checking_loaders,
+    class_indices,
+    default_device,
+    evaluate,
+    open_images,
+    prepare_device,
+)
 from .images import CachedImages, NumberedImages
 from .recipes import DEFAULTS, KEYS, check_settings, learning_rate, load_recipe
 
@@ -145,6 +155,9 @@ def train(
                 return training.run()
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(training.leave()) from None
+            except Exception:
+                training.leave()
+                raise
     finally:
         if args.distributed:
             torch.distributed.destroy_process_group()
@@ -359,25 +372,28 @@ class _Run:
         if args.kd_outputs:
             images = NumberedImages(images)
         shared = {'pin_memory': args.pin_mem, 'distributed': args.distributed}
-        collate = FastCollateMixup(
-            mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
-            switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,
-            num_classes=args.num_classes) if self.mixup else None
-        plain = args.no_aug or not args.train_interpolation
-        loader_train = create_loader(
-            images, batch_size=args.batch_size, is_training=True, no_aug=args.no_aug,
-            re_prob=args.reprob, re_mode=args.remode, re_count=args.recount, train_crop_mode=args.train_crop_mode,
-            scale=args.scale, ratio=args.ratio, hflip=args.hflip, vflip=args.vflip, color_jitter=args.color_jitter,
-            color_jitter_prob=args.color_jitter_prob, grayscale_prob=args.grayscale_prob,
-            gaussian_blur_prob=args.gaussian_blur_prob, auto_augment=args.aa, num_aug_repeats=args.aug_repeats,
-            interpolation=config['interpolation'] if plain else args.train_interpolation, collate_fn=collate,
-            worker_seeding=args.worker_seeding, input_size=config['input_size'], mean=config['mean'], std=config['std'],
-            num_workers=args.workers, device=self.device, input_size_choices=args.train_img_sizes,
-            batch_choice_seed=args.seed, batch_choice_schedule=args.train_size_schedule,
-            batch_schedule_epochs=args.epochs if args.train_size_schedule == 'progressive' else None,
-            batch_schedule_spread=args.train_size_schedule_spread, batch_schedule_random_mix=args.train_size_random_mix,
-            # Workers that live on would carry their random state over from an epoch that a resumed run never saw.
-            persistent_workers=False, **shared)
+        with checking_loaders():
+            collate = FastCollateMixup(
+                mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, cutmix_minmax=args.cutmix_minmax,
+                prob=args.mixup_prob, switch_prob=args.mixup_switch_prob, mode=args.mixup_mode,
+                label_smoothing=args.smoothing, num_classes=args.num_classes) if self.mixup else None
+            plain = args.no_aug or not args.train_interpolation
+            loader_train = create_loader(
+                images, batch_size=args.batch_size, is_training=True, no_aug=args.no_aug,
+                re_prob=args.reprob, re_mode=args.remode, re_count=args.recount, train_crop_mode=args.train_crop_mode,
+                scale=args.scale, ratio=args.ratio, hflip=args.hflip, vflip=args.vflip, color_jitter=args.color_jitter,
+                color_jitter_prob=args.color_jitter_prob, grayscale_prob=args.grayscale_prob,
+                gaussian_blur_prob=args.gaussian_blur_prob, auto_augment=args.aa, num_aug_repeats=args.aug_repeats,
+                interpolation=config['interpolation'] if plain else args.train_interpolation, collate_fn=collate,
+                worker_seeding=args.worker_seeding, input_size=config['input_size'], mean=config['mean'],
+                std=config['std'], num_workers=args.workers, device=self.device,
+                input_size_choices=args.train_img_sizes, batch_choice_seed=args.seed,
+                batch_choice_schedule=args.train_size_schedule,
+                batch_schedule_epochs=args.epochs if args.train_size_schedule == 'progressive' else None,
+                batch_schedule_spread=args.train_size_schedule_spread,
+                batch_schedule_random_mix=args.train_size_random_mix,
+                # Workers that live on would carry their random state over from an epoch that a resumed run never saw.
+                persistent_workers=False, **shared)
         if len(loader_train) == 0:
             raise ValueError(f'{args.train_split!r} has {len(images)} images, fewer than one batch of '
                              f'{args.batch_size} in each of {args.world_size} processes')
@@ -402,6 +418,8 @@ class _Run:
     def _criterion(self) -> nn.Module:
         if self.mixup:
             return SoftTargetCrossEntropy()  # the smoothing is in the mixed targets
+        if (self.args.smoothing or 0) >= 1:
+            raise ValueError(f'smoothing must be below 1, got {self.args.smoothing}')
         if self.args.smoothing:
             return LabelSmoothingCrossEntropy(smoothing=self.args.smoothing)
         return nn.CrossEntropyLoss()
@@ -438,6 +456,8 @@ class _Run:
                 if unknown:
                     raise ValueError(f'it is of another optimiser than {args.opt!r}, without '
                                      f'{", ".join(sorted(unknown))}')
+                trained = (read_settings(args.resume).get('description') or {}).get('label_names') or ()
+                check_classes(args.data_dir, self.description.label_names, tuple(trained))
                 del state  # its tensors are mapped into memory
                 start_epoch = int(resume_task_checkpoint(
                     self.task, args.resume, self.optimizer, self.loss_scaler, log_info=False) or 0)
@@ -464,8 +484,8 @@ class _Run:
         """Make the experiment's folder, or enter it again."""
         args, folder, continues = self.args, self.folder, self.continues
         if not continues and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise FileExistsError(f'{folder} is in use; choose another --experiment, '
-                                  f'or continue with --resume {folder / LAST}')
+            go_on = f', or continue with --resume {folder / LAST}' if (folder / LAST).is_file() else ''
+            raise FileExistsError(f'{folder} is in use; choose another --experiment{go_on}')
         self.made_folder = not continues
         folder.mkdir(parents=True, exist_ok=True)
         if self.start_epoch < self.num_epochs:  # settings with which nothing is trained are not kept
@@ -514,8 +534,9 @@ class _Run:
             if (folder / SUMMARY).is_file():
                 history = read_summary(folder / SUMMARY)
         held_out = f', {len(self.loader_eval.dataset):,} held out' if self.loader_eval is not None else ''
-        self.say(f'model {args.model}, data {args.data_dir or args.dataset} ({len(self.loader_train.dataset):,} images'
-                 f'{held_out}), output {self.folder}')
+        classes = f' of {len(self.description.label_names)} classes' if self.description.label_names else ''
+        self.say(f'model {args.model} with {args.num_classes} outputs, data {args.data_dir or args.dataset} '
+                 f'({len(self.loader_train.dataset):,} images{classes}{held_out}), output {self.folder}')
         if self.start_epoch == self.num_epochs:
             self.say(f'nothing left to train: all {self.num_epochs} epochs are done')
         elif self.args.resume:

@@ -140,6 +140,9 @@ class Description:
                 data[key] = (fmean(data[key]),) * channels
         if for_training:
             data['crop_mode'] = 'center'  # train.py hands none to its loader, whatever the model's configuration says
+        names = tuple(cfg.get('label_names') or ()) if settings.get('pretrained') and not for_training else ()
+        if len(names) == arguments.get('num_classes'):  # those of the weights, which evaluation asks the images for
+            data['label_names'] = names
         return cls(architecture, arguments, **data)
 
     @classmethod
