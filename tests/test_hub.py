@@ -470,7 +470,7 @@ def test_config_json_says_everything_once_in_timms_form() -> None:
     bare = Description('randwire', {**TINY, 'num_classes': 0}, *list(network.data_config().values())[:1], (0.5,) * 3,
                        (0.5,) * 3, 'bilinear', 1.0)
     config = to_config(bare, bare.create_model(), 'x', 'mit', 'one line')
-    assert config['pretrained_cfg']['pool_size'] == [7, 7] and not {'label_names', 'label_descriptions'} & set(config)
+    assert config['pretrained_cfg']['classifier'] == 'fc' and not {'label_names', 'label_descriptions'} & set(config)
     assert from_config(config) == bare
     for missing in ('num_classes', 'architecture', 'pretrained_cfg'):
         with pytest.raises(ValueError, match=f'^config.json lacks {missing}$'):

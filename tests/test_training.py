@@ -231,6 +231,13 @@ def test_what_timm_only_asserts_is_one_line_before_anything_is_written(
     assert not contents(tmp_path)
 
 
+@pytest.mark.parametrize('name', ['scale', 'ratio', 'cutmix_minmax'])
+def test_a_range_has_two_ends(name: str, images: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf'{name} must be two numbers, from and to, got \[0.5\]'):
+        train(**{**PLAIN, name: [0.5]}, data_dir=str(images), output=str(tmp_path), experiment='run', progress=False)
+    assert not contents(tmp_path)
+
+
 def test_a_run_that_fails_in_its_first_epoch_leaves_its_name_free(images: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):  # images of three channels for a network of four
         train(**{**PLAIN, 'in_chans': 4, 'mean': None, 'std': None}, data_dir=str(images), output=str(tmp_path),

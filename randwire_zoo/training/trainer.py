@@ -355,6 +355,9 @@ class _Run:
 
     def _build_loaders(self) -> tuple[Any, Any]:
         args, config = self.args, self.description.data_config()
+        for name in ('scale', 'ratio', 'cutmix_minmax'):
+            if (value := getattr(args, name)) is not None and len(value) != 2:
+                raise ValueError(f'{name} must be two numbers, from and to, got {value!r}')
         conditions = Conditions.from_settings(vars(args))
         images = open_images(
             args.data_dir, args.train_split, args.dataset, self.description.input_size, args.input_img_mode,
