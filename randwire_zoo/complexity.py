@@ -38,14 +38,15 @@ def count_complexity(model: nn.Module, input_size: tuple[int, int, int]) -> Comp
         activations += output.numel()
 
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d)]
-    training = model.training
+    modes = {module: module.training for module in model.modules()}  # of which some may be frozen
     try:
         parameter = next(model.parameters())
         image = torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model.eval()(image)
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
         for hook in hooks:
             hook.remove()
     params = sum(p.numel() for p in model.parameters())

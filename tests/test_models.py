@@ -536,3 +536,12 @@ def test_arguments_that_timm_resolves_of_a_name_find_its_weights() -> None:
     assert torch.equal(found.fc.weight, named.fc.weight)
     with pytest.raises(RuntimeError, match='No pretrained weights exist'):  # a configuration of one's own has none
         timm.create_model(SMALL, pretrained=True, pretrained_cfg={**arguments['pretrained_cfg'], 'mean': (0.0,) * 3})
+
+
+def test_what_is_counted_keeps_its_frozen_parts() -> None:
+    model: Any = timm.create_model(PICO).train()
+    model.conv3.nodes[0].bn.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    count_complexity(model, (3, 32, 32))
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert set(before.values()) == {False, True}

@@ -438,6 +438,23 @@ class Wrapped(nn.Module):
         return self.node(*args)
 
 
+class PassingOn(Wrapped):
+    """One that has the attributes of what is in it, as those of torch's checkpointing and sharding have."""
+
+    def forward(self, *args: Any) -> Any:
+        return self.node(*args) * 1.5
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__('node'), name)
+
+
+def a_node_that_is_passed_on(stage: Stage) -> None:
+    stage.nodes[2] = PassingOn(stage.nodes[2])
+
+
 def a_wrapped_node(stage: Stage) -> None:
     stage.nodes[2] = Wrapped(stage.nodes[2])
 
@@ -496,6 +513,7 @@ OTHERS: dict[str, Callable[[Stage], None]] = {
     'GroupNorm': replace('bn', lambda old: nn.GroupNorm(1, 5)),
     'no norm': replace('bn', lambda old: nn.Identity(), ()),
     'a subclass of Node': another_node, 'a node inside of another module': a_wrapped_node,
+    'a node in a module that passes on its attributes': a_node_that_is_passed_on,
     'a transform of its own': an_own_transform,
     'a weight made of others': lambda stage: nn.utils.parametrizations.weight_norm(stage.nodes[2].conv_pw) and None,
     **{f'a forward of its own of {name}': an_own_forward(of) for name, of in MODULES.items()},
@@ -889,6 +907,30 @@ def test_a_deployed_stage_follows_its_weights(change: Callable[[Any, Any], Any],
         stage.nodes[3].weights[1] = 0.25
         assert_equal(stage(images()), by_modules(forward, stage, images()))
     assert len(served) == 4 and all(settings.constant for settings in served)
+
+
+@pytest.mark.parametrize('channels', [8, 16])
+def test_a_deployed_stage_follows_what_changes_signs_and_exponents_alone(channels: int, served: list[Any]) -> None:
+    stage = deploy_stage(a_stage(out_chs=channels))
+    torch.manual_seed(9)
+    weight = stage.nodes[3].last.weight.data
+    weight.copy_(weight.bfloat16())  # whose lower halves are zero
+    with torch.no_grad():
+        for change in (lambda: weight.mul_(2), weight.neg_, lambda: weight.copy_(torch.randn_like(weight).bfloat16())):
+            stage(images())
+            change()
+            assert_equal(stage(images()), by_modules(forward, stage, images()))
+    assert len(served) == 6
+
+
+def test_statistics_are_left_where_they_are_not_tracked_for_a_while(served: list[Any]) -> None:
+    stage = a_stage(training=True)
+    for node in stage.nodes:
+        node.bn.track_running_stats = False
+    before = [buffer.clone() for buffer in stage.buffers()]
+    expected = by_modules(learn, stage, images())
+    assert_equal(learn(stage, images()), expected, 1e-4)
+    assert served and all(map(torch.equal, before, stage.buffers()))
 
 
 def test_what_a_deployed_stage_was_laid_out_as_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,9 @@ def run_stage(stage: Any, x: Tensor, kept_edges: Optional[Tensor]) -> Optional[T
         x = x.to(torch.get_autocast_dtype('cpu'))
     nodes: list[_Node] = []
     for module in stage.nodes:
-        node = _read(module.separable(), x) if hasattr(module, 'separable') else None
+        separable = module.separable() if hasattr(module, 'separable') else None
+        # A wrapper may hand on what it is asked for, of the node in it, whose forward is not what it does itself.
+        node = _read(separable, x) if separable is not None and separable.module is module else None
         if node is None:
             return None
         nodes.append(node)
@@ -81,7 +83,8 @@ def run_stage(stage: Any, x: Tensor, kept_edges: Optional[Tensor]) -> Optional[T
         keep=learns and not (stage.recompute and x.dtype == torch.float32), constant=deployed))
     if any(of_batch):
         for i, node in enumerate(nodes):
-            if node.norm.training and type(node.norm) is nn.BatchNorm2d and node.norm.running_mean is not None:
+            if (node.norm.training and type(node.norm) is nn.BatchNorm2d and node.norm.running_mean is not None
+                    and node.norm.track_running_stats):
                 _update(node.norm, result.mean[i], result.variance[i], values)
     return result.out
 
