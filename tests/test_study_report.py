@@ -26,7 +26,6 @@ from randwire_zoo.graphs import Graph, graphs_sha256, parse_graph_model, sample_
 from randwire_zoo.network import NODE_OPS
 from randwire_zoo.studies.analysis import (
     band,
-    bootstrap_interval,
     correlate,
     damage_correlation,
     differences,
@@ -34,11 +33,13 @@ from randwire_zoo.studies.analysis import (
     error_distribution,
     holm,
     learned,
+    mean_interval,
     measure_correlation,
     operation_means,
     paired_differences,
     units,
     variance,
+    worth_showing,
 )
 from randwire_zoo.studies.plots import accuracies_figure, damage_figure, distributions_figure, draw_pictures
 from randwire_zoo.studies.report import report_table, write_html
@@ -105,8 +106,8 @@ def test_the_table_has_mean_and_sample_deviation_over_all_seeds(tmp_path: Path) 
     assert found['series'] == ['networks', 'wirings', 'C', 'params, M', 'multiply-adds, M', 'top-1 (%)',
                                '95 % interval', 'top-5 (%)', 'paper']
     # (70 + 71 + 75) / 3, and sqrt((4 + 1 + 9) / 2)
-    # Of the 27 equally likely means of three draws, one in 27 is 70 and one is 75: the quantiles of 2.5 and 97.5 %.
-    assert found['ws(4,0.75)'] == ['3', '3', '12', '0.050 ± 0.000', '1.23 ± 0.00', '72.00 ± 2.65', '70.00 to 75.00',
+    # Student's t with two degrees of freedom: 4.303 times sqrt(7) / sqrt(3) on either side.
+    assert found['ws(4,0.75)'] == ['3', '3', '12', '0.050 ± 0.000', '1.23 ± 0.00', '72.00 ± 2.65', '65.43 to 78.57',
                                    '90.00 ± 0.00', '74.7 ± 0.25']
     assert found['er(0.2)'] == ['1 of 2', '1', '12', '0.050, 0.050', '1.23, 1.23', '60.00', '–', '90.00', '–']
     assert found['ba(5)'][0] == '0 of 1' and found['ba(5)'][5:] == ['–', '–', '–', '–']
@@ -370,7 +371,7 @@ def test_a_series_that_is_not_done_has_not_one_wiring_for_that(tmp_path: Path) -
 
 
 
-def test_differences_are_tested() -> None:
+def test_differences_are_tested(tmp_path: Path) -> None:
     rng = random.Random(2)
     groups = {series: [row(series, seed, rng.gauss(mean, 1)) for seed in range(1, n + 1)]
               for series, mean, n in (('er(0.2)', 50, 5), ('ba(2)', 51, 4), ('ws(4,0.75)', 53, 6))}
@@ -399,14 +400,20 @@ def test_differences_are_tested() -> None:
     assert units(doubled) == [52.0, 53.0, 54.0]
     assert units([row('ws(4,0)', seed, 50.0 + seed) for seed in (1, 2, 3)]) == [51.0, 52.0, 53.0]
     assert differences({'a': [row('er(0.2)', 1, 50.0)], 'b': doubled}) == []
-    # Of more than six series the best, whatever its name, is compared with the rest.
+    # Of more than six series the best, whatever its name, is shown with the rest; all pairs are tested.
     many = {f'er(0.{i})': [row(f'er(0.{i})', seed, 40.0 + (i == 3) + seed) for seed in (1, 2)] for i in range(1, 8)}
-    assert [one.one for one in differences(many)] == ['er(0.3)'] * 6
+    tested = differences(many)
+    assert len(tested) == 21
+    shown = [one for one, there in zip(tested, worth_showing(tested, many), strict=True) if there]
+    assert [one.one for one in shown] == ['er(0.3)'] * 6 and len({one.other for one in shown}) == 6
+    spread = many['er(0.3)']
+    text = report_table(write(tmp_path, [one for group in many.values() for one in group]), 'github')
+    welch = text[text.index('Welch'):text.index('Distributions of the errors')]
+    assert 'allows for 21 tests' in welch and len(re.findall(r'^\| er', welch, re.MULTILINE)) == 6
     del many['er(0.7)']
-    assert len(differences(many)) == 15
+    assert len(tested := differences(many)) == 15 and all(worth_showing(tested, many))
     # One of the two may have no spread; without any there is no test.
     flat = [row('ba(2)', seed, 47.0) for seed in (1, 2)]
-    spread = many['er(0.3)']
     assert len(differences({'a': flat, 'b': spread})) == len(differences({'b': spread, 'a': flat})) == 1
     assert differences({'a': flat, 'b': [row('ba(3)', seed, 48.0) for seed in (1, 2)]}) == []
 
@@ -431,12 +438,20 @@ def test_differences_at_equal_seeds_are_those_of_pairs() -> None:
     # What luck does to both is not in it, as it is in the test of two samples.
     unpaired, = differences({'er(0.2)': first, 'ba(2)': second})
     assert found.p < 0.01 < unpaired.p
-    # A generator with one wiring is paired by the seed of the training.
+    # A generator with one wiring is paired by the seed of the training, if each has a wiring of its own.
     alone = series('ws(4,0)', 0, (1,), 'one')
-    found, = paired_differences({'er(0.2)': first, 'ws(4,0)': alone})
-    gaps = np.array([np.mean([one['top1'] for one in first if one['training_seed'] == t]) - alone[t - 1]['top1']
-                     for t in (1, 2)])
-    assert found.n == (2, 2) and found.mean == pytest.approx(gaps.mean())
+    each = [next(one for one in first if one['graph_seed'] == one['training_seed'] == t) for t in (1, 2)]
+    found, = paired_differences({'er(0.2)': each, 'ws(4,0)': alone})
+    assert found.n == (2, 2) and found.mean == pytest.approx(
+        np.mean([one['top1'] - other['top1'] for one, other in zip(each, alone, strict=True)]))
+    # Otherwise all pairs have the same wirings, whatever these are worth: no pair is independent of another.
+    assert paired_differences({'er(0.2)': first, 'ws(4,0)': alone}) == []
+    assert paired_differences({'ws(4,0)': alone, 'er(0.2)': first}) == []
+    # Two models without graphs have their trainings. What differs by rounding alone is no spread of differences.
+    models = {name: [row(name, t, top1, graph=None) for t, top1 in enumerate(values)]
+              for name, values in (('resnet18', (0.3, 0.8, 1.2)), ('resnet50', (0.1, 0.6, 1.0)))}
+    assert len({a['top1'] - b['top1'] for a, b in zip(*models.values(), strict=True)}) > 1
+    assert paired_differences(models) == [] and len(differences(models)) == 1
     assert paired_differences({'a': [row('a', seed, 1.0 * seed) for seed in (1, 2)],
                                'b': [row('b', seed, 2.0 * seed) for seed in (3, 4)]}) == []
 
@@ -445,9 +460,16 @@ def test_intervals_of_means() -> None:
     rng = np.random.default_rng(3)
     values = list(rng.normal(70, 2, 40))
     expected = stats.bootstrap((values,), np.mean, method='percentile', rng=1).confidence_interval
-    assert bootstrap_interval(values) == pytest.approx(tuple(expected), abs=0.1)
-    assert bootstrap_interval(values) == bootstrap_interval(values)
-    assert bootstrap_interval([1.0, 2.0]) is None and bootstrap_interval([1.0] * 5) is None
+    assert mean_interval(values) == pytest.approx(tuple(expected), abs=0.1)
+    assert mean_interval(values) == mean_interval(values)
+    few = [1.0, 2.0, 4.0]
+    assert mean_interval(few) == pytest.approx(tuple(stats.ttest_1samp(few, 0).confidence_interval()))
+    assert mean_interval([1.0, 2.0]) is None and mean_interval([0.1 + 0.2, 0.3, 0.3]) is None
+    # It holds the true mean as often as it says; the plain percentiles of the bootstrap do so for 90 % of ten values.
+    for count in (3, 10):
+        held = sum(low <= 70 <= high for low, high in (mean_interval(list(sample)) or (0.0, 0.0)
+                                                       for sample in rng.normal(70, 2, (1000, count))))
+        assert held >= 950 - 3 * (1000 * 0.05 * 0.95) ** 0.5
     # Of samples of a uniform distribution, the band misses the true one as rarely as it says.
     half, count = band(12), 12
     missed = 0
@@ -492,18 +514,27 @@ def test_what_was_removed_is_known_by_its_graph_and_tested_against_random_order(
             [name, node, len(graph.successors[node]), losses[name, node]]
             for name, graph in zip(('conv3', 'conv4', 'conv5'), graphs, strict=True) for node in range(8)], 'edges': []}
 
+    def r(measure: Sequence[float], losses: Sequence[float], stages: Sequence[str]) -> float:
+        """Of what is left when each stage's means are taken off: the partial correlation, given the stages."""
+        known = np.array([[stage == name for name in dict.fromkeys(stages)] for stage in stages], dtype=float)
+        left = [np.array(side) - known @ np.linalg.lstsq(known, np.array(side), rcond=None)[0]
+                for side in (measure, losses)]
+        return float(np.corrcoef(*left)[0, 1])
+
     deep = {name: longest_paths(graph) for name, graph in zip(('conv3', 'conv4', 'conv5'), graphs, strict=True)}
     places = [(name, node) for name in deep for node in range(8)]
-    by_depth = {(name, node): 3.0 * deep[name][node] + rng.random() for name, node in places}
+    stages = [name for name, _ in places]
+    level = {'conv3': 40.0, 'conv4': 20.0, 'conv5': 0.0}  # what a stage loses for other reasons
+    by_depth = {(name, node): level[name] + 3.0 * deep[name][node] + rng.random() for name, node in places}
     by_chance = {place: rng.random() for place in places}
     rows = [row('ws(4,0.75)', 1, 50.0, damage=of(by_depth))]
     found = damage_correlation(rows, 'nodes', 'depth')
     depth_of = [deep[name][node] for name, node in places]
-    assert found.values == pytest.approx([np.corrcoef(depth_of, list(by_depth.values()))[0, 1]]) and found.p == 0.001
+    assert found.values == pytest.approx([r(depth_of, list(by_depth.values()), stages)]) and found.p == 0.001
     between = [networkx.betweenness_centrality(graph.to_networkx().to_undirected())[node]
                for graph in graphs for node in range(8)]
     assert damage_correlation(rows, 'nodes', 'betweenness').values == pytest.approx(
-        [np.corrcoef(between, list(by_depth.values()))[0, 1]])
+        [r(between, list(by_depth.values()), stages)])
     # Of edges, the betweenness of the edge and the depth of its target.
     entries = [[name, *edge, len(graph.predecessors[edge[1]]), rng.random()]
                for name, graph in zip(deep, graphs, strict=True) for edge in graph.edges]
@@ -513,18 +544,34 @@ def test_what_was_removed_is_known_by_its_graph_and_tested_against_random_order(
     edges_alone = [row('ws(4,0.75)', 1, 50.0, damage={'images': 300, 'top1': 50.0, 'nodes': [], 'edges': entries})]
     for measure, values in (('betweenness', between), ('depth', [deep[entry[0]][entry[2]] for entry in entries])):
         assert damage_correlation(edges_alone, 'edges', measure).values == pytest.approx(
-            [np.corrcoef(values, losses)[0, 1]])
-    # By chance: p is that of a permutation test by itself.
+            [r(values, losses, [entry[0] for entry in entries])])
+    # By chance: p is that of a permutation test by itself, whatever the stages lose.
     rows = [row('ws(4,0.75)', 1, 50.0, damage=of(by_chance))]
     found = damage_correlation(rows, 'nodes', 'depth')
-    shuffled = list(by_chance.values())
     as_far = 0
     for _ in range(4000):
-        rng.shuffle(shuffled)
-        as_far += abs(np.corrcoef(depth_of, shuffled)[0, 1]) >= abs(found.values[0])
+        shuffled = [loss for name in deep for loss in rng.sample([by_chance[name, node] for node in range(8)], 8)]
+        as_far += abs(r(depth_of, shuffled, stages)) >= abs(found.values[0]) - 1e-9
     assert found.p == pytest.approx(as_far / 4000, abs=0.06)
-    # Networks at once: their mean is tested. Without graphs, or with a node that is not there, degrees are left.
-    assert damage_correlation([*rows] * 3, 'nodes', 'depth').values == pytest.approx(found.values * 3)
+    levels = of({place: level[place[0]] + loss for place, loss in by_chance.items()})
+    again = damage_correlation([row('ws(4,0.75)', 1, 50.0, damage=levels)], 'nodes', 'depth')
+    assert (again.values, again.p) == (pytest.approx(found.values), found.p)
+    # Trainings of one wiring are one value, of the mean loss of each removal; those of two wirings are two.
+    second = {place: rng.random() for place in places}
+    means = [(by_chance[place] + second[place]) / 2 for place in places]
+    twice = damage_correlation([*rows, row('ws(4,0.75)', 1, 50.0, damage=of(second))], 'nodes', 'depth')
+    assert twice.values == pytest.approx([r(depth_of, means, stages)])
+    same = damage_correlation(rows * 5, 'nodes', 'depth')
+    assert (same.values, same.p) == (pytest.approx(found.values), found.p)
+    other = {**rows[0], 'wiring': 'another', 'graph': 'own(3)'}
+    assert len(damage_correlation([*rows, other], 'nodes', 'degree').values) == 2
+    # A ring's nodes are equally between others, but for rounding: there is nothing to correlate.
+    ring, = wiring('ws(4,0)', 1)[:1]
+    assert len({round(value, 12) for value in networkx.betweenness_centrality(
+        ring.to_networkx().to_undirected()).values()}) == 1
+    flat = damage_correlation([row('ws(4,0)', 1, 50.0, damage=of(by_chance))], 'nodes', 'betweenness')
+    assert flat.values == [] and flat.p is None
+    # Without graphs, or with a node that is not there, degrees are left.
     unknown = damage_correlation([row('grid(3)', 1, 50.0, damage=of(by_depth))], 'nodes', 'depth')
     assert unknown.values == [] and unknown.p is None
     odd = of(by_depth)
@@ -569,7 +616,7 @@ def test_every_network_its_mean_and_the_papers_figure_are_shown() -> None:
     assert [x for x, _ in points] == [50, 53, 51, 52, 51.5]
     assert [round(y) for _, y in points] == [0, 0, 0, 1, 2]  # a line for each series
     line, = (line for line in axes.get_lines() if line.get_linewidth() == 2)
-    assert tuple(map(float, line.get_xdata())) == pytest.approx(bootstrap_interval([50.0, 53.0, 51.0]))
+    assert tuple(map(float, line.get_xdata())) == pytest.approx(mean_interval([50.0, 53.0, 51.0]))
     means = {tuple(map(float, line.get_xydata()[0])) for line in axes.get_lines() if line.get_marker() == 'D'}
     assert {(round(x, 6), y) for x, y in means} == {(51.333333, 0.0)}
     said = [text.get_text() for text in axes.texts]

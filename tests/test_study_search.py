@@ -130,6 +130,10 @@ def test_the_better_go_on_and_random_search_has_what_that_cost(data: Path, tmp_p
             assert [row['kwargs']['seed'] for row in again] == [row['training_seed'] for row in again] == [7, 8]
             assert all({**row['kwargs'], 'seed': seed} == best['kwargs'] and row['epochs'] == 9 for row in again)
     assert {row['kwargs']['seed'] for name, row in rows.items() if name.startswith('random-2-1')} == {2}
+    for seed in (1, 2):  # both draw at random first, and not the same
+        first = [[rows[f'{method}-{seed}-{trial}-e{epochs}']['kwargs'] for trial in range(3)]
+                 for method, epochs in (('halving', 1), ('random', 9))]
+        assert first[0] != first[1]
     table = search_table(tmp_path, 'github')
     lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines() if line[:4] == '| 1 ']
     assert [line[1:3] for line in lines] == [['halving', '18'], ['random', str(len(epochs_of(rows, 'random', 1)[9]))]]
@@ -169,6 +173,11 @@ def test_candidates_that_fail_or_cannot_be_are_passed_over(data: Path, tmp_path:
     assert {row['status'] for row in rows.values()} == {'done', 'failed'}
     assert not [row for row in rows.values() if row['kwargs']['graph'][3] == '6' and row['kwargs']['num_nodes'] == 5]
     assert all(row['epochs'] == 1 for row in rows.values() if row['status'] == 'failed' and row['id'][:4] == 'halv')
+    # What failed has cost neither search anything: random search drew others for it.
+    cost = {method: sum(row['epochs'] * row['macs'] for row in rows.values() if row['id'].startswith(method)
+                        and 'winner' not in row['id'] and row['status'] == 'done') for method in ('halving', 'random')}
+    assert any(row['status'] == 'failed' for row in rows.values() if row['id'].startswith('random'))
+    assert cost['halving'] - 9 * max(row['macs'] for row in rows.values()) < cost['random'] <= 1.05 * cost['halving']
     assert 'ws(4' not in search_table(tmp_path)
 
 

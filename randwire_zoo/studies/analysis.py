@@ -20,15 +20,15 @@ from .measures import depths, edge_betweenness, node_betweenness
 from .study import Network, graphs_of
 
 __all__ = ['ENOUGH', 'MEASURES', 'Correlation', 'DamageCorrelation', 'Difference', 'Distance', 'OperationCorrelation',
-           'Row', 'Variance', 'accuracy', 'band', 'bootstrap_interval', 'by_series', 'by_wiring', 'correlate',
-           'damage_correlation', 'differences', 'distances', 'error_distribution', 'graphs_of_row', 'has_one_wiring',
-           'has_wirings_to_come', 'holm', 'learned', 'losses_by_degree', 'measure_correlation',
-           'operation_correlations', 'operation_means', 'paired_differences', 'pearson', 'spread', 'units', 'variance',
-           'wiring_means']
+           'Row', 'Variance', 'accuracy', 'band', 'by_series', 'by_wiring', 'correlate', 'damage_correlation',
+           'differences', 'distances', 'error_distribution', 'graphs_of_row', 'has_one_wiring', 'has_wirings_to_come',
+           'holm', 'learned', 'losses_by_degree', 'mean_interval', 'measure_correlation', 'operation_correlations',
+           'operation_means', 'paired_differences', 'pearson', 'spread', 'units', 'variance', 'wiring_means',
+           'worth_showing']
 
 Row = dict[str, Any]
 MEASURES = ('degree', 'path length', 'clustering', 'betweenness', 'depth', 'edge depth', 'paths', 'peak memory')
-ENOUGH = 10  # values that a correlation is worth giving for
+ENOUGH = 10  # values that a correlation is worth giving for, or that can be drawn from again and again
 ABOVE_CHANCE = 1.2  # times the accuracy of guessing: what has less has not begun to learn
 
 
@@ -84,18 +84,41 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f'{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}'
 
 
-def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % interval of a mean by the percentile bootstrap (Efron, 1979), always with the same draws.
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % interval of a mean.
+
+    Of fewer than `ENOUGH` values it is Student's, as what is drawn from a few values cannot leave their range. Of more
+    it is the bootstrap's (Efron, 1979), which assumes no normal distribution, always with the same draws; its
+    percentiles lie as far out as Student's t is wider than the normal distribution (Hesterberg, The American
+    Statistician 69, 2015), as they would cover too little of ten values otherwise.
 
     Returns:
         None of fewer than three values, or without spread.
     """
-    if len(values) < 3 or len(set(values)) < 2:
+    count = len(values)
+    if count < 3 or not _varies(values):
         return None
     import numpy as np
-    draws = np.random.default_rng(0).integers(len(values), size=(9999, len(values)))
-    low, high = np.quantile(np.asarray(values)[draws].mean(1), (0.025, 0.975))
+    from scipy.stats import norm, t
+    quantile = float(t.ppf(0.975, count - 1))
+    if count < ENOUGH:
+        mean, half = statistics.mean(values), quantile * statistics.stdev(values) / math.sqrt(count)
+        return mean - half, mean + half
+    draws = np.random.default_rng(0).integers(count, size=(9999, count))
+    tail = float(norm.cdf(-quantile * math.sqrt(count / (count - 1))))
+    low, high = np.quantile(np.asarray(values)[draws].mean(1), (tail, 1 - tail))
     return float(low), float(high)
+
+
+def _varies(values: Sequence[float]) -> bool:
+    """Whether values differ by more than rounding."""
+    return bool(values) and max(values) - min(values) > 1e-9 * max(map(abs, values))
+
+
+def _centred(values: Sequence[float]) -> list[float]:
+    """What is left of values when their mean is taken off; nothing at all of values that differ by rounding alone."""
+    mean = statistics.fmean(values)
+    return [value - mean for value in values] if _varies(values) else [0.0] * len(values)
 
 
 @dataclass(frozen=True)
@@ -163,13 +186,24 @@ class Difference:
     p: float
 
 
-def _pairs(groups: Mapping[str, Sequence[Row]], every: int = 6) -> list[tuple[str, str]]:
-    """Each two series that have two independent accuracies; of more than `every`, the best with the rest."""
+SHOWN = 6  # series of which a page shows every test between two
+
+
+def _pairs(groups: Mapping[str, Sequence[Row]]) -> list[tuple[str, str]]:
+    """Each two series that have two independent accuracies; where a page does not show all, the better one first."""
     values = {series: found for series, rows in groups.items() if len(found := units(rows)) > 1}
-    if len(values) <= every:
-        return list(combinations(values, 2))
-    best = max(values, key=lambda series: statistics.mean(values[series]))
-    return [(best, series) for series in values if series != best]
+    order = list(values) if len(values) <= SHOWN else sorted(values, key=lambda series: -statistics.mean(values[series]))
+    return list(combinations(order, 2))
+
+
+def worth_showing(tested: Sequence[Difference | Distance], groups: Mapping[str, Sequence[Row]]) -> list[bool]:
+    """Of each test between two series whether a page shows it: of more than six series, the best with the rest.
+
+    Which is the best is seen in the values that are tested, so that p is corrected for all tests and not for these.
+    """
+    series = {name for one in tested for name in (one.one, one.other)}
+    best = max(series, key=lambda name: statistics.mean(units(groups[name])), default=None)
+    return [len(series) <= SHOWN or best in (one.one, one.other) for one in tested]
 
 
 def differences(groups: Mapping[str, Sequence[Row]]) -> list[Difference]:
@@ -178,7 +212,7 @@ def differences(groups: Mapping[str, Sequence[Row]]) -> list[Difference]:
     tested = []
     for one, other in _pairs(groups):
         first, second = units(groups[one]), units(groups[other])
-        if len(set(first)) > 1 or len(set(second)) > 1:
+        if _varies(first) or _varies(second):
             with warnings.catch_warnings():  # of two of which one has no spread
                 warnings.simplefilter('ignore', RuntimeWarning)
                 result = ttest_ind(first, second, equal_var=False)
@@ -193,14 +227,19 @@ def paired_differences(groups: Mapping[str, Sequence[Row]]) -> list[Difference]:
     """Compare series at equal seeds, by the t test of pairs: what a seed does to both of them falls out.
 
     Networks are paired by both seeds; by that of the training alone where one of the two has one wiring. Pairs that
-    share a wiring on either side count once, with their mean.
+    share a wiring on either side count once, with their mean. Where one of the two has one wiring, and the other's
+    wirings share seeds of training, all pairs have the same wirings, so that none is independent of the next: these two
+    are not compared here.
     """
     from scipy.stats import ttest_1samp
     tested = []
     for one, other in _pairs(groups):
-        random = [len(by_wiring(groups[series])) > 1 for series in (one, other)]
+        wirings = {series: by_wiring(groups[series]) for series in (one, other)}
+        both_random = all(len(found) > 1 for found in wirings.values())
+        if not both_random and any(_share_trainings(found) for found in wirings.values()):
+            continue
 
-        def seeds(row: Row, whole: bool = all(random)) -> tuple[Any, ...]:
+        def seeds(row: Row, whole: bool = both_random) -> tuple[Any, ...]:
             return (row['graph_seed'], row['training_seed']) if whole else (row['training_seed'],)
 
         both: dict[tuple[Any, ...], tuple[list[float], list[float]]] = {}
@@ -211,14 +250,20 @@ def paired_differences(groups: Mapping[str, Sequence[Row]]) -> list[Difference]:
         for key, (first, second) in both.items():
             if first and second:
                 pairs.setdefault(key[0], []).append(statistics.mean(first) - statistics.mean(second))
-        values = list(map(statistics.mean, pairs.values()))
-        if len(values) > 1 and len(set(values)) > 1:
+        values = [round(statistics.mean(found), 9) for found in pairs.values()]  # equal ones without their rounding
+        if len(values) > 1 and _varies(values):
             result = ttest_1samp(values, 0)
             low, high = result.confidence_interval()
             tested.append(Difference(
                 one, other, (len(values), len(values)), statistics.mean(values), float(low), float(high),
                 float(result.statistic), float(result.df), float(result.pvalue)))
     return tested
+
+
+def _share_trainings(wirings: Mapping[Any, Sequence[Row]]) -> bool:
+    """Whether a seed of training stands for more than one wiring."""
+    seeds = [seed for rows in wirings.values() for seed in {row['training_seed'] for row in rows}]
+    return len(seeds) > len(set(seeds))
 
 
 @dataclass(frozen=True)
@@ -229,7 +274,7 @@ class Distance:
         one, other: The two.
         n: How many values each has.
         statistic: The largest difference between the two empirical distributions, from 0 to 1.
-        p: Exact, of two samples.
+        p: Two-sided; exact where no two values are equal, and larger than it need be otherwise.
     """
 
     one: str
@@ -263,7 +308,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
     """Pearson's correlation; None of fewer than `ENOUGH` values, or where one of the two does not vary."""
-    if len(x) < ENOUGH or len(set(x)) < 2 or len(set(y)) < 2:
+    if len(x) < ENOUGH or not _varies(x) or not _varies(y):
         return None
     return statistics.correlation(x, y)
 
@@ -325,9 +370,8 @@ def correlate(points: Mapping[str, Sequence[tuple[float, float]]], rank: bool = 
     total = sum(map(len, points.values()))
     left = [r(group for name, group in points.items() if name != series) for series in points]
     known = [value for value in left if value is not None]
-    varying = [ranked(group) for group in points.values() if len({pair[0] for pair in group}) > 1]
-    centred = [[(x - statistics.mean(pair[0] for pair in group), y - statistics.mean(pair[1] for pair in group))
-                for x, y in group] for group in varying]
+    varying = [ranked(group) for group in points.values() if _varies([pair[0] for pair in group])]
+    centred = [list(zip(*(_centred(side) for side in zip(*group, strict=True)), strict=True)) for group in varying]
     count = sum(map(len, centred))
     within = pearson([x for group in centred for x, _ in group], [y for group in centred for _, y in group])
     over_all = r(points.values())
@@ -472,25 +516,42 @@ def has_wirings_to_come(rows: Sequence[Row], graph_seeds: Iterable[int]) -> bool
 DAMAGE_MEASURES = ('degree', 'betweenness', 'depth')
 
 
-def removals(row: Row, kind: str) -> tuple[dict[str, list[float]], list[float]]:
-    """What a network's removals are compared by, as far as its graphs are known, and their losses in points.
+@dataclass(frozen=True)
+class Removal:
+    """What was taken away of a wiring's networks.
 
-    'degree' is a node's out-degree, or the in-degree of an edge's target; 'betweenness' that of the node or edge;
-    'depth' the nodes on the longest path that ends with it.
+    Args:
+        stage: That it was in.
+        measures: What it is compared by, as far as the graphs are known: 'degree' is a node's out-degree, or the
+            in-degree of an edge's target; 'betweenness' that of the node or edge; 'depth' the nodes on the longest path
+            that ends with it.
+        loss: In top-1, in points: the mean of the trainings.
     """
-    entries = row.get('damage', {}).get(kind, ())
-    losses = [float(entry[-1]) for entry in entries]
-    by: dict[str, list[float]] = {'degree': [float(entry[-2]) for entry in entries]}
-    graphs = graphs_of_row(row) if entries else ()
+
+    stage: str
+    measures: dict[str, float]
+    loss: float
+
+
+def removals(rows: Sequence[Row], kind: str) -> list[Removal]:
+    """Those of 'nodes' or 'edges' of a wiring's trainings."""
+    losses: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        for *place, loss in row.get('damage', {}).get(kind, ()):
+            losses.setdefault(tuple(place), []).append(float(loss))
+    graphs = graphs_of_row(rows[0]) if losses else ()
     stages = dict(zip(stage_names(len(graphs)), graphs, strict=True))
     betweenness: dict[str, Any] = {name: node_betweenness(graph) if kind == 'nodes' else edge_betweenness(graph)
                                    for name, graph in stages.items()}
     depth = {name: depths(graph) for name, graph in stages.items()}
-    with suppress(KeyError, IndexError, TypeError):  # a file of results may name any node
-        measured = [betweenness[entry[0]][entry[1] if kind == 'nodes' else (entry[1], entry[2])] for entry in entries]
-        by |= {'betweenness': measured, 'depth': [
-            float(depth[entry[0]][entry[1 if kind == 'nodes' else 2]]) for entry in entries]}
-    return by, losses
+    found = []
+    for (stage, *what, degree), values in losses.items():
+        measures = {'degree': float(degree)}
+        with suppress(KeyError, IndexError, TypeError):  # a file of results may name any node
+            measures |= {'betweenness': betweenness[stage][what[0] if kind == 'nodes' else tuple(what)],
+                         'depth': float(depth[stage][what[-1]])}
+        found.append(Removal(stage, measures, statistics.fmean(values)))
+    return found
 
 
 @dataclass(frozen=True)
@@ -498,8 +559,8 @@ class DamageCorrelation:
     """How the losses of removals go with a measure of what was removed.
 
     Args:
-        values: Pearson's r of each network that has enough removals.
-        p: How often the mean of these is as far from 0 in random order of each network's losses; None without any.
+        values: Pearson's r of each wiring that has enough removals, within its stages.
+        p: How often the mean of these is as far from 0 in random order of each stage's losses; None without any.
     """
 
     values: list[float]
@@ -507,22 +568,32 @@ class DamageCorrelation:
 
 
 def damage_correlation(rows: Iterable[Row], kind: str, measure: str, orders: int = 999) -> DamageCorrelation:
-    """Correlate within each network, whose removals are no independent trials, and test the mean of the networks.
+    """Correlate within each stage of each wiring of a series, and test the mean of the wirings.
 
-    The test is a permutation test: in each network the losses are handed out to the removals in random order, `orders`
+    Trainings of one wiring lose alike, so that what is compared is the mean loss of each removal over them. Stages lose
+    differently, and their graphs differ, for other reasons: r is of deviations from each stage's means. The test is a
+    permutation test: in each stage of each wiring the losses are handed out to the removals in random order, `orders`
     times.
     """
     import numpy as np
     rng, values, random = np.random.default_rng(0), [], []
-    for row in rows:
-        by, losses = removals(row, kind)
-        r = pearson(by.get(measure, []), losses) if measure in by else None
+    for trainings in by_wiring(rows).values():
+        stages: dict[str, list[Removal]] = {}
+        for removal in removals(trainings, kind):
+            stages.setdefault(removal.stage, []).append(removal)
+        known = [removal for found in stages.values() for removal in found]
+        if not all(measure in removal.measures for removal in known):
+            continue
+        x = [_centred([removal.measures[measure] for removal in found]) for found in stages.values()]
+        y = [_centred([removal.loss for removal in found]) for found in stages.values()]
+        whole = [value for found in x for value in found]
+        r = pearson(whole, [value for found in y for value in found])
         if r is None:
             continue
         values.append(r)
-        x, y = (np.asarray(side) - np.mean(side) for side in (by[measure], losses))
-        shuffled = rng.permuted(np.tile(y, (orders, 1)), axis=1)
-        random.append(shuffled @ x / np.sqrt((x @ x) * (y @ y)))
+        shuffled = np.concatenate([rng.permuted(np.tile(found, (orders, 1)), axis=1) for found in y], axis=1)
+        random.append(shuffled @ np.asarray(whole) / math.sqrt(
+            sum(value ** 2 for value in whole) * float(np.square(shuffled[0]).sum())))
     if not values:
         return DamageCorrelation([], None)
     means = np.mean(random, axis=0)

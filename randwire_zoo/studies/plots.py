@@ -17,13 +17,13 @@ from .analysis import (
     Row,
     accuracy,
     band,
-    bootstrap_interval,
     by_wiring,
     error_distribution,
     graphs_of_row,
     has_wirings_to_come,
     learned,
     losses_by_degree,
+    mean_interval,
     operation_correlations,
     operation_means,
     units,
@@ -93,8 +93,8 @@ def draw_pictures(groups: Groups, paper: Mapping[str, Any], classes: int | None 
              if any(_number(value) is not None for value in paper.values()) else '')
     populations = {series: group for series, group in groups.items() if not has_wirings_to_come(group, seeds)}
     add(f'{metric} by series', [accuracies_figure(groups, paper, metric, numbers, populations)],
-        'A point is a network. Diamonds are means, with the 95 % interval of the bootstrap over wirings; n counts '
-        'networks, and wirings in brackets.' + given, legend=False)
+        'A point is a network. Diamonds are means over wirings, with their 95 % intervals; n counts networks, and '
+        'wirings in brackets.' + given, legend=False)
     several = {series: group for series, group in populations.items() if len(units(group)) > 1}
     if metric != 'AP' and several:
         bands = (' Bands hold a whole distribution with 95 % confidence (Dvoretzky, Kiefer and Wolfowitz).'
@@ -186,7 +186,7 @@ def accuracies_figure(groups: Groups, paper: Mapping[str, Any], metric: str, num
         _points(axes, group, [accuracy(row) for row in group], [i + offset for offset in offsets], numbers,
                 color=look['color'], marker='o', markersize=3.5, alpha=0.6)
         if len(group) > 1 and (populations is None or series in populations):
-            if interval := bootstrap_interval(units(group)):
+            if interval := mean_interval(units(group)):
                 axes.plot(interval, [i, i], color=LIGHT.ink, linewidth=2)
             axes.plot([statistics.mean(units(group))], [i], marker='D', color=LIGHT.ink, markersize=5)
         count = f'n = {len(group)}' + (f' ({len(wirings)})' if None not in wirings else '')

@@ -29,9 +29,9 @@ from .analysis import (
     MEASURES,
     Correlation,
     Difference,
+    Distance,
     Row,
     accuracy,
-    bootstrap_interval,
     by_series,
     damage_correlation,
     differences,
@@ -42,6 +42,7 @@ from .analysis import (
     holm,
     learned,
     losses_by_degree,
+    mean_interval,
     measure_correlation,
     operation_correlations,
     operation_means,
@@ -49,6 +50,7 @@ from .analysis import (
     spread,
     units,
     variance,
+    worth_showing,
 )
 from .measures import depths
 from .plots import draw_pictures
@@ -242,7 +244,7 @@ def _main_table(spec: dict[str, Any], rows: Sequence[Row]) -> _Table:
     heads = ['series', 'networks', 'wirings', 'C', 'params, M', 'multiply-adds, M']
     detection = bool(spec['detection'])
     heads += ['AP', 'AP50', 'AP75', 'APs', 'APm', 'APl'] if detection else ['top-1 (%)', 'top-5 (%)']
-    intervals = {series: bootstrap_interval(units(group)) for series, group in by_series(done).items()
+    intervals = {series: mean_interval(units(group)) for series, group in by_series(done).items()
                  if not has_wirings_to_come(group, spec['graph_seeds'] or ())}
     if any(intervals.values()):
         heads.insert(heads.index('AP' if detection else 'top-1 (%)') + 1, '95 % interval')
@@ -273,8 +275,8 @@ def _main_table(spec: dict[str, Any], rows: Sequence[Row]) -> _Table:
         lines.append(line)
     notes = []
     if any(intervals.values()):
-        notes.append('95 % interval: of the mean, by the percentile bootstrap over wirings, each with the mean of its '
-                     'trainings, or over trainings where there is one wiring; of few it is rather too narrow.')
+        notes.append('95 % interval: of the mean over wirings, each with the mean of its trainings, or over trainings '
+                     f"where there is one wiring; Student's of fewer than {ENOUGH}, the bootstrap's of more.")
     if fixed:
         notes.append(f'{", ".join(fixed)}: all seeds give the same graphs, one wiring. Its ± is that of the training '
                      'alone.')
@@ -302,29 +304,33 @@ def _differences_tables(spec: dict[str, Any], rows: Sequence[Row]) -> list[_Tabl
               if not has_wirings_to_come(group, spec['graph_seeds'] or ())}
     heads = ['first', 'second', 'n', 'first − second', '95 % interval', 't', 'df', 'p', 'p (Holm)']
 
-    def lines(tested: Sequence[Difference]) -> list[list[str]]:
-        return [[one.one, one.other, str(one.n[0]) if one.n[0] == one.n[1] else f'{one.n[0]}, {one.n[1]}',
-                 f'{one.mean:.2f}', f'{one.low:.2f} to {one.high:.2f}', f'{one.t:.2f}', f'{one.df:.1f}', _p(one.p),
-                 _p(corrected)] for one, corrected in zip(tested, holm([one.p for one in tested]), strict=True)]
+    def lines(tested: Sequence[Difference | Distance]) -> list[list[str]]:
+        return [[one.one, one.other, str(one.n[0]) if one.n[0] == one.n[1] else f'{one.n[0]}, {one.n[1]}', *(
+                    [f'{one.statistic:.2f}'] if isinstance(one, Distance) else
+                    [f'{one.mean:.2f}', f'{one.low:.2f} to {one.high:.2f}', f'{one.t:.2f}', f'{one.df:.1f}']),
+                 _p(one.p), _p(corrected)] for one, corrected, shown in zip(
+                     tested, holm([one.p for one in tested]), worth_showing(tested, groups), strict=True) if shown]
+
+    def allowed(tested: Sequence[Difference | Distance]) -> str:
+        said = f'p (Holm) allows for {len(tested)} tests'
+        return said + ('.' if all(worth_showing(tested, groups)) else
+                       ', those of all pairs; shown are those of the series with the best mean.')
 
     tables = []
     if welch := differences(groups):
         tables.append(_Table(
             "Differences between series, in points (Welch's t test)", heads, lines(welch),
-            'n: wirings, each with the mean of its trainings; trainings where there is one wiring. p (Holm) allows for '
-            f'{len(welch)} tests.', texts=2))
+            'n: wirings, each with the mean of its trainings; trainings where there is one wiring. '
+            + allowed(welch), texts=2))
     if paired := paired_differences(groups):
         tables.append(_Table(
             'Differences at equal seeds, in points (t test of pairs)', heads, lines(paired),
             'Pairs have the same seeds of graphs and training, or of training alone where one of the two has one '
-            f'wiring; n counts them, those of one wiring as one. p (Holm) allows for {len(paired)} tests.', texts=2))
+            'wiring; n counts them, those of one wiring as one. ' + allowed(paired), texts=2))
     if apart := distances(groups):
         tables.append(_Table(
             'Distributions of the errors (test of Kolmogorov and Smirnov)',
-            ['first', 'second', 'n', 'D', 'p', 'p (Holm)'],
-            [[one.one, one.other, str(one.n[0]) if one.n[0] == one.n[1] else f'{one.n[0]}, {one.n[1]}',
-              f'{one.statistic:.2f}', _p(one.p), _p(corrected)]
-             for one, corrected in zip(apart, holm([one.p for one in apart]), strict=True)],
+            ['first', 'second', 'n', 'D', 'p', 'p (Holm)'], lines(apart),
             'D: the largest difference between two empirical distributions, from 0 to 1; n and p as above.', texts=2))
     return tables
 
@@ -439,10 +445,11 @@ def _damage_correlations_table(rows: Sequence[Row], kind: str, what: str) -> _Ta
         return None
     degree = 'out-degree' if kind == 'nodes' else "target's in-degree"
     return _Table(f"Pearson's r of the loss and of what the removed {what} was", [
-        'series', 'networks', degree, 'p', 'betweenness', 'p', 'depth', 'p'], lines,
-        "r is that of each network's removals; mean ± standard deviation over networks. p: how often their mean is as "
-        "far from 0 where each network's losses stand in random order, of 999 orders and the true one. Depth: nodes on "
-        f'the longest path that ends with the {what}.')
+        'series', 'wirings', degree, 'p', 'betweenness', 'p', 'depth', 'p'], lines,
+        "r is that of each wiring's removals, their losses averaged over its trainings, and of deviations from each "
+        "stage's means; mean ± standard deviation over wirings. p: how often their mean is as far from 0 where the "
+        'losses in each stage stand in random order, of 999 orders and the true one. Depth: nodes on the longest path '
+        f'that ends with the {what}.')
 
 
 def _signed(correlation: float | None) -> str:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -267,20 +268,33 @@ class _Run:
         return cost
 
     def draw(self, seed: int, cost: float) -> None:
-        """Random candidates, all trained as long as the last rung, as many as the cost allows; at least one."""
+        """Random candidates, all trained as long as the last rung, as many as the cost allows; at least one.
+
+        What failed costs nothing, as in halving, and another takes its place.
+        """
         import optuna
-        found = _quiet_study(optuna.samplers.RandomSampler(seed=seed), optuna.pruners.NopPruner())
+        # Optuna draws the first candidates of halving at random, too: with the same seed they would be these.
+        own = random.Random(f'{RANDOM} {seed}').getrandbits(31)
+        found = _quiet_study(optuna.samplers.RandomSampler(seed=own), optuna.pruners.NopPruner())
         epochs, spent = self.search.epochs[-1], 0.0
-        pairs: list[tuple[Study, Network]] = []
-        while spent < cost and len(found.trials) < self.search.trials:
-            trial = found.ask()
-            pair = self._network(f'{RANDOM}-{seed}-{trial.number}', self._suggest(trial), seed, epochs)
-            if pair is None:
-                continue
-            spent += epochs * pair[1].macs
-            if spent <= cost * 1.05 or not pairs:  # C is a whole number, and multiply-adds are equal within that
+        while True:
+            pairs: list[tuple[Study, Network]] = []
+            planned = spent
+            while planned < cost and len(found.trials) < self.search.trials:
+                trial = found.ask()
+                pair = self._network(f'{RANDOM}-{seed}-{trial.number}', self._suggest(trial), seed, epochs)
+                if pair is None:
+                    continue
+                price = epochs * pair[1].macs
+                if planned and planned + price > cost * 1.05:  # C is a whole number, and costs equal within that
+                    break
+                planned += price
                 pairs.append(pair)
-        self._train(pairs)
+            self._train(pairs)
+            done = [pair for pair in pairs if (row := self._row(pair)) is not None and row['status'] == 'done']
+            spent += sum(epochs * network.macs for _, network in done)
+            if len(done) == len(pairs):
+                return
 
     def confirm(self, seed: int, method: str) -> None:
         """The winner once more, with other graphs and trainings."""
