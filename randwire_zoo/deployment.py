@@ -45,6 +45,27 @@ class DeployedNode(nn.Module):
             return None
         return SeparableNode(self, self.first, self.last, None, self.weights)
 
+    # The weights are numbers of the code, and of the trained network all the same: a state dict has them as
+    # `input_weights`, [inputs] in float64, whatever precision the network is in. (Extra states are the wiring marks.)
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f'{prefix}input_weights'] = torch.tensor(self.weights, dtype=torch.float64, device='cpu')
+
+    def _load_from_state_dict(  # type: ignore[override]
+            self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str],
+            unexpected_keys: list[str], error_msgs: list[str]) -> None:
+        name = f'{prefix}input_weights'
+        others = {key: value for key, value in state_dict.items() if key != name}
+        super()._load_from_state_dict(
+            others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        loaded = state_dict.get(name)
+        if loaded is None:
+            missing_keys += [name] if strict else []
+        elif loaded.shape != (len(self.weights),):
+            error_msgs.append(f'{name} must have shape ({len(self.weights)},), got {tuple(loaded.shape)}')
+        else:
+            self.weights[:] = loaded.tolist()
+
     def forward(self, inputs: list[Tensor], kept_edges: Optional[Tensor] = None) -> Tensor:
         """Transform the inputs, each [B, in_chs, H, W], to [B, out_chs, H/stride, W/stride]."""
         x = inputs[0]
@@ -72,10 +93,12 @@ def deploy(model: nn.Module) -> RandWire:
         The copy, in eval mode, on the same device and in the same precision.
 
     Raises:
-        ValueError: if it is another kind of model, or was deployed already.
+        ValueError: if it is another kind of model, was deployed already, or has a normalisation without running
+            statistics, which no convolution can do.
     """
     if not isinstance(model, RandWire):
-        raise ValueError(f'only RandWire networks can be deployed, got {type(model).__name__}')
+        inner = '; of features_only, deploy its .model' if isinstance(getattr(model, 'model', None), RandWire) else ''
+        raise ValueError(f'only RandWire networks can be deployed, got {type(model).__name__}{inner}')
     if any(isinstance(module, DeployedNode) for module in model.modules()):
         raise ValueError('this network was deployed already')
     model = deepcopy(model).eval()
@@ -98,8 +121,16 @@ def deploy(model: nn.Module) -> RandWire:
 def _fold(conv: Any, bn: Any) -> nn.Conv2d:
     """One convolution with a bias that does what a convolution without one and BN do, computed in float64."""
     assert isinstance(conv, nn.Conv2d) and conv.bias is None
-    mean, var = (getattr(bn, name).double() for name in ('running_mean', 'running_var'))
-    scale = bn.weight.double() / (var + bn.eps).sqrt()
+    mean, var = (getattr(bn, name, None) for name in ('running_mean', 'running_var'))
+    if mean is None or var is None:
+        raise ValueError(f'{type(bn).__name__} without running statistics cannot be deployed: a convolution cannot '
+                         'compute those of a batch')
+    scale = (var.double() + bn.eps).rsqrt()
+    bias = -mean.double() * scale
+    if bn.weight is not None:
+        scale, bias = scale * bn.weight.double(), bias * bn.weight.double()
+    if bn.bias is not None:
+        bias = bias + bn.bias.double()
     options: dict[str, Any] = {name: getattr(conv, name) for name in ('stride', 'padding', 'dilation', 'groups')}
     folded = nn.Conv2d(
         conv.in_channels, conv.out_channels, conv.kernel_size, device=conv.weight.device,  # type: ignore[arg-type]
@@ -107,5 +138,5 @@ def _fold(conv: Any, bn: Any) -> nn.Conv2d:
     with torch.no_grad():
         folded.weight.copy_(conv.weight.double() * scale[:, None, None, None])
         assert folded.bias is not None
-        folded.bias.copy_(bn.bias.double() - mean * scale)
+        folded.bias.copy_(bias)
     return folded

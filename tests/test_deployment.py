@@ -1,6 +1,7 @@
 """The deployed form computes what the trained network computes: against a float64 reference, and after every export."""
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import timm
 import torch
 from layers import randomise_
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from randwire_zoo import deploy
@@ -80,8 +82,56 @@ def test_torchscript_export_and_onnx_compute_the_same(tmp_path: Path) -> None:
     assert relative_error(torch.from_numpy(session.run(None, {'images': images.numpy()})[0]), expected) < 1e-5
 
 
+def test_a_state_dict_holds_all_that_a_deployed_network_computes_with(tmp_path: Path) -> None:
+    first, second = deploy(trained()), deploy(trained())
+    images = torch.randn(2, 3, 96, 64)
+    with torch.no_grad():
+        expected = first(images)
+        assert relative_error(second(images), expected) > 0.1
+        second(images)  # what the kernels keep of a stage must not outlive its weights
+        save_file({name: tensor.contiguous() for name, tensor in first.state_dict().items()},
+                  tmp_path / 'model.safetensors')
+        second.load_state_dict(load_file(tmp_path / 'model.safetensors'))
+        assert torch.equal(second(images), expected)
+        assert torch.equal(torch.jit.script(second)(images), torch.jit.script(first)(images))
+    without = {name: tensor for name, tensor in first.state_dict().items() if not name.endswith('.input_weights')}
+    with pytest.raises(RuntimeError, match=r'Missing key.*input_weights'):
+        second.load_state_dict(without)
+    wrong = {name: tensor[:1] if name == 'conv3.nodes.7.input_weights' else tensor
+             for name, tensor in first.state_dict().items()}
+    with pytest.raises(RuntimeError, match=r'conv3\.nodes\.7\.input_weights must have shape \(\d,\), got \(1,\)'):
+        second.load_state_dict(wrong)
+
+
+def test_a_normalisation_without_parameters_is_folded_and_one_without_statistics_refused() -> None:
+    model = trained()
+
+    def replaced(**kwargs: Any) -> nn.Module:
+        found = deepcopy(model)
+        for module in list(found.modules()):
+            if isinstance(getattr(module, 'bn', None), nn.BatchNorm2d):
+                norm = nn.BatchNorm2d(module.bn.num_features, **kwargs)
+                norm.load_state_dict(module.bn.state_dict(), strict=False)
+                module.bn = norm
+        return found.eval()
+
+    plain, images = replaced(affine=False), torch.randn(2, 3, 96, 64)
+    with torch.no_grad():
+        assert relative_error(deploy(plain)(images).double(), plain.double()(images.double())) < 1e-5
+    with pytest.raises(ValueError, match='BatchNorm2d without running statistics cannot be deployed'):
+        deploy(replaced(track_running_stats=False))
+
+
 def test_only_a_network_that_was_not_deployed_yet_is_taken() -> None:
     with pytest.raises(ValueError, match='only RandWire networks can be deployed, got Linear'):
         deploy(nn.Linear(1, 1))  # type: ignore[arg-type]
+    features = timm.create_model('randwire', features_only=True, **SMALL)
+    with pytest.raises(ValueError, match=r'got RandWireFeatures; of features_only, deploy its \.model'):
+        deploy(features)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = features.eval()(images)
+        features.model = deploy(features.model)
+        assert all(relative_error(*pair) < 1e-4 for pair in zip(features(images), expected, strict=True))
     with pytest.raises(ValueError, match='was deployed already'):
         deploy(deploy(trained()))

@@ -192,8 +192,9 @@ SHOWN = 6  # series of which a page shows every test between two
 def _pairs(groups: Mapping[str, Sequence[Row]]) -> list[tuple[str, str]]:
     """Each two series that have two independent accuracies; where a page does not show all, the better one first."""
     values = {series: found for series, rows in groups.items() if len(found := units(rows)) > 1}
-    order = list(values) if len(values) <= SHOWN else sorted(values, key=lambda series: -statistics.mean(values[series]))
-    return list(combinations(order, 2))
+    if len(values) > SHOWN:
+        values = dict(sorted(values.items(), key=lambda item: -statistics.mean(item[1])))
+    return list(combinations(values, 2))
 
 
 def worth_showing(tested: Sequence[Difference | Distance], groups: Mapping[str, Sequence[Row]]) -> list[bool]:
