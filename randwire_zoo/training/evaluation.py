@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import ImageMode
 from timm.data import create_dataset, create_loader, resolve_data_config
 from timm.models import load_checkpoint
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
@@ -435,7 +436,7 @@ def open_images(
 
     Raises:
         FileNotFoundError: if the folder of the split is missing.
-        ValueError: if there are no images, or more classes than outputs.
+        ValueError: if there are no images, more classes than outputs, or a mode with another number of channels.
     """
     reader, _, name = dataset.partition('/')
     if name and reader.lower() not in READERS:  # which timm would take for a folder of images
@@ -447,6 +448,7 @@ def open_images(
     if is_folder and split and not has_split(str(data_dir), split):
         raise FileNotFoundError(f'no folder {split!r} in {data_dir}')  # timm would take the root for the split
     mode = input_img_mode or ('L' if input_size[0] == 1 else 'RGB')
+    _check_mode(mode, input_size[0])
     try:
         images = create_dataset(
             dataset, root=None if data_dir is None else str(data_dir), split=split, input_img_mode=mode, **kwargs)
@@ -457,6 +459,16 @@ def open_images(
         raise ValueError(f'{data_dir} has {len(classes)} classes, but the model has {num_classes} outputs, which '
                          '--num-classes sets')
     return images
+
+
+def _check_mode(mode: str, channels: int) -> None:
+    try:
+        bands = len(ImageMode.getmode(mode).bands)
+    except KeyError:
+        raise ValueError(f"input_img_mode must be one of Pillow's, such as 'RGB' or 'L', got {mode!r}") from None
+    if bands != channels:
+        raise ValueError(f'the model takes images of {channels} channels, and those of mode {mode!r} have {bands}; '
+                         'input_img_mode says what images are converted to')
 
 
 def class_indices(images: Any) -> dict[str, int]:

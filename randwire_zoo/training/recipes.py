@@ -315,9 +315,15 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def learning_rate(settings: Mapping[str, Any], processes: int = 1) -> float:
-    """The rate of a training, as train.py has it: lr if it is given, otherwise lr_base scaled with the global batch."""
+    """The rate of a training, as train.py has it: lr if it is given, otherwise lr_base scaled with the global batch.
+
+    Raises:
+        ValueError: if lr is 0, which train.py would take for one that is not given.
+    """
     values: dict[str, Any] = {**DEFAULTS, **settings}
-    if values['lr']:
+    if values['lr'] is not None:
+        if values['lr'] == 0:
+            raise ValueError('lr must be above 0, got 0: train.py takes that for none, and scales lr_base')
         return float(values['lr'])
     ratio = values['batch_size'] * processes * values['grad_accum_steps'] / values['lr_base_size']
     adaptive = any(name in values['opt'].lower() for name in ('ada', 'lamb'))
