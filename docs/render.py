@@ -477,7 +477,7 @@ def largest_gap(name: str, *series: str) -> str:
     better, worse = difference.one, difference.other
     if difference.mean < 0:
         better, worse = worse, better
-    return (f'{better} before {worse} by {abs(difference.mean):.1f} points, has a p of {difference.p:.2f} for itself '
+    return (f'{better} before {worse} by {abs(difference.mean):.2f} points, has a p of {difference.p:.2f} for itself '
             f'and of {holm:.2f} among {len(tested)} tests')
 
 

@@ -361,19 +361,27 @@ def test_cost_is_that_of_all_images_of_all_epochs_by_measured_steps(
     settings = {**SPEC['settings'], 'val_interval': 5}  # measured after epochs 5, 10 and 12
     study = load_study(write(tmp_path, seeds=[1, 2], node_ops=['sep_conv', 'conv'], settings=settings))
     networks = study.networks()
+    kinds = {(network.node_op, network.graph or network.model) for network in networks}
     real = cost.measure_cost(study, networks, str(data))
     assert real.images == (24, 9) and real.epochs == 12 and real.hours is not None and 0 < real.hours < 1
     # A step of 8 images takes 8 s, evaluation 4 s, and of a minibatch of 24 decoding, in the first of 12 epochs, 7.2 s
     # and the rest, in each, 1.8 s, whatever the clock says.
-    times = iter([7.2, 1.8, *[8.0, 4.0] * 3])
+    times = iter([7.2, 1.8, *[8.0, 4.0] * len(kinds)] * 2)
     monkeypatch.setattr(cost, '_seconds', lambda action, wait: next(times))
     found = cost.measure_cost(study, networks, str(data))
     first: dict[Any, int] = {}
     expected = 0.0
     for network in networks:
-        relative = network.macs / first.setdefault(network.node_op or network.model, network.macs)
+        relative = network.macs / first.setdefault((network.node_op, network.graph or network.model), network.macs)
         expected += (12 * 24 * (1.0 * relative + 0.1) + 3 * 9 * (0.5 * relative + 0.1)) / 3600
-    assert found.hours == pytest.approx(expected) and len(found.steps) == 3
+    assert found.hours == pytest.approx(expected) and len(found.steps) == len(kinds) > 2
+    # Training at other sizes costs by their pixels, here (1 + 4) / 2 times as much; loading and evaluation do not.
+    side = study.input_size[-1]
+    sizes = load_study(write(tmp_path, seeds=[1, 2], node_ops=['sep_conv', 'conv'],
+                             settings={**settings, 'train_img_sizes': [side, 2 * side]}))
+    more = sum(12 * 24 * 1.5 * network.macs / first[network.node_op, network.graph or network.model] / 3600
+               for network in networks)
+    assert cost.measure_cost(sizes, networks, str(data)).hours == pytest.approx(expected + more)
     monkeypatch.undo()
     assert cli.main(['study', 'show', str(write(tmp_path, models=None)), '--data-dir', str(data)]) == 0
     assert re.search(r'Cost: 0\.\d hours of one process, 12 epochs of 24 images and 9 ', capsys.readouterr().out)

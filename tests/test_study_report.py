@@ -363,12 +363,25 @@ def test_a_series_that_is_not_done_has_not_one_wiring_for_that(tmp_path: Path) -
     assert said.startswith('ws(4,0): ') or '. ws(4,0): ' in said
     # Trainings of the only wiring so far say nothing about others: no test of them tells generators apart.
     assert 'Welch' not in text and 'Kolmogorov' not in text and '95 % interval' not in text
+    assert 'er(0.2), own(3): one wiring so far, which stands for no others and is compared with none.' in text
     rows += [row('ws(4,0)', 1, 51.0 + training, training_seed=training, id=f'w{training}') for training in (3, 4)]
     rows += [row('er(0.2)', seed, 50.0 + seed, graph_seed=seed, training_seed=1, id=f'e{seed}') for seed in (2, 3)]
     text = report_table(write(tmp_path, rows, seeds=None, graph_seeds=[1, 2, 3], training_seeds=[1, 2, 3, 4],
                               graphs=['er(0.2)', 'ws(4,0)', 'own(3)']), 'github')
     assert text.count('| ws(4,0)') > text.count('| own(3)') and 'Welch' in text
 
+
+
+def test_given_widths_are_correlated_apart_as_node_operations_are(tmp_path: Path) -> None:
+    def rows_of(width: int, wirings: int) -> list[dict[str, Any]]:
+        return [row(f'er(0.2) C={width}', seed, 40 + width + 0.1 * (seed * 7 % 5), graph='er(0.2)', channels=width,
+                    measures={'depth': float(seed)}) for seed in range(1, wirings + 1)]
+
+    few = report_table(write(tmp_path, [*rows_of(8, 5), *rows_of(16, 5)]), 'github')
+    assert 'r within generators' not in few, 'five wirings are five, whatever number of widths they have'
+    enough = report_table(write(tmp_path, [*rows_of(8, 10), *rows_of(16, 10)]), 'github')
+    found = cells(enough[enough.index('mean of a graph measure'):])
+    assert found['depth, C=8'][0] == found['depth, C=16'][0] == '10'
 
 
 def test_differences_are_tested(tmp_path: Path) -> None:
@@ -543,9 +556,15 @@ def test_what_was_removed_is_known_by_its_graph_and_tested_against_random_order(
     between = [networkx.edge_betweenness_centrality(graph.to_networkx().to_undirected())[edge]
                for graph in graphs for edge in graph.edges]
     edges_alone = [row('ws(4,0.75)', 1, 50.0, damage={'images': 300, 'top1': 50.0, 'nodes': [], 'edges': entries})]
-    for measure, values in (('betweenness', between), ('depth', [deep[entry[0]][entry[2]] for entry in entries])):
+    assert damage_correlation(edges_alone, 'edges', 'betweenness').values == pytest.approx(
+        [r(between, losses, [entry[0] for entry in entries])])
+    # Edges with one target have its depth and in-degree, and count once: however often an edge is there, r stays.
+    targets = sorted({(entry[0], entry[2]) for entry in entries})
+    losses = [np.mean([entry[-1] for entry in entries if (entry[0], entry[2]) == target]) for target in targets]
+    for measure, values in (('depth', [deep[name][node] for name, node in targets]), ('degree', [
+            len(graphs[int(name[-1]) - 3].predecessors[node]) for name, node in targets])):
         assert damage_correlation(edges_alone, 'edges', measure).values == pytest.approx(
-            [r(values, losses, [entry[0] for entry in entries])])
+            [r(values, losses, [name for name, _ in targets])])
     # By chance: p is that of a permutation test by itself, whatever the stages lose.
     rows = [row('ws(4,0.75)', 1, 50.0, damage=of(by_chance))]
     found = damage_correlation(rows, 'nodes', 'depth')

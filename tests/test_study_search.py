@@ -100,7 +100,8 @@ def test_a_search_of_which_nothing_could_be_trained_says_why_and_can_be_tried_ag
 
 
 @pytest.mark.usefixtures('quick')
-def test_the_better_go_on_and_random_search_has_what_that_cost(data: Path, tmp_path: Path) -> None:
+def test_the_better_go_on_and_random_search_has_what_that_cost(
+        data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = run(tmp_path, data, MadeUp())
     for seed in (1, 2):
         halving, random = (epochs_of(rows, method, seed) for method in ('halving', 'random'))
@@ -141,7 +142,10 @@ def test_the_better_go_on_and_random_search_has_what_that_cost(data: Path, tmp_p
     tried = [row['top1'] for name, row in rows.items() if name.startswith('halving-1-') and 'winner' not in name]
     assert float(lines[0][7]) == pytest.approx(max(tried), abs=0.005)
     assert 'Halving less random, of the winners trained again:' in table
-    assert cli.main(['study', 'report', str(tmp_path)]) == 0  # its rows are rows like others
+    capsys.readouterr()
+    assert cli.main(['study', 'report', str(tmp_path)]) == 0 and search_table(tmp_path) in capsys.readouterr().out
+    assert cli.main(['study', 'report', str(tmp_path), '--html', str(tmp_path / 'page.html')]) == 2
+    assert 'holds a search, and only a study has a page' in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures('quick')
@@ -181,7 +185,35 @@ def test_candidates_that_fail_or_cannot_be_are_passed_over(data: Path, tmp_path:
     assert 'ws(4' not in search_table(tmp_path)
 
 
+@pytest.mark.usefixtures('quick')
+def test_after_a_retry_no_candidate_has_the_accuracy_of_another(data: Path, tmp_path: Path) -> None:
+    short = search(seeds=[1])
+    expected = run(tmp_path / 'whole', data, MadeUp(), short)
+    # What fails decides on what is asked for next, and so does what fails no longer.
+    weak = MadeUp(lambda task: None if task['network']['kwargs']['num_nodes'] == 9 else quality(task))
+    before = run(tmp_path / 'parts', data, weak, short)
+    assert {name for name in before if before[name]['kwargs'] != expected.get(name, before[name])['kwargs']}
+    again = run_search(short, tmp_path / 'parts', MadeUp(), str(data), progress=False, retry_failed=True).rows
+    assert again == expected
+
+
+@pytest.mark.usefixtures('quick')
+def test_a_winner_whose_graphs_of_another_seed_cannot_be_is_not_the_end(
+        data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = Study.networks
+
+    def refuse(self: Study, *arguments: Any) -> Any:
+        if self.seeds == [7]:
+            raise ValueError('no C meets the multiply-adds')
+        return networks(self, *arguments)
+
+    monkeypatch.setattr(Study, 'networks', refuse)
+    rows = run(tmp_path, data, MadeUp(), search(seeds=[1]))
+    assert {name for name in rows if 'winner' in name} == {'halving-1-winner-8', 'random-1-winner-8'}
+
+
 @pytest.mark.parametrize('changes, message', [
+    ({'confirm': [2, 7]}, 'confirm must be other seeds than those of the search, got 2 in both'),
     ({'graph': 'ws({k},{q})'}, r"graph 'ws\(\{k\},\{q\}\)' asks for q, which space has not"),
     ({'space': {}}, 'space must hold'),
     ({'space': {'k': []}}, r'space: k must be a list, or have low and high, got \[\]'),

@@ -712,6 +712,95 @@ def test_what_several_processes_fail_of_is_the_networks_reason_and_what_kills_th
         assert json.loads(work.row_path(task).read_text())['reason'] == f'RuntimeError: 2 processes: {reason}'
 
 
+def test_what_the_system_ends_has_another_try(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = load_study(write(tmp_path, models=None, graphs=['er(0.5)']))
+    task = write_task(tmp_path / 'output', study, study.networks()[0], str(data))
+
+    def end(*arguments: Any) -> Any:
+        raise RuntimeError('DataLoader worker (pid 812) is killed by signal: Killed. ')
+
+    monkeypatch.setattr(work, 'run_network', end)
+    with pytest.raises(RuntimeError, match='killed by signal'):
+        work.run_task(str(task))
+    assert not work.row_path(task).exists()
+    # So does detectron2's script, which a signal ended, and not the same with an exit code of its own.
+    monkeypatch.undo()
+    script = tmp_path / 'train_net.py'
+    script.write_text('')
+    monkeypatch.setenv('DETECTRON2_TRAIN_NET', str(script))
+    detectors = Study(title='x', models=['randwire_ws_pico'], detection={'config': 'faster_rcnn_randwire.yaml'},
+                      training_seeds=[1])
+    network, = detectors.networks()
+    for code, ended in ((-9, work._KilledError), (1, RuntimeError)):
+        def run_child(command: Any, log: Any, *arguments: Any, code: int = code) -> int:
+            log.write('no more memory\n')
+            return code
+
+        monkeypatch.setattr(work, 'run_child', run_child)
+        with pytest.raises(RuntimeError, match=f'train_net.py ended with {code}: no more memory') as raised:
+            work._fine_tune_detector(detectors, network, tmp_path / 'detectors', data, None)
+        assert type(raised.value) is ended
+
+
+def test_a_row_says_with_what_each_start_of_its_training_was_made(
+        data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = load_study(write(tmp_path, models=None, graphs=['er(0.5)']))
+    network, = study.networks()
+    folder = tmp_path / 'output'
+    run = folder / 'runs' / network.id
+    numbers = iter(range(9))
+    monkeypatch.setattr(work, 'provenance', lambda: {'threads': next(numbers)})
+
+    def start(checkpoint: bool, ends: bool) -> None:
+        def run_network(*arguments: Any) -> dict[str, Any]:
+            run.mkdir(parents=True, exist_ok=True)
+            if checkpoint:
+                (run / 'last.pth.tar').touch()
+            if not ends:
+                raise KeyboardInterrupt
+            return {'top1': 1.0}
+        monkeypatch.setattr(work, 'run_network', run_network)
+        with suppress(KeyboardInterrupt):
+            work.run_task(str(write_task(folder, study, network, str(data))))
+
+    for checkpoint, ends in ((False, False), (True, False), (True, True)):
+        start(checkpoint, ends)
+    row = json.loads(work.row_path(folder / 'tasks' / f'{network.id}.json').read_text())
+    # The first start left nothing that the second went on with.
+    assert [made['threads'] for made in [*row['earlier'], row['provenance']]] == [1, 2]
+
+
+def test_what_lies_there_of_other_settings_is_not_gone_on_with(
+        data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / 'output'
+
+    def left_of(**changes: Any) -> bool:
+        study = load_study(write(tmp_path, **{'models': None, 'graphs': ['er(0.5)'], **changes}))
+        write_task(folder, study, study.networks()[0], str(data))
+        return checkpoint.exists() and row.exists()
+
+    network = load_study(write(tmp_path, models=None, graphs=['er(0.5)'])).networks()[0]
+    checkpoint = folder / 'runs' / network.id / 'last.pth.tar'
+    row = work.row_path(folder / 'tasks' / f'{network.id}.json')
+    checkpoint.parent.mkdir(parents=True)
+    row.parent.mkdir(parents=True)
+    checkpoint.touch()
+    row.touch()
+    assert left_of() and left_of() and left_of(graphs=['er(0.5)', 'ba(2)'], notes='other words')
+    assert capsys.readouterr().err == ''
+    assert not left_of(settings={**SPEC['settings'], 'lr': 0.5})
+    assert f'{network.id}: what {folder} has of it is of other settings, and is trained anew' in capsys.readouterr().err
+
+
+def test_a_cluster_is_meant_unless_this_machine_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip('submitit')
+    monkeypatch.setenv('PATH', str(tmp_path))
+    with pytest.raises(ValueError, match='srun'):
+        create_engine('submitit', 1, tmp_path / 'output', {})
+    with pytest.raises(ValueError, match='each network takes 4 processes with a GPU each, got gpus_per_node=1'):
+        create_engine('submitit', 1, tmp_path / 'output', {'cluster': 'local', 'gpus_per_node': '1'}, processes=4)
+
+
 def test_a_job_whose_time_is_over_goes_on_as_often_as_that_takes(
         data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     submitit = pytest.importorskip('submitit')

@@ -10,7 +10,7 @@ import statistics
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import combinations
 from typing import Any
 
@@ -23,8 +23,8 @@ __all__ = ['ENOUGH', 'MEASURES', 'Correlation', 'DamageCorrelation', 'Difference
            'Row', 'Variance', 'accuracy', 'band', 'by_series', 'by_wiring', 'correlate', 'damage_correlation',
            'differences', 'distances', 'error_distribution', 'graphs_of_row', 'has_one_wiring', 'has_wirings_to_come',
            'holm', 'learned', 'losses_by_degree', 'mean_interval', 'measure_correlation', 'operation_correlations',
-           'operation_means', 'paired_differences', 'pearson', 'spread', 'units', 'variance', 'wiring_means',
-           'worth_showing']
+           'operation_means', 'paired_differences', 'pearson', 'spread', 'units', 'variance', 'width_of',
+           'wiring_means', 'worth_showing']
 
 Row = dict[str, Any]
 MEASURES = ('degree', 'path length', 'clustering', 'betweenness', 'depth', 'edge depth', 'paths', 'peak memory')
@@ -383,6 +383,11 @@ def correlate(points: Mapping[str, Sequence[tuple[float, float]]], rank: bool = 
                        count, within, low, high)
 
 
+def width_of(row: Row) -> int | None:
+    """C, where it is what tells series of a study apart and not tuned for each of them."""
+    return row['channels'] if row['channels'] and row['series'].endswith(f' C={row["channels"]}') else None
+
+
 def operation_means(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     """Mean accuracy of each random graph model, by node operation (Figure 6)."""
     values: dict[str, dict[str, list[float]]] = {}
@@ -523,6 +528,7 @@ class Removal:
 
     Args:
         stage: That it was in.
+        node: The node, or the edge's target.
         measures: What it is compared by, as far as the graphs are known: 'degree' is a node's out-degree, or the
             in-degree of an edge's target; 'betweenness' that of the node or edge; 'depth' the nodes on the longest path
             that ends with it.
@@ -530,6 +536,7 @@ class Removal:
     """
 
     stage: str
+    node: Any
     measures: dict[str, float]
     loss: float
 
@@ -551,8 +558,16 @@ def removals(rows: Sequence[Row], kind: str) -> list[Removal]:
         with suppress(KeyError, IndexError, TypeError):  # a file of results may name any node
             measures |= {'betweenness': betweenness[stage][what[0] if kind == 'nodes' else tuple(what)],
                          'depth': float(depth[stage][what[-1]])}
-        found.append(Removal(stage, measures, statistics.fmean(values)))
+        found.append(Removal(stage, what[-1], measures, statistics.fmean(values)))
     return found
+
+
+def _by_node(found: Iterable[Removal]) -> list[Removal]:
+    """Edges that end in one node as one, with their mean loss."""
+    groups: dict[tuple[str, Any], list[Removal]] = {}
+    for removal in found:
+        groups.setdefault((removal.stage, removal.node), []).append(removal)
+    return [replace(group[0], loss=statistics.fmean(removal.loss for removal in group)) for group in groups.values()]
 
 
 @dataclass(frozen=True)
@@ -571,16 +586,18 @@ class DamageCorrelation:
 def damage_correlation(rows: Iterable[Row], kind: str, measure: str, orders: int = 999) -> DamageCorrelation:
     """Correlate within each stage of each wiring of a series, and test the mean of the wirings.
 
-    Trainings of one wiring lose alike, so that what is compared is the mean loss of each removal over them. Stages lose
-    differently, and their graphs differ, for other reasons: r is of deviations from each stage's means. The test is a
-    permutation test: in each stage of each wiring the losses are handed out to the removals in random order, `orders`
-    times.
+    Trainings of one wiring lose alike, so that what is compared is the mean loss of each removal over them. So do edges
+    with one target, which have its in-degree and its depth: for these measures they count once, with their mean. Stages
+    lose differently, and their graphs differ, for other reasons: r is of deviations from each stage's means. The test
+    is a permutation test: in each stage of each wiring the losses are handed out to the removals in random order,
+    `orders` times.
     """
     import numpy as np
     rng, values, random = np.random.default_rng(0), [], []
     for trainings in by_wiring(rows).values():
         stages: dict[str, list[Removal]] = {}
-        for removal in removals(trainings, kind):
+        each = removals(trainings, kind)
+        for removal in each if measure == 'betweenness' else _by_node(each):
             stages.setdefault(removal.stage, []).append(removal)
         known = [removal for found in stages.values() for removal in found]
         if not all(measure in removal.measures for removal in known):

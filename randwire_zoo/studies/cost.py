@@ -44,12 +44,14 @@ class Cost:
         if self.hours is None:
             return f'{text}\nThe data are not here, so hours cannot be told.'
         return (f'{text}\nCost: {self.hours:.1f} hours of one process, {self.epochs} epochs of {self.images[0]:,} '
-                f'images and {self.images[1]:,} to measure on for each network, without damage and further sizes.')
+                f'images and {self.images[1]:,} to measure on for each network, without damage, further sizes and '
+                'what a teacher says.')
 
 
 def measure_cost(study: Study, networks: Sequence[Network], data_dir: str | None = None,
                  execution: Execution = AS_WRITTEN) -> Cost:
-    """Time a step of the first network of each node operation and model; others cost by their multiply-adds.
+    """Time a step of the first network of each node operation and random graph model, and of each other model; the rest
+    cost by their multiply-adds.
 
     Args:
         study: A study of classifiers.
@@ -72,10 +74,15 @@ def measure_cost(study: Study, networks: Sequence[Network], data_dir: str | None
     if settings['data_dir'] is not None and not settings['dataset']:
         images, loading = _images(study, networks[0], settings)
     evaluations = -(-settings['epochs'] // settings['val_interval'])  # the last epoch has one in any case
+    # A recipe may train at other sizes than it measures at, and a step costs by its pixels.
+    side = study.input_size[-1]
+    sides = settings['train_img_sizes'] or [side]
+    pixels = sum((one / side) ** 2 for one in sides) / len(sides)
     seconds, steps = 0.0, []
     measured: dict[str, tuple[float, float]] = {}  # of training and of evaluation, for a multiply-add of an image
     for network in networks:
-        kind = network.node_op or network.model
+        # Sums of inputs cost by edges, of which sparse graphs have few for their multiply-adds.
+        kind = f'{network.node_op} {network.graph}' if network.node_op else network.model
         if kind not in measured:
             # On a GPU small steps would be all launches.
             batch = settings['batch_size'] if device.type == 'cuda' else max(
@@ -84,8 +91,8 @@ def measure_cost(study: Study, networks: Sequence[Network], data_dir: str | None
             measured[kind] = training / network.macs, evaluation / network.macs
             steps.append(f'{network.id}: {1000 * training:.3g} ms an image to train on, {1000 * evaluation:.3g} to '
                          f'measure on, in steps of {batch}; {1000 * loading:.3g} to load')
-        training, evaluation = (_with_loading(one * network.macs, loading, settings['workers'], device)
-                                for one in measured[kind])
+        training, evaluation = (_with_loading(one * network.macs * share, loading, settings['workers'], device)
+                                for one, share in zip(measured[kind], (pixels, 1.0), strict=True))
         seconds += settings['epochs'] * images[0] * training + evaluations * images[1] * evaluation
     return Cost(seconds / 3600 if images[0] else None, images, settings['epochs'], steps)
 

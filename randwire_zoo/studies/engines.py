@@ -140,7 +140,8 @@ class SubmititEngine:
     def __init__(self, workers: int | None, folder: Path, options: dict[str, str]) -> None:
         import submitit
         options = dict(options)
-        cluster = options.pop('cluster', None)
+        # Without a word submitit would take this machine where it finds no SLURM, and start everything here at once.
+        cluster = options.pop('cluster', 'slurm')
         try:
             self.executor = submitit.AutoExecutor(folder=str(folder / 'jobs'), cluster=cluster,
                                                   slurm_max_num_timeout=TIMEOUTS, local_max_num_timeout=TIMEOUTS)
@@ -200,4 +201,7 @@ def create_engine(
         if options:
             raise ValueError(f'the local engine takes no options, got {", ".join(options)}')
         return LocalEngine(workers, processes)
+    gpus = options.get('gpus_per_node', options.get('slurm_gpus_per_node', ''))
+    if gpus.isdigit() and int(gpus) < processes:
+        raise ValueError(f'each network takes {processes} processes with a GPU each, got gpus_per_node={gpus}')
     return SubmititEngine(workers, folder, options)

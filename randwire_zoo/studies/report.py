@@ -45,11 +45,11 @@ from .analysis import (
     mean_interval,
     measure_correlation,
     operation_correlations,
-    operation_means,
     paired_differences,
     spread,
     units,
     variance,
+    width_of,
     worth_showing,
 )
 from .measures import depths
@@ -193,8 +193,10 @@ def _printable(value: Any) -> Any:
 def _summary(spec: dict[str, Any], rows: Sequence[Row]) -> str:
     done = sum(row['status'] == 'done' for row in rows)
     hours = sum(row.get('seconds') or 0 for row in rows) / 3600
-    text = (f'{done} of {len(rows)} networks that ended gave a result; {hours:.1f} hours of work in all. Mean ± '
-            'standard deviation over all networks, never the best.')
+    again = sum(bool(row.get('earlier')) for row in rows)
+    text = (f'{done} of {len(rows)} networks that ended gave a result; {hours:.1f} hours of work in all'
+            f'{f", of {again} only since the last start" if again else ""}. Mean ± standard deviation over all '
+            'networks, never the best.')
     if spec['seeds'] is not None and spec['graphs']:
         text += ' Graphs and training have one seed: ± is of both together.'
     return text
@@ -202,7 +204,8 @@ def _summary(spec: dict[str, Any], rows: Sequence[Row]) -> str:
 
 def _made(rows: Sequence[Row]) -> str:
     """What the networks were trained with: one sentence, with all values where rows differ."""
-    known = [row['provenance'] for row in rows if row.get('provenance')]
+    trained = [row['provenance'] for row in rows if row.get('provenance')]
+    known = [made for row in rows if row.get('provenance') for made in [*row.get('earlier', ()), row['provenance']]]
     if not known:
         return 'The rows do not say what they were made with.'
     parts = []
@@ -212,7 +215,8 @@ def _made(rows: Sequence[Row]) -> str:
         if values:
             parts.append(f'{name} {" and ".join(values)}')
     dates = sorted(str(made.get('date', ''))[:10] for made in known)
-    unknown = f'; {len(rows) - len(known)} rows do not say what they were made with' if len(known) < len(rows) else ''
+    unknown = f'; {len(rows) - len(trained)} rows do not say what they were made with' if len(trained) < len(
+        rows) else ''
     return f'Made {" to ".join(dict.fromkeys((dates[0], dates[-1])))} with {", ".join(parts)}{unknown}.'
 
 
@@ -278,8 +282,11 @@ def _main_table(spec: dict[str, Any], rows: Sequence[Row]) -> _Table:
         notes.append('95 % interval: of the mean over wirings, each with the mean of its trainings, or over trainings '
                      f"where there is one wiring; Student's of fewer than {ENOUGH}, the bootstrap's of more.")
     if fixed:
-        notes.append(f'{", ".join(fixed)}: all seeds give the same graphs, one wiring. Its ± is that of the training '
-                     'alone.')
+        notes.append(f'{", ".join(fixed)}: all seeds give the same graphs, one wiring. Its spread is that of the '
+                     'training alone.')
+    if alone := [series for series, group in by_series(done).items()
+                 if has_wirings_to_come(group, spec['graph_seeds'] or ())]:
+        notes.append(f'{", ".join(alone)}: one wiring so far, which stands for no others and is compared with none.')
     return _Table('', heads, lines, ' '.join(notes))
 
 
@@ -345,15 +352,19 @@ def _interval(interval: tuple[float, float] | None) -> str:
 
 
 def _correlation_lines(rows: Sequence[Row], names: Sequence[str], kind: str) -> list[list[str]]:
-    """Accuracy against what each wiring has; node operations apart, as they differ in accuracy for other reasons."""
+    """Accuracy against what each wiring has; node operations apart, and given widths: they differ for other reasons."""
     lines = []
-    operations = operation_means(rows)
-    for operation in operations:
-        same = [row for row in rows if row['node_op'] == operation]
+    kinds: dict[tuple[str, int | None], list[Row]] = {}
+    for row in rows:
+        if row['node_op'] and row['graph']:
+            kinds.setdefault((row['node_op'], width_of(row)), []).append(row)
+    for (operation, width), same in kinds.items():
+        which = [operation] if len({one for one, _ in kinds}) > 1 else []
+        which += [f'C={width}'] if width is not None else []
         for name in names:
             found = measure_correlation(same, name, kind, rank=kind == 'proxies')
             if found.over_all is not None:
-                lines.append([name if len(operations) == 1 else f'{name}, {operation}', *_correlation_cells(found)])
+                lines.append([', '.join([name, *which]), *_correlation_cells(found)])
     return lines
 
 
@@ -446,10 +457,11 @@ def _damage_correlations_table(rows: Sequence[Row], kind: str, what: str) -> _Ta
     degree = 'out-degree' if kind == 'nodes' else "target's in-degree"
     return _Table(f"Pearson's r of the loss and of what the removed {what} was", [
         'series', 'wirings', degree, 'p', 'betweenness', 'p', 'depth', 'p'], lines,
-        "r is that of each wiring's removals, their losses averaged over its trainings, and of deviations from each "
-        "stage's means; mean ± standard deviation over wirings. p: how often their mean is as far from 0 where the "
-        'losses in each stage stand in random order, of 999 orders and the true one. Depth: nodes on the longest path '
-        f'that ends with the {what}.')
+        "r is that of each wiring's removals, their losses averaged over its trainings"
+        + (' and, for in-degree and depth, over the edges with one target' if kind == 'edges' else '')
+        + ", and of deviations from each stage's means; mean ± standard deviation over wirings. p: how often their "
+        'mean is as far from 0 where the losses in each stage stand in random order, of 999 orders and the true one. '
+        f'Depth: nodes on the longest path that ends with the {what}.')
 
 
 def _signed(correlation: float | None) -> str:

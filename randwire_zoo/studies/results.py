@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -144,11 +144,15 @@ class Results:
     def forget_failed(self) -> list[str]:
         """Drop the rows of networks that failed, and return their names."""
         failed = [name for name, row in self.rows.items() if row['status'] != 'done']
-        for name in failed:
-            del self.rows[name]
-        if failed:
-            self._write()
+        self.forget(failed)
         return failed
+
+    def forget(self, names: Collection[str]) -> None:
+        """Drop rows, where there are such."""
+        for name in names:
+            self.rows.pop(name, None)
+        if names:
+            self._write()
 
     def _write(self) -> None:
         text = ''.join(json.dumps(line) + '\n' for line in [self._header, *self.rows.values()]).encode()
@@ -281,6 +285,7 @@ MORE: dict[str, Check] = {
     'measures': _is_dict(_is_number), 'proxies': _is_dict(_is_number),
     'eval_sizes': _is_dict(_is_dict(_or_none(_is_number))),
     'graphs': _is_list(_is_dict(_is_anything)), 'provenance': _is_dict(_is_anything),
+    'earlier': _is_list(_is_dict(_is_anything)),
     'history': _is_list(lambda point: isinstance(point, list) and len(point) == 3 and all(
         map(_or_none(_is_number), point))),
     'damage': lambda found: isinstance(found, dict) and all(

@@ -16,7 +16,8 @@
 Candidates come from Optuna's tree-structured Parzen estimator and are stopped by its asynchronous successive halving
 (Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020). Each rung trains from the first
 weights, as the learning rate falls over its own number of epochs. What is asked and told follows from the seed and the
-rows alone: a search that is run again goes through the same candidates and trains what has no row yet.
+rows alone: a search that is run again goes through the same candidates and trains what has no row yet. Where a failed
+one is tried again, what Optuna asks for after it may change; rows that lie in the place of others are dropped then.
 """
 from __future__ import annotations
 
@@ -41,8 +42,9 @@ from .processes import lock
 from .results import Results, read_results
 from .running import forget_failed, run_networks
 from .study import AS_WRITTEN, Execution, Network, Study, data_folder, load_generators
+from .work import row_path
 
-__all__ = ['Search', 'load_search', 'run_search', 'search_names', 'search_table']
+__all__ = ['Search', 'is_search', 'load_search', 'run_search', 'search_names', 'search_table']
 
 HALVING, RANDOM = 'halving', 'random'
 RESERVED = ('title', 'graphs', 'graph_seeds', 'training_seeds', 'seeds', 'node_ops', 'models', 'detection', 'paper',
@@ -106,6 +108,8 @@ class Search:
                 raise ValueError(f'{name} names something twice: {values!r}')
         if not self.seeds:
             raise ValueError('seeds must be one or more')
+        if again := sorted(set(self.seeds) & set(self.confirm)):
+            raise ValueError(f'confirm must be other seeds than those of the search, got {again[0]} in both')
         for name, choices in self.space.items():
             interval = isinstance(choices, dict) and set(choices) == {'low', 'high'} and all(
                 isinstance(end, (int, float)) and not isinstance(end, bool) for end in choices.values())
@@ -219,7 +223,7 @@ def run_search(search: Search, folder: Path, engine: Engine, data_dir: str | Non
             run = _Run(search, results, engine, data_dir, execution, bar)
             for seed in search.seeds:
                 cost = run.halve(seed)
-                if _best(results.rows.values(), HALVING, seed) is None:
+                if _best(run.rows, HALVING, seed) is None:
                     reasons = [row['reason'] for row in results.rows.values() if row['status'] != 'done']
                     raise ValueError(f'no candidate of the search with seed {seed} could be trained, the last for: '
                                      f'{(reasons or ["no width meets the multiply-adds"])[-1]}; --retry-failed tries '
@@ -227,6 +231,7 @@ def run_search(search: Search, folder: Path, engine: Engine, data_dir: str | Non
                 run.draw(seed, cost)
                 for method in (HALVING, RANDOM):
                     run.confirm(seed, method)
+            run.drop(set(results.rows) - run.asked, 'no longer asked for')
     return results
 
 
@@ -235,6 +240,19 @@ class _Run:
                  bar: Any) -> None:
         self.search, self.results, self.engine = search, results, engine
         self.data_dir, self.execution, self.bar = data_dir, execution, bar
+        self.asked: set[str] = set()
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Of what was asked for."""
+        return [row for name, row in self.results.rows.items() if name in self.asked]
+
+    def drop(self, names: set[str], reason: str) -> None:
+        """Forget rows that this search is not made of."""
+        for name in sorted(names):
+            self.bar.write(f'{name}: {reason}, and dropped')
+            row_path(self.results.path.parent / 'tasks' / f'{name}.json').unlink(missing_ok=True)
+        self.results.forget(names)
 
     def halve(self, seed: int) -> float:
         """Successive halving; returns what it cost, in multiply-adds of an image times epochs."""
@@ -298,7 +316,7 @@ class _Run:
 
     def confirm(self, seed: int, method: str) -> None:
         """The winner once more, with other graphs and trainings."""
-        best = _best(self.results.rows.values(), method, seed)
+        best = _best(self.rows, method, seed)
         if best is None or not self.search.confirm:
             return
         model = {name: value for name, value in best['kwargs'].items()
@@ -307,8 +325,13 @@ class _Run:
         pairs = []
         for other in self.search.confirm:
             study = replace(self.search.example, graphs=[best['graph']], seeds=[other], model=model, settings=settings)
-            network, = study.networks()
-            pairs.append((study, replace(network, id=f'{method}-{seed}-winner-{other}', series=best['series'])))
+            name = f'{method}-{seed}-winner-{other}'
+            try:
+                network, = study.networks()
+            except ValueError as error:  # graphs of this seed that no C brings to the multiply-adds
+                self.bar.write(f'{name}: {error}')
+                continue
+            pairs.append((study, replace(network, id=name, series=best['series'])))
         self._train(pairs)
 
     def _suggest(self, trial: Any) -> dict[str, Any]:
@@ -327,6 +350,9 @@ class _Run:
         return None if pair is None else self.results.rows.get(pair[1].id)
 
     def _train(self, pairs: Sequence[tuple[Study, Network]]) -> None:
+        self.drop({network.id for _, network in pairs if (row := self.results.rows.get(network.id)) is not None
+                   and not _is_of(row, network)}, 'the row of another network')
+        self.asked.update(network.id for _, network in pairs)
         run_networks(pairs, self.results, self.engine, self.data_dir, self.execution, self._ended)
 
     def _ended(self, name: str) -> None:
@@ -347,11 +373,22 @@ def _quiet_study(sampler: Any, pruner: Any) -> Any:
         optuna.logging.set_verbosity(before)
 
 
+def _is_of(row: Mapping[str, Any], network: Network) -> bool:
+    """Whether a row is a network's, and not another's of the same id."""
+    known = json.loads(json.dumps(asdict(network)))
+    return all(row.get(name) == value for name, value in known.items())
+
+
 def _best(rows: Any, method: str, seed: int) -> dict[str, Any] | None:
     """The candidate that did best, of those that trained longest."""
     found = [row for row in rows if row['status'] == 'done' and row['id'].startswith(f'{method}-{seed}-')
              and '-winner-' not in row['id']]
     return max(found, key=lambda row: (row['epochs'], row['top1']), default=None)
+
+
+def is_search(path: str | Path) -> bool:
+    """Whether a folder of results, or a file of them, is a search's."""
+    return {'space', 'trials'} <= read_results(path)[0]['spec'].keys()
 
 
 def search_table(path: str | Path, tablefmt: str = 'simple') -> str:

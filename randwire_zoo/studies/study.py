@@ -52,6 +52,8 @@ COUNTED = ('regime', 'node_op', 'stem_stride', 'output_stride', 'global_pool', '
 LATER_SETTINGS = ('train_img_sizes', 'train_size_schedule', 'train_size_schedule_spread', 'train_size_random_mix',
                   'kd_model_name', 'kd_distill_type', 'kd_temperature', 'distill_loss_weight', 'task_loss_weight',
                   'kd_outputs')
+# Keys that say which networks there are, and nothing of any one that its own arguments do not say.
+WHICH_NETWORKS = ('graphs', 'graph_seeds', 'training_seeds', 'seeds', 'node_ops', 'models', 'model', 'channels', 'macs')
 LATER_KEYS = {'graph_seeds': None, 'training_seeds': None, 'processes': 1, 'proxies': 0}
 Figures = Callable[[tuple[Graph, ...], int], tuple[int, int]]  # multiply-adds and parameters, by graphs and C
 
@@ -251,6 +253,15 @@ class Study:
     @property
     def sha256(self) -> str:
         """Of all that decides on the results: two files with the same wording in other words are the same study."""
+        return _sha256(self._decisive)
+
+    def network_sha256(self, network: Network) -> str:
+        """Of all that decides on one network's row, whatever other networks the study has."""
+        decisive = {name: value for name, value in self._decisive.items() if name not in WHICH_NETWORKS}
+        return _sha256([decisive, {name: value for name, value in asdict(network).items() if name != 'series'}])
+
+    @property
+    def _decisive(self) -> dict[str, Any]:
         decisive = {name: value for name, value in asdict(self).items() if name not in ('title', 'paper', 'notes')
                     and not (name in LATER_KEYS and value == LATER_KEYS[name])}
         if self.generators:  # what the file says, wherever it lies
@@ -262,7 +273,7 @@ class Study:
             decisive['recipe'] = {name: value for name, value in self._written_settings.items()
                                   if name in KEYS and name not in ('cache_images', 'kernels')
                                   and not (name in LATER_SETTINGS and value == DEFAULTS[name])}
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
+        return decisive
 
     def detector_config(self, model: str) -> Path:
         """The detectron2 config of a model: a file, or one of the package's."""
@@ -527,6 +538,10 @@ def data_folder(study: Study, data_dir: str | None) -> Path:
         what = f'{folder} has no folder {" and no ".join(missing)}' if folder.is_dir() else f'no folder {folder}'
         raise FileNotFoundError(f'the study needs the data set {study.data!r}: {what}; name its folder with --data-dir')
     return folder
+
+
+def _sha256(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _slug(text: str) -> str:

@@ -31,8 +31,8 @@ from .measures import graph_measures
 from .processes import end_with_parent, keep_niceness, lock, run_child
 from .study import AS_WRITTEN, Execution, Network, Study, data_folder, graphs_of, load_generators, wiring_of
 
-__all__ = ['CANNOT_WRITE', 'WATCH', 'CannotWrite', 'chosen_kernels', 'row_of', 'row_path', 'run_network', 'run_task',
-           'train_net', 'write_task']
+__all__ = ['CANNOT_WRITE', 'WATCH', 'CannotWrite', 'chosen_kernels', 'forget_training', 'row_of', 'row_path',
+           'run_network', 'run_task', 'train_net', 'write_task']
 
 WATCH = '--end-with-parent'
 TRAIN = '--train'
@@ -52,12 +52,31 @@ class CannotWrite(OSError):
 def write_task(
         folder: Path, study: Study, network: Network, data_dir: str | None,
         execution: Execution = AS_WRITTEN) -> Path:
-    """Write down what a process has to do; returns the file."""
+    """Write down what a process has to do; returns the file.
+
+    What the folder has of a network of the same id that is another one, as after a change of the study's file, is
+    thrown away: its training would be gone on with, and its accuracy taken for this one's.
+    """
     path = folder / 'tasks' / f'{network.id}.json'
+    sha256 = study.network_sha256(network)
+    before = None
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        before = read_json(path)['sha256']
+    if before not in (None, sha256):
+        print(f'{network.id}: what {folder} has of it is of other settings, and is trained anew', file=sys.stderr)
+        forget_training(folder, network.id)
     write_atomically(path, json.dumps(
         {'study': asdict(study), 'network': asdict(network), 'folder': str(folder), 'data_dir': data_dir,
-         'execution': asdict(execution)}))
+         'execution': asdict(execution), 'sha256': sha256}))
     return path
+
+
+def forget_training(folder: Path, name: str) -> None:
+    """Throw away what a network's training has left in the folder of its study, but for its log."""
+    task = folder / 'tasks' / f'{name}.json'
+    for path in (row_path(task), _starts_path(task)):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(folder / 'runs' / name, ignore_errors=True)
 
 
 def row_of(network: Network) -> dict[str, Any]:
@@ -68,6 +87,11 @@ def row_of(network: Network) -> dict[str, Any]:
 def row_path(task: Path) -> Path:
     """Where the row of a task will lie."""
     return task.with_suffix('.row')
+
+
+def _starts_path(task: Path) -> Path:
+    """Where it lies what a task was started with, each time."""
+    return task.with_suffix('.starts')
 
 
 def run_task(path: str) -> str:
@@ -96,8 +120,11 @@ def _do(path: Path, held: int | None) -> None:
     start = time.time()
     row = row_of(network)
     with ExitStack() as stack:
+        made: list[dict[str, Any]] = []
         try:
             print(stack.enter_context(chosen_kernels(study, execution)), flush=True)
+            made = _note_start(path, {
+                **provenance(), **({'precision': precision_of(execution.settings(study))} if study.recipe else {})})
             row.update(run_network(study, network, Path(task['folder']), task['data_dir'], execution, held),
                        status='done')
         except Exception as error:  # whatever it is, the other networks go on
@@ -105,9 +132,24 @@ def _do(path: Path, held: int | None) -> None:
                 raise
             row.update(status='failed', reason=f'{type(error).__name__}: {one_line(error)}')
             traceback.print_exc()
-        row.update(seconds=round(time.time() - start, 1), host=platform.node(), provenance={
-            **provenance(), **({'precision': precision_of(execution.settings(study))} if study.recipe else {})})
+        row.update(seconds=round(time.time() - start, 1), host=platform.node(),
+                   provenance=made[-1] if made else provenance(), **({'earlier': made[:-1]} if made[1:] else {}))
     write_atomically(row_path(path), json.dumps(_finite(row), allow_nan=False))
+
+
+def _note_start(task: Path, made: dict[str, Any]) -> list[dict[str, Any]]:
+    """Keep what a training is made with before it begins, as files may change while it lasts; returns all its starts.
+
+    Only those count that what is there of it comes from.
+    """
+    run = task.parent.parent / 'runs' / task.stem
+    starts = []
+    if any((run / name).is_file() for name in ('last.pth.tar', 'last_checkpoint')):
+        with suppress(OSError, ValueError):
+            starts = read_json(_starts_path(task))
+    starts.append(made)
+    write_atomically(_starts_path(task), json.dumps(starts))
+    return starts
 
 
 class _KilledError(RuntimeError):
@@ -116,7 +158,9 @@ class _KilledError(RuntimeError):
 
 def _came_from_outside(error: Exception) -> bool:
     """Whether it is not the network that failed, but its job that was ended: it deserves another try."""
-    return isinstance(error, _KilledError) or type(error).__module__.partition('.')[0] == 'submitit'
+    return (isinstance(error, _KilledError) or type(error).__module__.partition('.')[0] == 'submitit'
+            or (isinstance(error, RuntimeError) and re.search(  # what torch says of a process that loads images
+                r'DataLoader worker .*(killed by signal|exited unexpectedly)', str(error), re.DOTALL) is not None))
 
 
 def _finite(value: Any) -> Any:
@@ -224,7 +268,7 @@ def _train_together(
         said = task.with_suffix('.log').read_bytes()[before:].decode('utf-8', 'replace')
         reason = f'{study.processes} processes: torchrun ended with {code}: {_last_error(said)}'
         # Processes that torchrun itself ends, after one has failed, have SIGTERM.
-        killed = set(re.findall(r'exitcode *: -(\d+)', said)) - {str(int(signal.SIGTERM))}
+        killed = code < 0 or set(re.findall(r'exitcode *: -(\d+)', said)) - {str(int(signal.SIGTERM))}
         raise (_KilledError if killed else RuntimeError)(reason)
 
 
@@ -324,7 +368,7 @@ def _fine_tune_detector(
                                         'DETECTRON2_DATASETS': str(data)}, held)
     if code:
         tail = (run / 'stdout.txt').read_text(encoding='utf-8', errors='replace').strip().splitlines()[-1:]
-        raise RuntimeError(f'train_net.py ended with {code}: {"".join(tail)}')
+        raise (_KilledError if code < 0 else RuntimeError)(f'train_net.py ended with {code}: {"".join(tail)}')
     lines = [json.loads(line) for line in (run / 'metrics.json').read_text(encoding='utf-8').splitlines()]
     measured = [line for line in lines if 'bbox/AP' in line]
     # detectron2 gives NaN where there is nothing to measure: no object of a size, or not one box found.
