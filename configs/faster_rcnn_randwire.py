@@ -4,6 +4,9 @@
 
 Another network, with train.init_checkpoint=FILE: model.backbone.bottom_up.name=randwire_ws_c154; any network of the
 generator: model.backbone.bottom_up.name=randwire '+model.backbone.bottom_up.graph="er(0.2)"'.
+
+From random weights, as such a network has none: train.init_checkpoint="" model.backbone.bottom_up.norm=BN
+model.backbone.bottom_up.freeze_at=0, because layers that are frozen would stay random.
 """
 from importlib.util import find_spec
 from pathlib import Path

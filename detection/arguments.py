@@ -12,12 +12,14 @@ def add_detect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--weights', metavar='FILE', required=True,
                         help='a detector: see `randwire-zoo convert` and `save_detector`')
     parser.add_argument('--score-thresh', type=float, default=0.5, metavar='S',
-                        help='draw detections with at least this score (default: 0.5)')
+                        help='draw and count detections with at least this score (default: 0.5)')
     parser.add_argument('-o', '--output', metavar='FOLDER', default='output/detect',
                         help='where the pictures go (default: output/detect)')
     parser.add_argument('--json', metavar='FILE',
-                        help='also write all boxes, as left, top, right, bottom in pixels, image by image')
-    parser.add_argument('--device', help='cpu, cuda or mps (default: the best there is)')
+                        help='also write all that the detector gives, those with lower scores too (see its '
+                        'box_score_thresh): boxes as left, top, right, bottom in pixels, image by image')
+    parser.add_argument('--device',
+                        help='cpu, cuda or mps (default: a GPU of CUDA if there is one, otherwise the CPU)')
 
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
-from randwire_zoo.files import atomic_path, read_json, read_yaml
+from randwire_zoo.files import atomic_path, read_yaml
 from randwire_zoo.models import network_arguments
 from randwire_zoo.network import RandWire
 from randwire_zoo.weights.errors import loading
 from randwire_zoo.weights.files import read_metadata
 
-from .detectron2.datasets import find_listing
+from .detectron2.datasets import find_listing, read_classes
 from .torchvision.detectors import DetectorConfig, build_detector, save_detector
 from .weights import fit_weights, locate_weights, read_state
 
@@ -268,32 +268,34 @@ def _rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _class_names(given: str | None, config: dict[str, Any], num_classes: int) -> list[str] | None:
+def _class_names(given: str | None, config: dict[str, Any], num_classes: int) -> tuple[list[str] | None, str]:
     """The names in a comma-separated list or a COCO file, or without either those of the images that were trained on.
 
+    Returns:
+        The names, None where there are none, and whose they are.
+
     Raises:
-        ValueError: if the file lists none, or what is given has the names of the training in another order, by which
-            every box would have a wrong one.
+        ValueError: if the file lists none, one is empty, the images that were trained on have another number of
+            classes, or what is given has their names in another order, by which every box would have a wrong one.
     """
     train: Any = config.get('DATASETS.TRAIN') or ()
     listing = find_listing(str(train[0])) if len(train) == 1 else None
-    trained = [] if listing is None else _listed_names(listing)
-    if not given:
-        return trained if len(trained) == num_classes else None
-    names = _listed_names(given) if given.endswith('.json') else given.split(',')
+    trained = [] if listing is None else read_classes(listing)
+    if given is None:
+        if listing is None:
+            return None, (f'none, as --classes is not given and DATASETS.TRAIN, {list(train)}, is not one data set in '
+                          'DETECTRON2_DATASETS')
+        if len(trained) != num_classes:
+            raise ValueError(f'trained with {num_classes} classes, and {listing} has {len(trained)}: name them with '
+                             '--classes')
+        return trained, f'those of {listing}'
+    names = read_classes(given) if given.endswith('.json') else [name.strip() for name in given.split(',')]
+    if '' in names:
+        raise ValueError(f'--classes {given}: the names must not be empty, got {names!r}')
     if names != trained and sorted(names) == sorted(trained):
         raise ValueError(f'--classes {given}: the detector was trained by {listing}, which has them in the order '
                          f'{",".join(trained)}')
-    return names
-
-
-def _listed_names(path: str | Path) -> list[str]:
-    """The classes of a COCO file in the order of their ids, as detectron2 has it."""
-    try:
-        categories = read_json(path)['categories']
-        return [category['name'] for category in sorted(categories, key=lambda category: category['id'])]
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f'{path} lists no categories as COCO does') from None
+    return names, f'those of {given if given.endswith(".json") else "--classes"}'
 
 
 def main(args: argparse.Namespace) -> int:
@@ -304,13 +306,14 @@ def main(args: argparse.Namespace) -> int:
         if args.model or args.no_ema:
             raise ValueError('--model and --no-ema are for backbones; a detector takes --config and --classes')
         config = _read_config(Path(args.config))
-        names = _class_names(args.classes, dict(_leaves(read_yaml(Path(args.config)))), config.num_classes - 1)
+        names, origin = _class_names(args.classes, dict(_leaves(read_yaml(Path(args.config)))), config.num_classes - 1)
         convert_detector(args.source, args.config, args.output, names)
         named = f' ({", ".join(names)})' if names else ''
         print(f"{args.output}: torchvision's Faster R-CNN on {config.name}, {config.num_classes - 1} classes{named}, "
               f'images of {config.min_size} to {config.max_size} pixels')
+        print(f'names of the classes: {origin}')
     else:
-        if args.config or args.classes:
+        if args.config or args.classes is not None:
             raise ValueError('--config and --classes are for detectors, which are written as .safetensors')
         name = convert_backbone(args.source, args.output, args.model, not args.no_ema)
         print(f'{args.output}: {name} for detectron2 (MODEL.WEIGHTS {args.output})')

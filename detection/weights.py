@@ -1,26 +1,32 @@
 """Backbone weights: found by name or path, read safely, and checked against the network before anything is loaded.
 
 A source is
-- a file: a checkpoint of timm's train.py (its moving average where it has one), a bare state dict, or safetensors;
+- a file: a checkpoint of timm's train.py (its moving average where it has one) or of detectron2, whole detectors
+  included, a bare state dict, or safetensors;
 - `randwire://<arch.tag>`: published weights, by the name under which timm knows them;
 - `hf-hub:<owner>/<name>[@<revision>]`: a model repository of the Hugging Face Hub, spelled as timm spells it.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from randwire_zoo.files import read_json
+from randwire_zoo.weights.description import Description
 from randwire_zoo.weights.errors import loading
-from randwire_zoo.weights.manifest import PublishedWeights, download, fetch, read_weights
+from randwire_zoo.weights.manifest import FILENAME, HubError, PublishedWeights, download, fetch, read_weights
 from randwire_zoo.weights.mark import OPTIONAL
 
-__all__ = ['SCHEMES', 'fit_weights', 'locate_weights', 'misfit', 'read_state']
+__all__ = ['BOTTOM_UP', 'SCHEMES', 'compare_statistics', 'fit_weights', 'locate_weights', 'misfit', 'read_state',
+           'read_statistics']
 
 SCHEMES = ('randwire://', 'hf-hub:')
 #: Of a classifier, what a backbone has no place for.
 HEAD = ('conv_head.', 'bn_head.', 'fc.', 'global_pool.')
+#: Where detectron2's detectors have their backbone.
+BOTTOM_UP = 'backbone.bottom_up.'
 STAGES = tuple(f'conv{i}.' for i in range(1, 6))
 
 
@@ -79,11 +85,76 @@ def read_state(source: str | Path, use_ema: bool = True) -> dict[str, Tensor]:
     return state
 
 
+def read_statistics(source: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation, within 0 … 1, of the RGB images that weights were trained with.
+
+    The manifest says it of published weights, config.json of those in a repository of the Hub or in a folder staged
+    for it, and its settings of a training's checkpoint. None where nothing says it, or the images were not RGB.
+
+    Raises:
+        HubError: if the Hub cannot be reached, or refuses.
+        ValueError: if there are no such published weights.
+    """
+    try:
+        mean, std = _statistics(source)
+    except HubError as error:
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        cause = error.__cause__
+        if isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError):
+            return None  # the repository has no config.json
+        raise
+    return (mean, std) if len(mean) == len(std) == 3 else None
+
+
+def _statistics(source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if source.startswith('randwire://'):
+        row = _published(source)
+        return row.mean, row.std
+    config = None
+    if source.startswith('hf-hub:'):
+        repo_id, _, revision = source.removeprefix('hf-hub:').partition('@')
+        config = download(repo_id, revision or None, 'config.json', f'config.json of {source}')
+    elif Path(source).name == FILENAME:
+        config = Path(source).with_name('config.json')
+    try:
+        if config is not None and config.is_file():
+            cfg = read_json(config)['pretrained_cfg']
+            return tuple(map(float, cfg['mean'])), tuple(map(float, cfg['std']))
+        description = Description.from_checkpoint(source)
+        return description.mean, description.std
+    except (KeyError, TypeError, ValueError):  # of no network that was trained
+        return (), ()
+
+
+def compare_statistics(source: str, mean: Sequence[float], std: Sequence[float], channels: str) -> list[str]:
+    """One line if the statistics of a detectron2 config are not those that published weights were trained with.
+
+    Args:
+        source: `MODEL.WEIGHTS`; other sources than published weights are not looked at.
+        mean: `MODEL.PIXEL_MEAN`.
+        std: `MODEL.PIXEL_STD`.
+        channels: `INPUT.FORMAT`, whose order both have.
+    """
+    try:
+        trained = read_statistics(source) if source.startswith('randwire://') else None
+    except ValueError:  # there are no such weights, for whoever loads them to say
+        return []
+    if trained is None or len(mean) != 3:
+        return []
+    order = -1 if channels == 'BGR' else 1
+    wanted = [[round(255 * value, 3) for value in values[::order]] for values in trained]
+    if all(abs(one - other) <= 0.5 for one, other in zip([*wanted[0], *wanted[1]], [*mean, *std], strict=True)):
+        return []
+    return [f'{source} was trained with MODEL.PIXEL_MEAN {wanted[0]} and PIXEL_STD {wanted[1]} (of {channels}), and '
+            f'the config has {list(mean)} and {list(std)}']
+
+
 def fit_weights(state: Mapping[str, Tensor], model: nn.Module, name: str, source: object) -> dict[str, Tensor]:
     """Of some weights those that a backbone has a place for, once it is certain that nothing is missing or left over.
 
     Args:
-        state: Weights by plain names, of a whole classifier or of a backbone.
+        state: Weights by plain names, of a whole classifier or of a backbone; or of a whole detector of detectron2.
         model: A RandWire network, which may lack the head and its last stages.
         name: Its name, for the error.
         source: Where the weights come from, for the error.
@@ -91,6 +162,8 @@ def fit_weights(state: Mapping[str, Tensor], model: nn.Module, name: str, source
     Raises:
         ValueError: naming what does not fit; or that the weights were trained on other wiring.
     """
+    inside = {key.removeprefix(BOTTOM_UP): tensor for key, tensor in state.items() if key.startswith(BOTTOM_UP)}
+    state = inside or state
     wanted = model.state_dict()
     present = {key.partition('.')[0] + '.' for key in wanted}
     for path, module in model.named_modules():

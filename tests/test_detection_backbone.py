@@ -192,6 +192,17 @@ def test_frozen_noise_is_warned_of(
     assert ('MODEL.WEIGHTS is empty' in caplog.text) == warns
 
 
+@pytest.mark.parametrize(('order', 'mean', 'warns'), [
+    ('RGB', [127.5] * 3, False), ('BGR', [127.5] * 3, False), ('RGB', [123.675, 116.28, 103.53], True)])
+def test_statistics_that_are_not_those_of_the_weights_are_warned_of(
+        order: str, mean: list[float], warns: bool, caplog: pytest.LogCaptureFixture) -> None:
+    cfg = config(f'build_{NAME}_backbone', 'MODEL.WEIGHTS', f'randwire://{NAME}.digits', 'INPUT.FORMAT', order,
+                 'MODEL.PIXEL_MEAN', mean, 'MODEL.PIXEL_STD', [127.5] * 3)
+    with caplog.at_level(logging.WARNING):
+        build_backbone(cfg)
+    assert ('was trained with MODEL.PIXEL_MEAN [127.5, 127.5, 127.5]' in caplog.text) == warns
+
+
 def test_random_weights_with_frozen_norm_stay_within_bounds() -> None:
     """The COCO configs run without weights, though nothing much comes of it: 32 nodes deep, nothing overflows."""
     outputs = RandWireBackbone('randwire_ws_c109', freeze_at=2).train()(torch.randn(1, 3, 128, 128))

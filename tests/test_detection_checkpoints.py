@@ -132,6 +132,18 @@ def test_a_backbone_alone_resumes_its_optimizer_and_iteration(tmp_path: Path) ->
     assert torch.equal(restored.conv1.conv.weight, model.conv1.conv.weight)
 
 
+def test_a_backbone_alone_takes_its_part_of_a_whole_detectors_checkpoint_and_no_more(tmp_path: Path) -> None:
+    detector = Detector()
+    optimizer = torch.optim.SGD(detector.parameters(), lr=0.25)
+    DetectionCheckpointer(detector, str(tmp_path), optimizer=optimizer).save('model_final', iteration=9)
+    backbone = RandWireBackbone(NAME, norm='BN')
+    other = torch.optim.SGD(backbone.parameters(), lr=0.1)
+    assert DetectionCheckpointer(backbone, optimizer=other).load(str(tmp_path / 'model_final.pth')) == {}
+    assert other.param_groups[0]['lr'] == 0.1
+    state = backbone.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in detector.bottom_up.state_dict().items())
+
+
 def test_a_detector_trained_with_bn_loads_into_frozen_bn_and_back(tmp_path: Path) -> None:
     first = Detector()
     DetectionCheckpointer(first, str(tmp_path)).save('bn')

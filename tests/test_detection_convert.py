@@ -188,7 +188,7 @@ def test_class_names_come_from_a_list_or_from_coco_json_and_must_be_as_many_and_
     categories = [{'id': 7, 'name': 'c'}, {'id': 1, 'name': 'a'}, {'id': 3, 'name': 'b'}]
     assert '3 class names are needed, got 2' in refusal(folder, capsys, '--classes', 'a,b')
     assert "differ from each other, got 'A' in ['A', 'A', 'A']" in refusal(folder, capsys, '--classes', 'A,A,A')
-    assert "differ from each other, got '' in ['A', '', 'B']" in refusal(folder, capsys, '--classes', 'A,,B')
+    assert "must not be empty, got ['A', '', 'B']" in refusal(folder, capsys, '--classes', 'A,,B')
     (folder / 'coco.json').write_text(json.dumps({'categories': categories}))
     assert convert(folder, '--classes', str(folder / 'coco.json')) == 0
     assert load_detector(folder / 'detector.safetensors')[1] == ['background', 'a', 'b', 'c']

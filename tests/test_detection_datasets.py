@@ -175,6 +175,7 @@ def test_a_config_with_our_backbone_registers_what_it_names_and_nothing_else(
         build_backbone(cfg)
     assert set(DatasetCatalog) - before == {'seeds_train', 'stems_train'}
     assert caplog.text.count('the data set seeds_train is ') == 1
+    assert caplog.text.count('MODEL.ROI_HEADS.NUM_CLASSES is 80, and ') == 2  # of seeds and stems, and only once
     assert len(DatasetCatalog.get('seeds_train')) == 1 and DatasetCatalog.get('roots_train') == [{'mine': True}]
     DatasetCatalog.register('leaves_train', lambda: [])
     # A LazyConfig names its data sets where no backbone sees them.

@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from pretrained import NAME, random_model
+from pretrained import NAME, random_model, timm_checkpoint
 from safetensors.torch import load_file, save_file
 from shapes import CLASSES, write_shapes
 from torch import nn
@@ -95,6 +95,61 @@ def test_it_learns_and_detects() -> None:
     assert set(found) == {'boxes', 'labels', 'scores'}
 
 
+@pytest.mark.parametrize('scripted', [False, True])
+def test_what_a_detector_finds_does_not_depend_on_the_image_before(scripted: bool) -> None:
+    torch.manual_seed(0)
+    wide, other = torch.rand(3, 40, 120), torch.rand(3, 80, 70)  # the first one is resized to 42 by 128, padded to 64
+
+    def found(*images: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        torch.manual_seed(1)
+        detector = small_detector(max_size=128).eval()
+        detector = torch.jit.script(detector) if scripted else detector
+        with torch.no_grad():
+            results = [detector([image]) for image in images]
+        return [result[1][0] if scripted else result[0] for result in results]
+
+    (alone,), (first, later) = found(other), found(wide, other)
+    before, second = found(other, wide)
+    for one, same in ((alone, later), (alone, before), (first, second)):
+        assert one['scores'].numel() > 10
+        for key in one:
+            torch.testing.assert_close(one[key], same[key], rtol=1e-4, atol=1e-3)
+
+
+def test_training_begins_with_any_image_and_a_pool_of_ones_own_is_left_alone() -> None:
+    detector = small_detector(max_size=128).train()
+    detector([torch.rand(3, 40, 120)], [{'boxes': torch.tensor([[8.0, 8.0, 30.0, 34.0]]), 'labels': torch.tensor([1])}])
+    usual = MultiScaleRoIAlign(['0', '1', '2', '3'], 7, 2)
+    usual({level: torch.rand(1, 1, 64 >> int(level), 64 >> int(level)) for level in '0123'},
+          [torch.tensor([[0.0, 0.0, 9.0, 9.0]])], [(256, 256)])
+    pool = detector.roi_heads.box_roi_pool
+    assert pool.scales == usual.scales and vars(pool.map_levels) == vars(usual.map_levels)
+    own = MultiScaleRoIAlign(['0', '1', '2', '3'], 7, 2)
+    assert small_detector(box_roi_pool=own).roi_heads.box_roi_pool is own and own.scales is None
+
+
+def test_images_are_normalised_as_those_that_the_backbone_was_trained_on(tmp_path: Path) -> None:
+    def statistics(**kwargs: Any) -> list[list[float]]:
+        transform = small_detector(**kwargs).transform
+        return [list(transform.image_mean), list(transform.image_std)]
+
+    usual = statistics()
+    model = random_model()
+    path = timm_checkpoint(tmp_path / 'trained', model)
+    checkpoint = torch.load(path, weights_only=False)
+    for settings, expected in (
+            ({'mean': [0.1, 0.2, 0.3], 'std': [0.4, 0.5, 0.6]}, [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]),
+            ({'model': 'a network of nobody'}, usual)):
+        for name, value in settings.items():
+            setattr(checkpoint['args'], name, value)
+        torch.save(checkpoint, path)
+        assert statistics(weights_backbone=path) == expected
+        given = statistics(weights_backbone=path, image_mean=[0.7, 0.7, 0.7])
+        assert given == [[0.7, 0.7, 0.7], expected[1]]
+    torch.save(model.state_dict(), tmp_path / 'bare.pth')
+    assert statistics(weights_backbone=tmp_path / 'bare.pth') == usual
+
+
 @pytest.mark.parametrize('kwargs', [
     {}, {'image_mean': [0.5, 0.5, 0.5], 'box_detections_per_img': 7, 'rpn_post_nms_top_n_test': 30},
     {'weights_backbone': 'randwire://randwire_ws_pico.digits', 'trainable_backbone_layers': 1}])
@@ -159,6 +214,9 @@ def test_only_what_a_file_can_describe_is_saved(tmp_path: Path) -> None:
         save_detector(small_detector(), path, kind='x', graphs='y', metrics={'AP': 1})
     with pytest.raises(ValueError, match=r"class names must be text and differ from each other, got 'a'"):
         save_detector(small_detector(), path, ['a', 'a'])
+    for odd in (3, None, ['b']):
+        with pytest.raises(ValueError, match=rf'class names must be text and .*, got {re.escape(repr(odd))} in '):
+            save_detector(small_detector(), path, ['a', odd])
     with pytest.raises(ValueError, match=r'detector files end in \.safetensors'):
         save_detector(small_detector(), tmp_path / 'detector.pth')
     other = small_detector()
@@ -201,7 +259,46 @@ def test_detect_draws_a_picture_for_each_image_and_writes_json(
     assert capsys.readouterr().out.count('.png: ') == 3
 
 
+def test_json_has_all_that_the_detector_gives_and_the_picture_what_was_asked_for(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_shapes(tmp_path, 'images', 1)
+    torch.manual_seed(0)
+    detector = small_detector().eval()
+    scores = detect(detector, Image.open(tmp_path / 'images/1.png'))['scores']
+    middle, high = scores[len(scores) // 2].item(), scores[0].item()
+
+    def found(own: float, asked: float) -> tuple[int, int]:
+        """How many boxes the JSON has and how many the summary counts."""
+        detector.roi_heads.score_thresh = own
+        save_detector(detector, tmp_path / 'own.safetensors', CLASSES)
+        assert main(['detect', str(tmp_path / 'images'), '--weights', str(tmp_path / 'own.safetensors'), '-o',
+                     str(tmp_path / 'drawn'), '--score-thresh', str(asked), '--json', str(tmp_path / 'found.json'),
+                     '--device', 'cpu']) == 0
+        row, = json.loads((tmp_path / 'found.json').read_text())
+        assert len(row['boxes']) == len(row['classes']) == len(row['scores'])
+        summary = capsys.readouterr().out.splitlines()[0].partition('.png: ')[2]
+        return len(row['boxes']), sum(map(int, re.findall(r'\d+', summary)))
+
+    every, half = len(scores), int((scores >= middle).sum())
+    assert found(0.0, middle) == (every, half) and 0 < half < every
+    plain = (tmp_path / 'images/1.png').read_bytes(), (tmp_path / 'drawn/1.png').read_bytes()
+    assert found(0.0, min(1, high + 0.01)) == (every, 0)
+    with Image.open(tmp_path / 'drawn/1.png') as drawn, Image.open(tmp_path / 'images/1.png') as image:
+        assert drawn.tobytes() == image.tobytes() and plain[0] != plain[1]
+    assert found(0.999, 0.0) == (every, every)  # lower than its own
+
+
 @pytest.mark.parametrize(('arguments', 'message'), [
+    (['image.png', '--weights', '{weights}', '--json', 'image.png'], '--json image.png is one of the images or the'),
+    (['scan', '--weights', '{weights}', '--json', 'link.json'], '--json link.json is one of the images or the weights'),
+    (['image.png', '--weights', '{weights}', '--json', '{weights}'], ' is one of the images or the weights; name'),
+    (['image.png', '--weights', '{weights}', '--json', 'output/detect/image.png'], 'JSON is not written as .png'),
+    (['image.png', '--weights', '{weights}', '--json', 'photo.JPG'], 'JSON is not written as .JPG; name another file'),
+    (['image.png', '--weights', '{weights}', '--json', 'a.safetensors'], 'JSON is not written as .safetensors'),
+    (['image.png', '--weights', '{weights}', '--json', 'empty'], '--json empty is a folder; name a file'),
+    (['image.png', '--weights', '{weights}', '--json', 'scan/found.json'], 'scan is no folder that can be written to'),
+    (['image.png', '--weights', '{weights}', '--json', 'earlier.json', '-o', 'scan'], '--output: scan is no folder'),
+    (['image.png', '--weights', '{weights}', '--json', 'earlier.json', '-o', 'scan/a/b'], '--output: '),
     (['nowhere.png', '--weights', '{weights}'], 'no image at nowhere.png'),
     (['empty', '--weights', '{weights}'], 'empty holds no images'),
     (['image.png', '--weights', 'nowhere.safetensors'], 'no weights at nowhere.safetensors'),
@@ -214,10 +311,15 @@ def test_detect_says_in_one_line_what_is_wrong(
     monkeypatch.chdir(tmp_path)
     Path('empty').mkdir()
     Image.new('RGB', (64, 64)).save('image.png')
+    Image.new('RGB', (64, 64)).save('scan', format='PNG')
+    Path('link.json').symlink_to('scan')
+    Path('earlier.json').write_text('of an earlier run')
+    before = {path: path.read_bytes() for path in (*tmp_path.iterdir(), detector_file) if path.is_file()}
     assert main(['detect', *[argument.format(weights=detector_file) for argument in arguments]]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count('\n') == 1
     assert not Path('output').exists()
+    assert {path: path.read_bytes() for path in (*tmp_path.iterdir(), detector_file) if path.is_file()} == before
 
 
 def test_without_detectron2_the_package_imports_and_says_how_to_install_it(tmp_path: Path) -> None:

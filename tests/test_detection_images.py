@@ -142,6 +142,24 @@ def test_no_picture_takes_the_place_of_an_image(detector_file: Path, tmp_path: P
         assert {path.name: path.read_bytes() for path in (tmp_path / 'own').iterdir()} == before
 
 
+def test_among_images_no_other_picture_is_replaced_and_elsewhere_those_of_an_earlier_run_are(
+        detector_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / 'drawn'
+    folder.mkdir()
+    for name in ('a.jpg', 'a.png', 'b.jpg'):
+        Image.new('RGB', (64, 48)).save(folder / name)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert detect_main(detector_file, tmp_path, folder / 'a.jpg') == 2
+    assert f'{folder / "a.png"} is there already, among the images; name another folder' in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert not (tmp_path / 'found.json').exists()
+    assert detect_main(detector_file, tmp_path, folder / 'b.jpg') == 0 and (folder / 'b.png').exists()
+    (tmp_path / 'c.jpg').write_bytes(before['a.jpg'])
+    (folder / 'c.png').write_bytes(b'of an earlier run')
+    assert detect_main(detector_file, tmp_path, tmp_path / 'c.jpg') == 0
+    assert (folder / 'c.png').read_bytes() != b'of an earlier run'
+
+
 def test_a_hundred_boxes_do_not_hide_the_picture_and_the_best_ones_have_labels() -> None:
     picture = Image.new('RGB', (640, 480), (128, 128, 128))
     corners = torch.cartesian_prod(torch.arange(10) * 60 + 10, torch.arange(10) * 44 + 16).float()

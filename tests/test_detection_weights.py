@@ -1,19 +1,24 @@
 """Backbone weights from every kind of source: all of a backbone's tensors, or one line that says what does not fit."""
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from pretrained import NAME, random_model, timm_checkpoint
 from safetensors.torch import save_file
 from torch import nn
 
 from randwire_zoo.cli import main
-from randwire_zoo.detection.weights import fit_weights, locate_weights, read_state
+from randwire_zoo.detection import fasterrcnn_randwire_fpn
+from randwire_zoo.detection.weights import compare_statistics, fit_weights, locate_weights, read_state, read_statistics
 from randwire_zoo.models import WEIGHTS, network_arguments
 from randwire_zoo.network import RandWire
 from randwire_zoo.weights.files import save_weights
@@ -78,6 +83,70 @@ def test_a_hub_repository_at_a_revision(tmp_path: Path, monkeypatch: pytest.Monk
         assert_holds(fitted(source), model)
     with pytest.raises(HubError, match='someone/other@main: it is not in the cache, and HF_HUB_OFFLINE is set'):
         locate_weights('hf-hub:someone/other')
+
+
+def test_statistics_are_read_from_where_the_weights_say_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = WEIGHTS[f'{NAME}.digits']
+    other = replace(row, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    assert read_statistics(f'randwire://{NAME}.digits') == (row.mean, row.std) == ((0.5,) * 3, (0.5,) * 3)
+    monkeypatch.setitem(WEIGHTS, row.name, other)
+    assert read_statistics(f'randwire://{NAME}') == (other.mean, other.std)
+    # Of a repository of the Hub, and of a folder as it is staged.
+    folder = tmp_path / 'models--someone--pico' / 'snapshots' / ('0' * 40)
+    folder.mkdir(parents=True)
+    save_weights(random_model(), folder / 'model.safetensors')
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
+    source = f'hf-hub:someone/pico@{"0" * 40}'
+    with pytest.raises(HubError, match=rf'^config\.json of {source}: it is not in the cache'):
+        read_statistics(source)
+    assert read_statistics(str(folder / 'model.safetensors')) is None
+    for cfg, expected in (({'mean': [0.1, 0.2, 0.3], 'std': [0.4, 0.5, 0.6]}, (other.mean, other.std)),
+                          ({'mean': [0.1], 'std': [0.4]}, None), ({'mean': 'grey', 'std': 1}, None), ({}, None)):
+        (folder / 'config.json').write_text(json.dumps({'pretrained_cfg': cfg}))
+        assert read_statistics(source) == read_statistics(str(folder / 'model.safetensors')) == expected
+    (folder / 'config.json').unlink()
+    for cause, outcome in ((EntryNotFoundError('none'), nullcontext()), (OSError('no net'), pytest.raises(HubError))):
+        monkeypatch.setattr('huggingface_hub.hf_hub_download', Mock(side_effect=cause))
+        with outcome:
+            assert read_statistics(source) is None
+
+
+def test_statistics_of_a_config_that_are_not_those_of_the_weights_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, half = f'randwire://{NAME}.digits', [127.5] * 3
+    assert compare_statistics(source, half, half, 'RGB') == compare_statistics(source, [127.1] * 3, half, 'BGR') == []
+    line, = compare_statistics(source, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375], 'RGB')
+    assert line == (f'{source} was trained with MODEL.PIXEL_MEAN {half} and PIXEL_STD {half} (of RGB), and the config '
+                    'has [123.675, 116.28, 103.53] and [58.395, 57.12, 57.375]')
+    row = WEIGHTS[f'{NAME}.digits']
+    monkeypatch.setitem(WEIGHTS, row.name, replace(row, mean=(0.1, 0.2, 0.3)))
+    rising, falling = [25.5, 51, 76.5], [76.5, 51, 25.5]
+    for channels, right, wrong in (('RGB', rising, falling), ('BGR', falling, rising)):
+        assert compare_statistics(source, right, half, channels) == []
+        assert f'MODEL.PIXEL_MEAN {list(map(float, right))} ' in compare_statistics(source, wrong, half, channels)[0]
+    for other, mean in (('model.pth', [0] * 3), ('', [0] * 3), (f'randwire://{NAME}.nobodys', [0] * 3), (source, [0])):
+        assert compare_statistics(other, mean, mean, 'RGB') == []
+
+
+@pytest.mark.parametrize('norm', ['BN', 'FrozenBN'])
+def test_a_whole_detector_of_detectron2_gives_its_backbone(norm: str, tmp_path: Path) -> None:
+    model = random_model()
+    state = {f'backbone.bottom_up.{key}': tensor for key, tensor in backbone().state_dict().items()}
+    state.update({f'backbone.bottom_up.{key}': tensor for key, tensor in model.state_dict().items()
+                  if f'backbone.bottom_up.{key}' in state})
+    if norm == 'FrozenBN':
+        state = {key: tensor for key, tensor in state.items() if not key.endswith('num_batches_tracked')}
+    rest = {'backbone.fpn_lateral2.weight': torch.zeros(1), 'roi_heads.box_predictor.cls_score.weight': torch.zeros(1)}
+    path = tmp_path / 'model_final.pth'
+    torch.save({'model': {**state, **rest}, 'optimizer': {'state': {}, 'param_groups': []}, 'iteration': 9}, path)
+    assert_holds(fitted(path), model)
+    assert main(['convert', str(path), str(tmp_path / 'backbone.pth'), '--model', NAME]) == 0
+    assert_holds(fitted(tmp_path / 'backbone.pth'), model)
+    detector = fasterrcnn_randwire_fpn(NAME, 2, weights_backbone=path)
+    assert torch.equal(detector.backbone.body['conv1'].conv.weight, model.conv1.conv.weight)
+    del state['backbone.bottom_up.conv4.nodes.3.bn.weight']
+    torch.save({'model': {**state, **rest}}, path)
+    with pytest.raises(ValueError, match=r'does not fit .*: it lacks conv4\.nodes\.3\.bn\.weight$'):
+        fitted(path)
 
 
 def test_a_shorter_backbone_takes_what_it_needs() -> None:

@@ -36,10 +36,18 @@ def build_backbone(name: str, cfg: Any, input_shape: ShapeSpec) -> RandWireBackb
     Raises:
         ValueError: naming the key's value and what is allowed.
     """
+    from ..weights import compare_statistics
     from .backbone import RandWireBackbone
-    from .datasets import register_coco_folders
+    from .datasets import compare_classes, register_coco_folders
 
-    register_coco_folders(names=[*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    registered = register_coco_folders(names=[*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    differences = compare_statistics(
+        cfg.MODEL.WEIGHTS, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT)
+    head = {'GeneralizedRCNN': 'ROI_HEADS', 'RetinaNet': 'RETINANET'}.get(cfg.MODEL.META_ARCHITECTURE)
+    if head is not None:
+        differences += compare_classes(registered, f'MODEL.{head}.NUM_CLASSES', cfg.MODEL[head].NUM_CLASSES)
+    for difference in differences:
+        logger.warning('%s', difference)
     keys = cfg.MODEL.RESNETS
     if keys.RES5_DILATION not in (1, 2):
         raise ValueError(f'MODEL.RESNETS.RES5_DILATION must be 1 or 2, got {keys.RES5_DILATION}')

@@ -22,7 +22,7 @@ from torch import nn
 
 from randwire_zoo.network import RandWire
 
-from ..weights import SCHEMES, fit_weights, locate_weights, misfit, read_state
+from ..weights import BOTTOM_UP, SCHEMES, fit_weights, locate_weights, misfit, read_state
 
 __all__ = ['WeightsHandler', 'extend_checkpointer']
 
@@ -63,8 +63,10 @@ def _wrap_torch_load(original: Any) -> Any:
         if any(name.startswith(prefix) for prefix in backbones if prefix for name in state):
             # A whole detector, with what else its checkpoint holds.
             return original(self, f) if pickled else {'model': state}
-        # With a backbone alone its own checkpoint looks as weights from elsewhere do, but has more in it.
-        rest = _other_entries(original, self, f) if pickled and '' in backbones else {}
+        # With a backbone alone its own checkpoint looks as weights from elsewhere do, but has more in it. What a whole
+        # detector's has is of another training.
+        own = pickled and '' in backbones and not any(name.startswith(BOTTOM_UP) for name in state)
+        rest = _other_entries(original, self, f) if own else {}
         return {**rest, 'model': {prefix + name: tensor for prefix, backbone in backbones.items()
                                   for name, tensor in fit_weights(state, backbone, backbone.name, f).items()}}
 

@@ -17,11 +17,15 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ['find_listing', 'load_dataset_dicts', 'register_coco_folders', 'setup_environment']
+from randwire_zoo.files import read_json
+
+__all__ = ['compare_classes', 'find_listing', 'load_dataset_dicts', 'read_classes', 'register_coco_folders',
+           'setup_environment']
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +61,58 @@ def register_coco_folders(root: str | os.PathLike[str] | None = None, names: Seq
 
 
 def find_listing(name: str) -> Path | None:
-    """The annotations of the data set of this name, where it is a folder that `register_coco_folders` would register.
+    """The annotations of the data set of this name, where they are there.
+
+    It is a folder that `register_coco_folders` would register, or one of COCO's own, which detectron2 registers itself:
+    `coco_2017_train` is `coco/annotations/instances_train2017.json`.
     """
+    if match := re.fullmatch(r'coco_(\d{4})_(train|val|minival|valminusminival)(_100)?', name):
+        listing = _root() / 'coco' / 'annotations' / f'instances_{match[2]}{match[1]}{match[3] or ""}.json'
+        return listing if listing.is_file() else None
     return next((listing for found, listing, _ in _coco_folders() if found == name), None)
+
+
+def read_classes(path: str | Path) -> list[str]:
+    """The classes of a COCO file in the order of their ids, as detectron2 has it.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it lists none.
+    """
+    try:
+        categories = read_json(path)['categories']
+        # What is no text fails here, too.
+        return [str.strip(category['name']) for category in sorted(categories, key=lambda category: category['id'])]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f'{path} lists no categories as COCO does') from None
+
+
+def compare_classes(names: Sequence[str], key: str, num_classes: int) -> list[str]:
+    """One line about each data set that is a COCO-like folder with another number of classes than a config has.
+
+    Args:
+        names: Of the data sets.
+        key: The config's key.
+        num_classes: Its value.
+    """
+    lines = []
+    for name in names:
+        try:
+            count = len(read_classes(listing)) if (listing := find_listing(name)) is not None else num_classes
+        except (OSError, ValueError):  # for whoever needs its images to say
+            continue
+        if count != num_classes:
+            lines.append(f'{key} is {num_classes}, and {listing} lists {count} classes')
+    return lines
+
+
+def _root() -> Path:
+    return Path(os.getenv('DETECTRON2_DATASETS', 'datasets')).expanduser()
 
 
 def _coco_folders(root: str | os.PathLike[str] | None = None) -> Iterator[tuple[str, Path, Path]]:
     """Name, annotations and images of each data set."""
-    folder = Path(os.getenv('DETECTRON2_DATASETS', 'datasets') if root is None else root).expanduser()
+    folder = _root() if root is None else Path(root).expanduser()
     for listing in sorted(folder.glob('*/annotations/instances_*.json')):
         split = listing.stem.removeprefix('instances_')
         images = listing.parent.parent / split

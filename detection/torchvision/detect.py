@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -74,9 +75,14 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f'--score-thresh must be within [0, 1], got {args.score_thresh}')
     paths = _image_paths(args.images)
     pictures = _picture_names(paths, Path(args.output))
+    _check_folder('--output', Path(args.output))
+    if args.json is not None:
+        _check_json(Path(args.json), [*paths, Path(args.weights)])
     detector, classes = load_detector(args.weights)
-    detector.roi_heads.score_thresh = args.score_thresh
+    # A lower threshold lets more through and takes none away: boxes of lower scores suppress none of higher ones.
+    detector.roi_heads.score_thresh = min(detector.roi_heads.score_thresh, args.score_thresh)
     detector.to(default_device(args.device))
+    Path(args.output).mkdir(parents=True, exist_ok=True)  # before an earlier run's JSON is replaced
     skipped = 0
     with _json_array(args.json) as add:
         for path, picture in zip(paths, pictures, strict=True):
@@ -87,10 +93,12 @@ def main(args: argparse.Namespace) -> int:
                 skipped += 1
                 continue
             found = detect(detector, image)
+            likely = {key: rows[found['scores'] >= args.score_thresh] for key, rows in found.items()}
             with atomic_path(picture) as temporary:
-                draw_detections(image, found, classes).save(temporary, format='PNG')
+                draw_detections(image, likely, classes).save(temporary, format='PNG')
             names = [classes[label] for label in found['labels'].tolist()]
-            summary = ', '.join(f'{count} {name}' for name, count in sorted(Counter(names).items()))
+            counts = Counter(classes[label] for label in likely['labels'].tolist())
+            summary = ', '.join(f'{count} {name}' for name, count in sorted(counts.items()))
             print(f'{picture}: {summary or "nothing"}', flush=True)
             add({'image': str(path), 'boxes': [[round(x, 1) for x in box] for box in found['boxes'].tolist()],
                  'classes': names, 'scores': [round(score, 4) for score in found['scores'].tolist()]})
@@ -134,9 +142,10 @@ def _picture_names(paths: list[Path], folder: Path) -> list[Path]:
     """A picture's path for each image; images of one name in several folders get a number.
 
     Raises:
-        ValueError: if a picture would take the place of an image.
+        ValueError: if a picture would take the place of an image, or, in a folder of images, of any other picture.
     """
     images = {path.resolve() for path in paths}
+    among_images = folder.resolve() in {path.parent.resolve() for path in paths}
     taken: set[str] = set()
     pictures = []
     for path in paths:
@@ -149,4 +158,24 @@ def _picture_names(paths: list[Path], folder: Path) -> list[Path]:
         if pictures[-1].resolve() in images:
             raise ValueError(f'{pictures[-1]} is one of the images, and its picture would take its place; name another '
                              'folder with --output')
+        if among_images and pictures[-1].exists():  # elsewhere it is an earlier run's
+            raise ValueError(f'{pictures[-1]} is there already, among the images; name another folder with --output')
     return pictures
+
+
+def _check_json(path: Path, inputs: list[Path]) -> None:
+    """Refuse a file for --json that would take the place of what is read, or of a picture."""
+    if path.resolve() in {one.resolve() for one in inputs}:
+        raise ValueError(f'--json {path} is one of the images or the weights; name another file')
+    if path.suffix.lower() in (*SUFFIXES, '.safetensors'):
+        raise ValueError(f'--json {path}: JSON is not written as {path.suffix}; name another file')
+    if path.is_dir():
+        raise ValueError(f'--json {path} is a folder; name a file')
+    _check_folder('--json', path.parent)
+
+
+def _check_folder(option: str, folder: Path) -> None:
+    """Refuse a folder that can be neither made nor written to."""
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f'{option}: {there} is no folder that can be written to')

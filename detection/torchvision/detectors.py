@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +23,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+from torchvision.ops.poolers import initLevelMapper
 
 from randwire_zoo.files import atomic_path
 from randwire_zoo.graphs import graphs_sha256
@@ -31,7 +32,7 @@ from randwire_zoo.network import RandWire
 from randwire_zoo.weights.errors import loading
 from randwire_zoo.weights.files import read_metadata
 
-from ..weights import fit_weights, read_state
+from ..weights import fit_weights, read_state, read_statistics
 
 __all__ = ['DetectorConfig', 'build_detector', 'fasterrcnn_randwire_fpn', 'load_detector', 'save_detector']
 
@@ -137,14 +138,18 @@ def build_detector(config: DetectorConfig, norm_layer: Callable[[int], nn.Module
     sizes = tuple((size,) for size in config.anchor_sizes)
     ratios = (tuple(config.anchor_ratios),) * len(sizes)
     resolution = 7
+    pool = MultiScaleRoIAlign(LEVELS, resolution, config.sampling_ratio)
+    # Otherwise torchvision infers them from the first image and keeps them: from a wide one it may get twice as much,
+    # as the height of the maps is that of the padded image.
+    pool.scales = [1 / 2 ** level for level in range(2, 6)]
+    pool.map_levels = initLevelMapper(2, 5, pool.canonical_scale, pool.canonical_level)
     arguments = {
         'min_size': config.min_size, 'max_size': config.max_size,
         'image_mean': list(config.image_mean), 'image_std': list(config.image_std),
         'rpn_anchor_generator': (AnchorGenerator if config.round_anchors else _ExactAnchors)(sizes, ratios),
         'rpn_pre_nms_top_n_test': config.rpn_pre_nms_top_n, 'rpn_post_nms_top_n_test': config.rpn_post_nms_top_n,
         'rpn_nms_thresh': config.rpn_nms_thresh,
-        'box_roi_pool': MultiScaleRoIAlign(LEVELS, resolution, config.sampling_ratio),
-        'box_head': TwoMLPHead(config.fpn_channels * resolution ** 2, config.box_features),
+        'box_roi_pool': pool, 'box_head': TwoMLPHead(config.fpn_channels * resolution ** 2, config.box_features),
         'box_predictor': FastRCNNPredictor(config.box_features, config.num_classes),
         'box_score_thresh': config.box_score_thresh, 'box_nms_thresh': config.box_nms_thresh,
         'box_detections_per_img': config.box_detections_per_img, 'bbox_reg_weights': config.bbox_reg_weights,
@@ -168,7 +173,8 @@ def fasterrcnn_randwire_fpn(
         weights: A finished detector's file (see `save_detector`); its backbone must be of this name.
         progress: Show progress bars of downloads.
         weights_backbone: A backbone source: a file, `randwire://arch.tag` or `hf-hub:owner/name`. None starts from
-            random parameters.
+            random parameters. image_mean and image_std, unless they are given, are those that it was trained with
+            where it says so (a file does with the settings of its training), and otherwise those of the name.
         trainable_backbone_layers: How many of conv5 … conv1 to train, 0 to 5. With weights the default is 3, and all
             BN of the backbone is frozen; without weights all is trained, and this must be None or 5.
         kwargs: Arguments of `torchvision.models.detection.FasterRCNN`, such as `min_size`.
@@ -193,6 +199,10 @@ def fasterrcnn_randwire_fpn(
     if weights_backbone is not None and weights is None:
         with _progress_bars(progress):
             state = read_state(str(weights_backbone))
+            known = kwargs.keys() >= {'image_mean', 'image_std'}
+            statistics = None if known else read_statistics(str(weights_backbone))
+        if statistics is not None:
+            config = replace(config, image_mean=statistics[0], image_std=statistics[1])
         network.load_state_dict(fit_weights(state, network, name, weights_backbone), strict=False)
     for index in range(NUM_STAGES - layers):
         for parameter in getattr(network, f'conv{index + 1}').parameters():
@@ -224,7 +234,8 @@ def save_detector(detector: FasterRCNN, path: str | os.PathLike[str], classes: S
     classes = None if classes is None else list(classes)
     if classes is not None and len(classes) != config.num_classes - 1:
         raise ValueError(f'{config.num_classes - 1} class names are needed, got {len(classes)}')
-    odd = [name for name, count in Counter(classes or ()).items() if count > 1 or not name.strip()]
+    odd = [name for name in classes or () if not isinstance(name, str) or not name.strip()
+           or (classes or []).count(name) > 1]
     if odd:
         raise ValueError(f'class names must be text and differ from each other, got {odd[0]!r} in {classes!r}')
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in detector.state_dict().items()}
