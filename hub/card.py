@@ -129,8 +129,8 @@ def _values(folder: Path) -> dict[str, Any]:
     complexity = count_complexity(model, network.input_size)
     return {
         'name': name, 'tag': cfg['tag'], 'dataset': metadata['dataset'], 'split': metadata['split'],
-        'generator': f'{architecture.graph.upper()}, seed {architecture.seed}', 'regime': architecture.regime,
-        'channels': architecture.channels, 'num_nodes': architecture.num_nodes, 'params': complexity.params,
+        'generator': f'{architecture.graph.upper()}, seed {architecture.seed}', 'regime': model.regime,
+        'channels': model.channels, 'num_nodes': architecture.num_nodes, 'params': complexity.params,
         'macs': complexity.macs, 'input_size': '×'.join(map(str, network.input_size)),
         'mean': ', '.join(f'{value:g}' for value in network.mean), 'std': ', '.join(f'{v:g}' for v in network.std),
         'interpolation': network.interpolation, 'crop_pct': network.crop_pct, 'crop_mode': network.crop_mode,

@@ -16,8 +16,8 @@ from randwire_zoo.detection.weights import SCHEMES
 from randwire_zoo.files import read_yaml
 from randwire_zoo.models import find_weights
 from randwire_zoo.training.evaluation import Conditions
-from randwire_zoo.training.recipes import OWN, public_settings, scheduled_epochs
-from randwire_zoo.weights.description import WEIGHT_SOURCES, Description, build_model, read_settings
+from randwire_zoo.training.recipes import KEYS, OWN, public_settings, scheduled_epochs
+from randwire_zoo.weights.description import ARGUMENTS, WEIGHT_SOURCES, Description, build_model, read_settings
 from randwire_zoo.weights.errors import loading
 from randwire_zoo.weights.files import read_metadata
 
@@ -108,7 +108,8 @@ def read_run(checkpoint: Path, recipe: Path, summary: Path | None, name: str | N
         raise
     except ValueError as error:
         raise CheckFailed(f'{recipe}: {error}') from None
-    wrong = next((other for other in (name, described) if other and other != run.network.architecture), None)
+    own = (run.network.architecture, settings.get('model'))  # a checkpoint has the name that was typed, tag and all
+    wrong = next((other for other in (name, described) if other and other not in own), None)
     if wrong:
         raise CheckFailed(f'{recipe} is of a training of {run.network.architecture}, not of {wrong}')
     if not run.dataset:
@@ -169,7 +170,8 @@ def _read_timm(settings: dict[str, Any], step: int, dataset: str, summary: Path 
     folder = Path(str(conditions.data_dir)).name if conditions.data_dir else ''
     network = Description.from_settings(settings)
     # Where a moving average was kept, it is what was measured: the trained weights' own figures are not on record.
-    was_measured = not weights or (weights == 'average') == conditions.use_ema
+    # Without a split nothing was.
+    was_measured = conditions.split and (not weights or (weights == 'average') == conditions.use_ema)
     metrics = read_metrics(summary, step) if summary is not None and was_measured else {}
     public = {name: value for name, value in public_settings(settings).items() if value is not None}
     beginning = _beginning(settings, network.architecture)
@@ -179,10 +181,22 @@ def _read_timm(settings: dict[str, Any], step: int, dataset: str, summary: Path 
     if public.get('model_kwargs'):
         public['model_kwargs'] = {
             key: value for key, value in public['model_kwargs'].items() if key not in WEIGHT_SOURCES}
+    if Description.from_settings(public) != network:  # what came with the name or the file that is no part of them
+        kept = {name: value for name, value in public.items() if name != 'img_size'}
+        public = {**kept, **public_settings(_settings(network)), 'model': public['model']}
     return Run(
         network, dataset or conditions.dataset or folder, 'epoch', step,
         max(epochs, step + 1, _last_epoch(summary) + 1), int(settings['seed']), metrics, conditions,
         str(settings['val_split']), public, weights, beginning, _teacher(settings))
+
+
+def _settings(network: Description) -> dict[str, Any]:
+    """Those from which both trainers build and feed a network as it is described."""
+    keys = {argument: key for key, argument in ARGUMENTS.items() if key in KEYS}
+    data = {name: list(value) if isinstance(value, tuple) else value for name, value in network.data_config().items()}
+    return {**{name: value for name, value in data.items() if name in KEYS},
+            **{keys[name]: value for name, value in network.arguments.items() if name in keys},
+            'model_kwargs': {name: value for name, value in network.arguments.items() if name not in keys}}
 
 
 def _beginning(settings: Mapping[str, Any], architecture: str) -> str:

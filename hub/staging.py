@@ -95,10 +95,14 @@ def stage(checkpoint: str | Path, output: str | Path | None = None, name: str | 
     else:
         run = typed_run({**_guess(checkpoint), **(settings or {}), **({'model': name} if name else {})}, dataset,
                         metrics or {})
+    if measure and split is None and run.conditions is not None and not run.conditions.split:
+        raise CheckFailed('the training measured nothing; name the images with --split, or publish without measuring '
+                          'with --no-eval')
     run = _elsewhere(run, data_dir, split)
     output = Path(output) if output is not None else Path('output/hub') / f'{run.network.architecture}.{tag}'
     _check_is_free(output)
-    state, run = _load(checkpoint, run, use_ema)
+    names, texts = _labels_beside(checkpoint)
+    state, run = _load(checkpoint, run, use_ema, names)
 
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f'.{output.name}-', dir=output.parent) as temporary:
@@ -117,7 +121,8 @@ def stage(checkpoint: str | Path, output: str | Path | None = None, name: str | 
         if run.settings and settings_file is not None:
             record['recipe'] = settings_file.name
             (folder / settings_file.name).write_text(yaml.safe_dump(dict(run.settings)), encoding='utf-8')
-        texts = read_label_texts(run.conditions.data_dir or '') if run.conditions is not None else {}
+        if run.conditions is not None:
+            texts = {**texts, **read_label_texts(run.conditions.data_dir or '')}
         (folder / CONFIG).write_text(json.dumps(to_config(
             run.network, model, str(tag), str(license), _describe(run), texts), indent=2) + '\n', encoding='utf-8')
         save_weights(model, folder / FILENAME, half)
@@ -193,17 +198,26 @@ def _read_state(checkpoint: Path, use_ema: bool) -> dict[str, Tensor]:
         return dict(load_state_dict(str(checkpoint), use_ema=use_ema))
 
 
-def _load(checkpoint: Path, run: Run, use_ema: bool) -> tuple[dict[str, Tensor], Run]:
-    """The network's own weights, and the run with the names of its classes where the data tell them."""
+def _labels_beside(checkpoint: Path) -> tuple[tuple[str, ...], Mapping[str, str]]:
+    """The classes' names, and what they are called, of staged weights: the config.json beside them has both."""
+    if checkpoint.suffix == '.safetensors':
+        with suppress(OSError, ValueError):  # there is none, or another program's
+            config = read_json(checkpoint.parent / CONFIG)
+            return from_config(config).label_names, config.get('label_descriptions') or {}
+    return (), {}
+
+
+def _load(checkpoint: Path, run: Run, use_ema: bool, names: tuple[str, ...]) -> tuple[dict[str, Tensor], Run]:
+    """The network's own weights, and the run with the names of its classes where they or the data tell them."""
     state = _read_state(checkpoint, use_ema)
     if run.unit == 'iteration':
         state = {name.removeprefix(BACKBONE): tensor for name, tensor in state.items() if name.startswith(BACKBONE)}
-    return state, replace(run, network=_with_labels(run.network, run.conditions))
+    return state, replace(run, network=_with_labels(run.network, run.conditions, names))
 
 
-def _with_labels(network: Description, conditions: Conditions | None) -> Description:
+def _with_labels(network: Description, conditions: Conditions | None, names: tuple[str, ...]) -> Description:
     """The description with the name of every class, or with none where the data here do not name as many."""
-    names = network.label_names
+    names = network.label_names or names
     if not names and conditions is not None:
         with suppress(OSError, ValueError):  # measuring says what is missing, where anything is to be measured
             names = tuple(class_indices(conditions.open(network)))

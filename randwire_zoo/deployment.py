@@ -19,12 +19,15 @@ __all__ = ['DeployedNode', 'deploy']
 class DeployedNode(nn.Module):
     """A node for evaluation alone; see `network.Node`.
 
+    The weights of its sum are numbers of the code, which `load_state_dict` alone sets: `input_weights` is a copy.
+
     Args:
         node: The node it computes the same as, which is taken apart.
     """
 
     # Annotated here because TorchScript cannot infer the type of an empty list.
     weights: list[float]
+    __jit_unused_properties__ = ['input_weights']
 
     def __init__(self, node: Node) -> None:
         super().__init__()
@@ -38,6 +41,11 @@ class DeployedNode(nn.Module):
             self.first = node.conv_dw if hasattr(node, 'conv_dw') else node.pool
             self.last = _fold(node.conv_pw, node.bn)
 
+    @property
+    def input_weights(self) -> Tensor:
+        """The weights of the sum, [inputs] in float64 on the CPU; what a state dict names needs an attribute, too."""
+        return torch.tensor(self.weights, dtype=torch.float64, device='cpu')
+
     @torch.jit.unused
     def separable(self) -> Optional[SeparableNode]:
         """As `network.Node.separable`."""
@@ -46,12 +54,12 @@ class DeployedNode(nn.Module):
         return SeparableNode(self, self.first, self.last, None, self.weights)
 
     # The weights are numbers of the code, and of the trained network all the same: a state dict has them as
-    # `input_weights`, [inputs] in float64, whatever precision the network is in. (Extra states are the wiring marks.)
+    # `input_weights`, whatever precision the network is in. (Extra states are the wiring marks.)
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f'{prefix}input_weights'] = torch.tensor(self.weights, dtype=torch.float64, device='cpu')
+        destination[f'{prefix}input_weights'] = self.input_weights
 
-    def _load_from_state_dict(  # type: ignore[override]
+    def _load_from_state_dict(
             self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str],
             unexpected_keys: list[str], error_msgs: list[str]) -> None:
         name = f'{prefix}input_weights'

@@ -21,7 +21,7 @@ def write_timm(folder: Path, **changes: Any) -> Path:
                     'node_op': 'conv', 'pretrained_cfg_overlay': {'file': '/home/me/x'}}, **changes}
     (folder / 'args.yaml').write_text(yaml.safe_dump({key: value for key, value in settings.items() if value != ...}))
     (folder / 'summary.csv').write_text(SUMMARY)
-    torch.save({'arch': NAME, 'epoch': 1, 'state_dict': {}, 'state_dict_ema': {}}, folder / 'last.pth.tar')
+    torch.save({'arch': settings['model'], 'epoch': 1, 'state_dict': {}, 'state_dict_ema': {}}, folder / 'last.pth.tar')
     return folder
 
 

@@ -177,6 +177,43 @@ def test_another_split_and_a_history_from_elsewhere_are_taken_as_they_are_named(
         assert labels == (['ash', 'beech', 'cedar'] if options else None), 'there is no folder of the other split'
 
 
+def test_a_training_that_measured_nothing_is_measured_where_it_is_told_to_or_not_at_all(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ('train', 'test'):
+        for label in ('ash', 'beech', 'cedar'):
+            (tmp_path / 'leaves' / split / label).mkdir(parents=True)
+            Image.new('RGB', (8, 8)).save(tmp_path / 'leaves' / split / label / '0.png')
+    run = write_timm(tmp_path, model=NAME, model_kwargs=..., data_dir=str(tmp_path / 'leaves'), val_split='',
+                     model_ema=False)
+    torch.save({'arch': NAME, 'epoch': 1, 'state_dict': timm.create_model(NAME, num_classes=3).state_dict()},
+               run / 'last.pth.tar')
+    named = ['--license', 'mit', '--device', 'cpu', '--workers', 0]
+    for history in ('epoch,train_loss,lr\n0,2.5,0.1\n1,2.0,0.1\n', None):
+        (run / 'summary.csv').write_text(history) if history else (run / 'summary.csv').unlink()
+        capsys.readouterr()
+        assert stage(run / 'last.pth.tar', *named, '-o', tmp_path / 'none') == 1
+        assert 'the training measured nothing; name the images with --split' in capsys.readouterr().err
+        assert not (tmp_path / 'none').exists()
+        unmeasured, measured = tmp_path / f'unmeasured {bool(history)}', tmp_path / f'measured {bool(history)}'
+        assert stage(run / 'last.pth.tar', *named, '--no-eval', '-o', unmeasured) == 0
+        assert json.loads(read_metadata(unmeasured / 'model.safetensors')['metrics']) == {}
+        assert 'no figures are published of these weights' in (unmeasured / 'README.md').read_text()
+        assert stage(run / 'last.pth.tar', *named, '--split', 'test', '-o', measured) == 0
+        assert 'Measured on 3 images' in (measured / 'README.md').read_text()
+    # What was staged names its classes, wherever the data are.
+    shutil.rmtree(tmp_path / 'leaves')
+    assert stage(measured / 'model.safetensors', *named, '--no-eval', '-o', tmp_path / 'again') == 0
+    assert json.loads((tmp_path / 'again' / 'config.json').read_text())['label_names'] == ['ash', 'beech', 'cedar']
+
+
+def test_the_card_has_the_width_of_the_network_and_not_of_its_name(tmp_path: Path) -> None:
+    model = timm.create_model(NAME, num_classes=4, channels=32)
+    save_file(model.state_dict(), tmp_path / 'weights.safetensors')
+    assert stage(tmp_path / 'weights.safetensors', '--license', 'mit', '--model', NAME, '--model-kwargs', 'channels=32',
+                 '--dataset', 'leaves', '--no-eval', '-o', tmp_path / 'staged') == 0
+    assert ['regime, C, N', 'small, 32, 8'] in tables((tmp_path / 'staged' / 'README.md').read_text())
+
+
 def test_the_row_of_a_staged_folder_has_all_that_the_folder_says(staged_detector: Path, staged_half: Path) -> None:
     row = check_folder(staged_detector).row(file='weights/some.safetensors')
     assert (row.name, row.file, row.repo_id, row.revision, row.is_default) == (

@@ -11,6 +11,7 @@ import torch
 from layers import randomise_
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from randwire_zoo import deploy
 
@@ -94,6 +95,7 @@ def test_a_state_dict_holds_all_that_a_deployed_network_computes_with(tmp_path: 
         second.load_state_dict(load_file(tmp_path / 'model.safetensors'))
         assert torch.equal(second(images), expected)
         assert torch.equal(torch.jit.script(second)(images), torch.jit.script(first)(images))
+    assert get_model_state_dict(second).keys() == second.state_dict().keys()  # each name is an attribute's
     without = {name: tensor for name, tensor in first.state_dict().items() if not name.endswith('.input_weights')}
     with pytest.raises(RuntimeError, match=r'Missing key.*input_weights'):
         second.load_state_dict(without)

@@ -145,6 +145,9 @@ def test_a_folder_of_timms_hub_format_is_described_by_what_lies_in_it(tmp_path: 
     description = Description.from_settings({'model': f'local-dir:{tmp_path}', 'in_chans': 1})
     assert description.architecture == 'randwire' and description.arguments['stem_stride'] == 2
     assert (description.input_size, description.mean, description.crop_pct) == ((1, 32, 32), (0.1,), 1.0)
+    # train.py makes a network of three channels of it, unless it is told; an evaluation takes it as it is.
+    assert Description.from_settings({'model': f'local-dir:{tmp_path}'}).input_size[0] == 3
+    assert Description.from_settings({'model': f'local-dir:{tmp_path}'}, for_training=False) == description
     again = description.create_model(f'local-dir:{tmp_path}', pretrained=True)
     torch.testing.assert_close(again.state_dict()['fc.weight'], model.state_dict()['fc.weight'], rtol=0, atol=0)
 
@@ -167,6 +170,15 @@ def test_published_weights_bring_the_arguments_of_their_network(
     arguments = Description.from_settings(settings).arguments
     assert asked == [tag]
     assert arguments.get('stem_stride') == stride and arguments['num_classes'] == 7
+
+
+@pytest.mark.parametrize('elsewhere', [
+    {'pretrained_path': 'mine.pth'}, {'model_kwargs': {'pretrained_cfg_overlay': {'file': 'mine.pth'}}}], ids=str)
+def test_weights_from_elsewhere_bring_nothing_of_the_published_ones(elsewhere: dict[str, Any]) -> None:
+    name = {'model': 'randwire_ws_small_s1', 'pretrained': True}
+    description = Description.from_settings({**name, **elsewhere})
+    assert description == Description.from_settings({**name, 'pretrained': False})
+    assert description != Description.from_settings(name)
 
 
 def test_a_checkpoint_of_train_py_is_described_by_the_arguments_in_it_or_beside_it(tmp_path: Path) -> None:

@@ -133,6 +133,26 @@ def test_a_student_of_the_record_is_the_student_of_the_teacher_where_crops_are_w
     assert resumed.last['eval_loss'] == whole.last['eval_loss']
 
 
+def test_a_teacher_of_other_classes_or_in_another_order_is_refused(
+        images: Path, weights: Path, tmp_path: Path) -> None:
+    teacher = write_teacher(weights, images, tmp_path / 'teacher', MODEL, 32, workers=0, progress=False)
+    settings = {**STUDENT, 'data_dir': str(images), 'output': str(tmp_path / 'out'), 'progress': False}
+    name = f'local-dir:{teacher.folder}'
+    with pytest.raises(ValueError, match=f"the teacher '{name}' was trained on 3 classes, and the student has 4: "):
+        train(**{**settings, 'num_classes': 4}, kd_model_name=name)
+    with pytest.raises(ValueError, match=r"the teacher 'randwire_ws_pico\.digits' was trained on 10 classes, and"):
+        train(**settings, kd_model_name='randwire_ws_pico.digits')
+    (tmp_path / 'classes.txt').write_text('\n'.join(reversed(WNIDS)))
+    permuted = {**settings, 'class_map': str(tmp_path / 'classes.txt')}
+    order = f"has other classes than the training images, or in another order: output 0 is '{WNIDS[0]}', not"
+    with pytest.raises(ValueError, match=f"the teacher '{name}' {order} '{WNIDS[2]}'"):
+        train(**permuted, kd_model_name=name)
+    with pytest.raises(ValueError, match=f"outputs.safetensors {order} '{WNIDS[2]}'"):
+        train(**permuted, kd_outputs=str(teacher.outputs))
+    assert not (tmp_path / 'out').exists()
+    assert train(**{**settings, 'epochs': 1}, kd_outputs=str(teacher.outputs)).history
+
+
 def test_a_record_of_other_images_or_classes_is_refused(images: Path, tmp_path: Path) -> None:
     path = tmp_path / 'outputs.safetensors'
     training = open_images(images, 'train')

@@ -222,6 +222,19 @@ def test_a_checkpoint_of_stock_timm_is_measured_by_the_arguments_in_it(run: Path
         evaluated('--checkpoint', tmp_path / 'stock.pth.tar')
 
 
+def test_a_training_is_measured_as_it_was_by_its_name_with_or_without_the_tag(tmp_path: Path) -> None:
+    write_images(tmp_path / 'data', ('train', 'validation'), 'L', 36)
+    result = train(model='randwire_ws_small_s1.tin200_kd', model_kwargs={'channels': 8}, num_classes=3, in_chans=1,
+                   data_dir=str(tmp_path / 'data'), output=str(tmp_path), epochs=1, warmup_epochs=0, batch_size=3,
+                   validation_batch_size=3, workers=0, device='cpu', progress=False)
+    assert result.folder is not None
+    row = read_summary(result.folder / 'summary.csv')[-1]
+    for name in ('randwire_ws_small_s1.tin200_kd', 'randwire_ws_small_s1'):
+        assert same(evaluated('--checkpoint', result.folder / 'last.pth.tar', '--model', name), row), name
+    with pytest.raises(ValueError, match=r'last\.pth\.tar cannot be loaded'):
+        evaluated('--checkpoint', result.folder / 'last.pth.tar', '--model', 'randwire_ws_small_s2', '--in-chans', '1')
+
+
 def test_images_of_other_classes_are_refused_unless_a_class_map_says_which(images: Path, tmp_path: Path) -> None:
     write_images(tmp_path / 'data', ('train', 'validation'), 'RGB', 32)
     result = train(model='randwire', model_kwargs=SMALL, num_classes=10, img_size=32, data_dir=str(tmp_path / 'data'),

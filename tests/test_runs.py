@@ -11,6 +11,7 @@ import torch
 from run_files import NAME, SUMMARY, write_detectron2, write_timm
 
 from randwire_zoo.hub.runs import CheckFailed, find_records, is_training_checkpoint, read_metrics, read_run, typed_run
+from randwire_zoo.weights.description import Description
 from randwire_zoo.weights.files import save_weights
 
 
@@ -71,6 +72,36 @@ def test_what_a_training_began_from_is_recorded_and_what_is_published_begins_the
     assert (run.beginning, run.teacher) == (beginning, teacher)
     assert (run.settings['model'], run.settings['pretrained']) == (model, model != NAME)
     assert run.network.architecture == NAME and '/home/me' not in json.dumps(run.settings)
+
+
+#: Nothing is said of the network beside its name.
+ALONE: dict[str, Any] = {**dict.fromkeys(
+    ('img_size', 'mean', 'std', 'interpolation', 'crop_pct', 'num_classes'), ...), 'model_kwargs': {}}
+
+
+@pytest.mark.parametrize('changes', [
+    {}, ALONE, {**ALONE, 'img_size': 40}, {**ALONE, 'pretrained': True},
+    {**ALONE, 'pretrained': True, 'pretrained_path': '/home/me/x.pth'},
+    {**ALONE, 'model': NAME, 'model_kwargs': {'pretrained_cfg_overlay': {'crop_pct': 0.5}}},
+    {**ALONE, 'model': 'local-dir', 'in_chans': 1}, {**ALONE, 'model': 'local-dir', 'in_chans': 1, 'pretrained': True},
+], ids=str)
+def test_the_published_settings_describe_the_network_that_was_trained(changes: dict[str, Any], tmp_path: Path) -> None:
+    if changes.get('model') == 'local-dir':
+        arguments = {'graph': 'ws(2,0.5)', 'seed': 3, 'channels': 4, 'num_nodes': 4, 'in_chans': 1}
+        timm.models.save_for_hf(
+            timm.create_model('randwire', num_classes=5, **arguments), str(tmp_path / 'weights'), model_args=arguments,
+            model_config={'pretrained_cfg': {
+                'tag': 'x', 'mean': [0.1], 'std': [0.2], 'input_size': [1, 32, 40], 'crop_pct': 0.75}})
+        changes = {**changes, 'model': f'local-dir:{tmp_path / "weights"}'}
+    run = read(write_timm(tmp_path, **changes))
+    assert Description.from_settings(run.settings) == run.network and '/' not in json.dumps(run.settings)
+
+
+def test_a_training_without_a_split_has_no_figures(tmp_path: Path) -> None:
+    write_timm(tmp_path, val_split='')
+    (tmp_path / 'summary.csv').write_text('epoch,train_loss,lr\n0,2.5,0.1\n1,2.0,0.1\n')
+    run = read(tmp_path)
+    assert run.metrics == {} and run.split == '' and run.step == 1
 
 
 @pytest.mark.parametrize(('weights', 'beginning'), [

@@ -19,6 +19,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from timm.optim import Lookahead
 
 from randwire_zoo.training.arguments import add_train_arguments
 from randwire_zoo.training.evaluation import evaluate_folder
@@ -238,10 +239,14 @@ def test_a_range_has_two_ends(name: str, images: Path, tmp_path: Path) -> None:
     assert not contents(tmp_path)
 
 
-def test_a_run_that_fails_in_its_first_epoch_leaves_its_name_free(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError):  # images of three channels for a network of four
-        train(**{**PLAIN, 'in_chans': 4, 'mean': None, 'std': None}, data_dir=str(images), output=str(tmp_path),
-              experiment='run', progress=False)
+def test_a_run_that_fails_in_its_first_epoch_leaves_its_name_free(
+        images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError('out of memory')
+
+    monkeypatch.setattr('randwire_zoo.training.trainer._Run._backward', fail)
+    with pytest.raises(RuntimeError, match='out of memory'):
+        train(**PLAIN, data_dir=str(images), output=str(tmp_path), experiment='run', progress=False)
     assert not contents(tmp_path)
 
 
@@ -255,6 +260,67 @@ def test_other_classes_are_refused_where_a_training_goes_on(images: Path, tmp_pa
         train(**{**PLAIN, 'epochs': 2}, data_dir=str(other), resume=str(tmp_path / 'run' / 'last.pth.tar'),
               progress=False)
     assert contents(tmp_path) == before
+
+
+def test_a_resumed_run_keeps_its_origin_whatever_the_recipe_says_and_does_not_need_its_files(
+        images: Path, tmp_path: Path) -> None:
+    settings = {**PLAIN, 'data_dir': str(images)}
+    (tmp_path / 'recipe.yaml').write_text(yaml.safe_dump({**settings, 'epochs': 2}))
+    (tmp_path / 'pico.yaml').write_text(yaml.safe_dump({
+        **settings, 'epochs': 2, 'model': 'randwire_ws_pico', 'model_kwargs': {}}))
+    first = train(**settings, output=str(tmp_path), experiment='first', progress=False)
+    assert first.folder is not None
+    start = first.folder / 'last.pth.tar'
+    runs = [({name: str(start)}, 'recipe.yaml') for name in ('initial_checkpoint', 'pretrained_path')]
+    for number, (origin, recipe) in enumerate([*runs, ({'pretrained': True}, 'pico.yaml')]):
+        before = train(tmp_path / recipe, **origin, epochs=1, output=str(tmp_path), experiment=f'run{number}',
+                       progress=False)
+        assert before.folder is not None
+        began, last = yaml.safe_load((before.folder / 'args.yaml').read_text()), before.folder / 'last.pth.tar'
+        description = Description.from_checkpoint(last)
+        start.rename(start.with_suffix('.gone'))
+        after = train(tmp_path / recipe, resume=str(last), progress=False)
+        start.with_suffix('.gone').rename(start)
+        assert len(after.history) == 2
+        recorded = yaml.safe_load((before.folder / 'args.yaml').read_text())
+        for name in ('pretrained', 'pretrained_path', 'initial_checkpoint'):
+            assert recorded[name] == began[name] == origin.get(name, DEFAULTS[name])
+        assert Description.from_checkpoint(last) == description
+
+
+def test_a_moving_average_is_not_dropped_on_the_way(images: Path, tmp_path: Path) -> None:
+    settings = {**PLAIN, 'data_dir': str(images), 'output': str(tmp_path), 'progress': False}
+    train(**{**settings, 'model_ema': True}, experiment='run')
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match='holds a moving average of the weights, which would end: model_ema is not'):
+        train(resume=str(tmp_path / 'run' / 'last.pth.tar'), model_ema=False, epochs=2, progress=False)
+    assert contents(tmp_path) == before
+
+
+def test_what_is_wrong_with_the_network_is_not_blamed_on_the_file_that_it_starts_from(
+        images: Path, tmp_path: Path) -> None:
+    settings = {**PLAIN, 'data_dir': str(images), 'output': str(tmp_path), 'progress': False}
+    train(**settings, experiment='run')
+    before = contents(tmp_path)
+    for name in ('initial_checkpoint', 'pretrained_path'):
+        with pytest.raises(ValueError, match=r"^cannot create the model 'randwire': .*stem_strid\b"):
+            train(**{**settings, 'model_kwargs': {**NETWORK, 'stem_strid': 1}, name: str(
+                tmp_path / 'run' / 'last.pth.tar')})
+        with pytest.raises(ValueError, match=r'last\.pth\.tar cannot be loaded: '):
+            train(**{**settings, 'model_kwargs': {**NETWORK, 'channels': 6}, name: str(
+                tmp_path / 'run' / 'last.pth.tar')})
+    assert contents(tmp_path) == before
+
+
+def test_optimisers_get_what_train_py_gives_them(
+        images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {**PLAIN, 'data_dir': str(images), 'output': str(tmp_path), 'progress': False}
+    curved = train(**{**settings, 'opt': 'adahessian', 'lr': 0.01}, experiment='second order')
+    assert math.isfinite(curved.last['train_loss'])
+    synchronised: list[int] = []
+    monkeypatch.setattr(Lookahead, 'sync_lookahead', lambda self: synchronised.append(1))
+    train(**{**settings, 'opt': 'lookahead_momentum', 'epochs': 2}, experiment='lookahead')
+    assert len(synchronised) == 2
 
 
 def test_a_resumed_run_writes_nothing_unless_there_is_something_to_train(images: Path, tmp_path: Path) -> None:
@@ -297,6 +363,12 @@ def test_settings_that_change_on_the_way_take_effect(images: Path, tmp_path: Pat
         assert {group['weight_decay'] for group in groups} == {0.0, decay}
         assert {group['momentum'] for group in groups} == {changes.get('momentum', 0.9)}
         assert more.last['lr'] == pytest.approx(rate * 0.5 * (1 + math.cos(math.pi * 2 / 3)), rel=1e-3)
+    folder = Path(shutil.copytree(first.folder, tmp_path / 'dampened'))
+    train(resume=str(folder / 'last.pth.tar'), epochs=3, opt_kwargs={'dampening': 0.5}, progress=False)
+    groups = load(folder / 'last.pth.tar')['optimizer']['param_groups']
+    assert {group['dampening'] for group in groups} == {0.5}
+    with pytest.raises(ValueError, match=r"with opt_kwargs \{\}, of which foreach must not change on the way, got"):
+        train(resume=last, epochs=3, opt_kwargs={'foreach': True}, progress=False)
     with pytest.raises(ValueError, match=r"it is of another optimiser than 'adamw', without .*betas") as error:
         train(resume=last, epochs=3, opt='adamw', progress=False)
     assert '\n' not in str(error.value)

@@ -13,7 +13,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from ..weights.manifest import sha256_of
 from .evaluation import class_indices, default_device, open_images
 from .linear_probe import fit_classifier, pooled_features
 
-__all__ = ['RecordedTeacher', 'Teacher', 'main', 'write_teacher']
+__all__ = ['RecordedTeacher', 'Teacher', 'check_teachers_classes', 'main', 'write_teacher']
 
 OUTPUTS = 'outputs.safetensors'
 WEIGHTS = 'model.safetensors'
@@ -101,6 +101,7 @@ class RecordedTeacher(nn.Module):
         if tuple(logits.shape) != (len(names), num_classes):
             raise ValueError(f'{path} holds outputs of shape {tuple(logits.shape)} and must have {len(names)} of '
                              f'{num_classes} classes')
+        check_teachers_classes(str(path), json.loads(record.get('classes', '[]')), class_indices(images))
         return cls(logits, torch.tensor(targets))
 
     def look_up(self, numbers: Tensor) -> Tensor:
@@ -112,6 +113,24 @@ class RecordedTeacher(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """The outputs [B, num_classes] of the images that were looked up last."""
         return self.current.float()
+
+
+def check_teachers_classes(teacher: str, names: Sequence[str], classes: Mapping[str, int]) -> None:
+    """Refuse a teacher whose outputs are known not to be those of the training images' classes.
+
+    Args:
+        teacher: Who it is, for the error.
+        names: Of its classes, in the order of its outputs; empty if it does not say.
+        classes: The index of each of the images' classes.
+
+    Raises:
+        ValueError: naming the first class that it has not at that index.
+    """
+    for name, index in classes.items():
+        its = names[index] if index < len(names) else None
+        if names and its != name:
+            raise ValueError(f'{teacher} has other classes than the training images, or in another order: output '
+                             f'{index} is {its!r}, not {name!r}')
 
 
 def write_teacher(

@@ -340,16 +340,18 @@ def find_description(checkpoint: str | Path, given: Mapping[str, Any]) -> tuple[
         except ValueError:
             if 'model' not in given:
                 raise
-    name = given.get('model', recorded.get('model'))
-    if not recorded or name != recorded.get('model'):
-        if not name:
-            raise ValueError('name a --model, or the --checkpoint of a training')
-        # Another network keeps the data of the training, but nothing that is the recorded network's own.
-        data = {key: value for key, value in recorded.items() if key in DATA}
-        description = Description.from_settings(
-            {**data, **given, 'pretrained': not checkpoint}, for_training=bool(recorded))
-        return description.with_settings({'crop_mode': given.get('crop_mode')}), recorded
-    return Description.from_checkpoint(checkpoint).with_settings(given), recorded
+    trained = Description.from_checkpoint(checkpoint) if recorded.get('model') else None
+    if trained is None and 'model' not in given:
+        raise ValueError('name a --model, or the --checkpoint of a training')
+    if trained is not None and given.get('model') in (None, recorded['model']):
+        return trained.with_settings(given), recorded
+    # Another network keeps the data of the training, but nothing that is the recorded network's own.
+    data = {key: value for key, value in recorded.items() if key in DATA}
+    description = Description.from_settings(
+        {**data, **given, 'pretrained': not checkpoint}, for_training=bool(recorded))
+    if trained is not None and trained.architecture == description.architecture:
+        return trained.with_settings(given), recorded  # under another name of it, with or without a tag
+    return description.with_settings({'crop_mode': given.get('crop_mode')}), recorded
 
 
 def _here(device: Any) -> str | None:

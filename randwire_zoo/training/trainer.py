@@ -60,7 +60,7 @@ from ..files import atomic_path, write_atomically
 from ..kernels.library import chosen
 from ..weights.description import WEIGHT_SOURCES, Description, read_settings
 from ..weights.errors import loading
-from .distillation import RecordedTeacher
+from .distillation import RecordedTeacher, check_teachers_classes
 from .evaluation import (
     Conditions,
     autocast,
@@ -82,6 +82,8 @@ LAST = 'last.pth.tar'
 LEFT_OVER = '.tmp'
 #: What an optimiser's groups have of its settings, beside the rate; other entries may be what it remembers.
 HYPERPARAMETERS = ('weight_decay', 'momentum', 'dampening', 'nesterov', 'betas', 'alpha', 'eps', 'lr_scale')
+#: What a training began from. It is read at the start alone; a resumed one keeps it, as the origin of its weights.
+BEGINNING = ('pretrained', 'pretrained_path', 'initial_checkpoint')
 
 
 Made = TypeVar('Made')
@@ -203,8 +205,12 @@ def _resolve(config: str | Path | None, settings: dict[str, Any]) -> argparse.Na
         raise ValueError('name the network, with --model or in a recipe (-c)')
     args = argparse.Namespace(**{**copy.deepcopy(DEFAULTS), **recipe, **explicit})
     args.device = default_device(args.device)
-    if args.resume and not Path(args.resume).is_file():
-        raise FileNotFoundError(f'no checkpoint at {args.resume}')
+    if args.resume:
+        if not Path(args.resume).is_file():
+            raise FileNotFoundError(f'no checkpoint at {args.resume}')
+        with suppress(ValueError):  # `_resume_and_setup_ema` says what is wrong with the checkpoint
+            began = read_settings(args.resume)
+            vars(args).update({name: began[name] for name in BEGINNING if name in began and name not in explicit})
     if args.sync_bn and not args.device.startswith('cuda'):
         raise ValueError(f'sync_bn needs GPUs, got device {args.device!r}')
     return args
@@ -338,10 +344,16 @@ class _Run:
             # As train.py does it: -1 adapts the classifier, whatever number of classes the file has.
             source['pretrained_cfg_overlay'] = {'file': args.pretrained_path, 'num_classes': -1}
         start = args.initial_checkpoint or args.pretrained_path
-        with loading(start) if start else nullcontext():
-            model = self.description.create_model(
-                args.model, pretrained=args.pretrained or bool(args.pretrained_path),
-                checkpoint_path=args.initial_checkpoint, **source)
+        if args.resume:
+            model = self.description.create_model(args.model)
+        else:
+            if start:  # what is wrong with the network itself is not the file's fault, and shows without it
+                with torch.random.fork_rng(devices=[]):
+                    self.description.create_model(args.model)
+            with loading(start) if start else nullcontext():
+                model = self.description.create_model(
+                    args.model, pretrained=args.pretrained or bool(args.pretrained_path),
+                    checkpoint_path=args.initial_checkpoint, **source)
         args.num_classes = model.num_classes
         if args.grad_checkpointing:
             model.set_grad_checkpointing(enable=True)
@@ -365,7 +377,7 @@ class _Run:
             batch_size=args.batch_size, seed=args.seed)
         held_out = conditions.open(self.description, seed=args.seed) if args.val_split else None
         _check_same_classes(images, held_out)
-        classes = class_indices(images)
+        self.classes = classes = class_indices(images)
         if list(classes.values()) == list(range(len(classes))):
             self.description = replace(self.description, label_names=tuple(classes))
         if args.kd_outputs:
@@ -411,12 +423,20 @@ class _Run:
         if teacher is None:
             return ClassificationTask(model, criterion, device=self.device, verbose=False)
         try:
-            return LogitDistillationTask(
+            task: Any = LogitDistillationTask(
                 model, teacher, criterion, distill_loss_weight=args.distill_loss_weight,
                 task_loss_weight=args.task_loss_weight, temperature=args.kd_temperature, device=self.device,
                 verbose=False)
         except (OSError, RuntimeError, TypeError, KeyError, AssertionError) as error:
             raise ValueError(f'cannot create the teacher {args.kd_model_name!r}: {one_line(error)}') from error
+        if self.recorded is None:
+            # timm gives a teacher as many outputs as the student has, and new weights where it had another number.
+            cfg, said = task.teacher.model.pretrained_cfg or {}, f'the teacher {args.kd_model_name!r}'
+            if cfg.get('num_classes') not in (None, args.num_classes):
+                raise ValueError(f'{said} was trained on {cfg["num_classes"]} classes, and the student has '
+                                 f'{args.num_classes}: it must be fitted to them, see randwire-zoo teacher')
+            check_teachers_classes(said, cfg.get('label_names') or (), self.classes)
+        return task
 
     def _criterion(self) -> nn.Module:
         if self.mixup:
@@ -454,12 +474,21 @@ class _Run:
                     raise ValueError(f'it holds the model {state.get("arch")!r}, not {args.model!r}')
                 if args.model_ema and 'state_dict_ema' not in state:
                     raise ValueError('it holds no moving average of the weights, but model_ema is set')
+                if not args.model_ema and state.get('state_dict_ema') is not None:
+                    raise ValueError('it holds a moving average of the weights, which would end: model_ema is not set')
                 unknown = {name for group in given for name in group} - {
                     name for group in state['optimizer']['param_groups'] for name in group}
                 if unknown:
                     raise ValueError(f'it is of another optimiser than {args.opt!r}, without '
                                      f'{", ".join(sorted(unknown))}')
-                trained = (read_settings(args.resume).get('description') or {}).get('label_names') or ()
+                began = read_settings(args.resume)
+                kwargs = began.get('opt_kwargs') or {}
+                changed = {name for name in {*kwargs, *args.opt_kwargs} - set(HYPERPARAMETERS)
+                           if kwargs.get(name) != args.opt_kwargs.get(name)}
+                if changed:  # it may decide what the optimiser remembers
+                    raise ValueError(f'it was trained with opt_kwargs {kwargs}, of which {", ".join(sorted(changed))} '
+                                     f'must not change on the way, got {args.opt_kwargs}')
+                trained = (began.get('description') or {}).get('label_names') or ()
                 check_classes(args.data_dir, self.description.label_names, tuple(trained))
                 del state  # its tensors are mapped into memory
                 start_epoch = int(resume_task_checkpoint(
@@ -621,6 +650,8 @@ class _Run:
                 bar.set_postfix(loss=f'{losses.avg:.3f}', lr=f'{self._lr():.2g}', refresh=False)
                 if self.scheduler is not None:
                     self.scheduler.step_update(num_updates=num_updates, metric=losses.avg)
+        if hasattr(self.optimizer, 'sync_lookahead'):
+            self.optimizer.sync_lookahead()
         loss_avg = losses.avg
         if args.distributed:
             loss_avg = reduce_tensor(torch.tensor([loss_avg], device=self.device), args.world_size).item()
@@ -629,13 +660,14 @@ class _Run:
     def _backward(self, loss: torch.Tensor, updates: bool) -> None:
         args = self.args
         parameters = None
+        second_order = getattr(self.optimizer, 'is_second_order', False)  # it differentiates the gradients again
         if args.clip_grad is not None:
             parameters = self.task.get_clip_parameters(exclude_head=args.clip_mode == 'agc')
         if self.loss_scaler is not None:
             self.loss_scaler(loss, self.optimizer, clip_grad=args.clip_grad, clip_mode=args.clip_mode,
-                             parameters=parameters, need_update=updates)
+                             parameters=parameters, create_graph=second_order, need_update=updates)
             return
-        loss.backward()
+        loss.backward(create_graph=second_order)
         if updates:
             if parameters is not None:
                 dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)

@@ -22,7 +22,7 @@ from ..errors import nearest, one_line
 from ..files import read_yaml
 from .errors import loading
 
-__all__ = ['CROP_MODES', 'WEIGHT_SOURCES', 'Description', 'build_model', 'read_settings']
+__all__ = ['ARGUMENTS', 'CROP_MODES', 'WEIGHT_SOURCES', 'Description', 'build_model', 'read_settings']
 
 #: Arguments of create_model, by the settings of train.py that give them.
 ARGUMENTS = {'num_classes': 'num_classes', 'in_chans': 'in_chans', 'gp': 'global_pool', 'drop': 'drop_rate',
@@ -111,11 +111,14 @@ class Description:
         kwargs = settings.get('model_kwargs') or {}
         if not isinstance(kwargs, Mapping):
             raise ValueError(f'model_kwargs must be a mapping of names to values, got {kwargs!r}')
-        architecture, cfg, saved = _resolve_name(name, kwargs, bool(settings.get('pretrained')))
+        published = _starts_from_published(settings, kwargs)
+        architecture, cfg, saved = _resolve_name(name, kwargs, published)
         arguments = {argument: settings[key] for key, argument in ARGUMENTS.items() if settings.get(key) is not None}
         size = settings.get('input_size')
         if 'in_chans' not in kwargs:
-            arguments.setdefault('in_chans', size[0] if size else 3)  # train.py's 3, whatever was saved with the model
+            # Of a training train.py's 3, whatever was saved with the model; otherwise the network's own.
+            own = 3 if for_training else saved.get('in_chans', 3)
+            arguments.setdefault('in_chans', size[0] if size else own)
         for argument, value in kwargs.items():
             if value is not None and arguments.setdefault(argument, value) != value:
                 key = next(key for key, named in ARGUMENTS.items() if named == argument)
@@ -140,7 +143,7 @@ class Description:
                 data[key] = (fmean(data[key]),) * channels
         if for_training:
             data['crop_mode'] = 'center'  # train.py hands none to its loader, whatever the model's configuration says
-        names = tuple(cfg.get('label_names') or ()) if settings.get('pretrained') and not for_training else ()
+        names = tuple(cfg.get('label_names') or ()) if published and not for_training else ()
         if len(names) == arguments.get('num_classes'):  # those of the weights, which evaluation asks the images for
             data['label_names'] = names
         return cls(architecture, arguments, **data)
@@ -268,6 +271,15 @@ def _nearest_argument(error: Exception) -> str:
     if match is None or 'Did you mean' in str(error):  # Python 3.13 has said it
         return ''
     return nearest(match[1], [*inspect.signature(RandWire).parameters, *(field.name for field in fields(Architecture))])
+
+
+def _starts_from_published(settings: Mapping[str, Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the settings ask for the published weights of their name, and not for others in their place."""
+    from ..models import SOURCES  # which is built on this module
+
+    overlay = kwargs.get('pretrained_cfg_overlay') or {}
+    return bool(settings.get('pretrained')) and not settings.get('pretrained_path') and not any(
+        overlay.get(source) for source in SOURCES)
 
 
 def _resolve_name(
