@@ -82,8 +82,8 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
     """Rows by network, of which each must have one, without what no two runs share."""
     rows = rows_of(folder)
     assert len({row['id'] for row in rows}) == len(rows), 'a network has two rows'
-    return {row['id']: {name: value for name, value in row.items() if name not in ('seconds', 'host', 'provenance')}
-            for row in rows}
+    return {row['id']: {name: value for name, value in row.items()
+                        if name not in ('seconds', 'host', 'provenance', 'earlier')} for row in rows}
 
 
 class Here:
