@@ -14,6 +14,7 @@ import yaml
 from torch import Tensor
 
 from randwire_zoo import __version__
+from randwire_zoo.detection.weights import BOTTOM_UP
 from randwire_zoo.drawing import draw_curves, draw_detection_curves, draw_graphs
 from randwire_zoo.files import read_json, write_atomically
 from randwire_zoo.training.datasets import read_label_texts
@@ -32,7 +33,6 @@ from .runs import RECORDS, Run, find_records, is_training_checkpoint, read_run, 
 
 __all__ = ['stage']
 
-BACKBONE = 'backbone.bottom_up.'  # of detectron2's detectors
 
 
 def stage(checkpoint: str | Path, output: str | Path | None = None, name: str | None = None, tag: str | None = None,
@@ -211,7 +211,7 @@ def _load(checkpoint: Path, run: Run, use_ema: bool, names: tuple[str, ...]) -> 
     """The network's own weights, and the run with the names of its classes where they or the data tell them."""
     state = _read_state(checkpoint, use_ema)
     if run.unit == 'iteration':
-        state = {name.removeprefix(BACKBONE): tensor for name, tensor in state.items() if name.startswith(BACKBONE)}
+        state = {name.removeprefix(BOTTOM_UP): tensor for name, tensor in state.items() if name.startswith(BOTTOM_UP)}
     return state, replace(run, network=_with_labels(run.network, run.conditions, names))
 
 

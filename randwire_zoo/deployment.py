@@ -68,7 +68,7 @@ class DeployedNode(nn.Module):
             others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         loaded = state_dict.get(name)
         if loaded is None:
-            missing_keys += [name] if strict else []
+            missing_keys += [name] if strict and self.weights else []
         elif loaded.shape != (len(self.weights),):
             error_msgs.append(f'{name} must have shape ({len(self.weights)},), got {tuple(loaded.shape)}')
         else:

@@ -128,7 +128,8 @@ def test_training_begins_with_any_image_and_a_pool_of_ones_own_is_left_alone() -
     assert small_detector(box_roi_pool=own).roi_heads.box_roi_pool is own and own.scales is None
 
 
-def test_images_are_normalised_as_those_that_the_backbone_was_trained_on(tmp_path: Path) -> None:
+def test_images_are_normalised_as_those_that_the_backbone_was_trained_on(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def statistics(**kwargs: Any) -> list[list[float]]:
         transform = small_detector(**kwargs).transform
         return [list(transform.image_mean), list(transform.image_std)]
@@ -148,6 +149,14 @@ def test_images_are_normalised_as_those_that_the_backbone_was_trained_on(tmp_pat
         assert given == [[0.7, 0.7, 0.7], expected[1]]
     torch.save(model.state_dict(), tmp_path / 'bare.pth')
     assert statistics(weights_backbone=tmp_path / 'bare.pth') == usual
+    # Weights that are in the cache without their config.json serve, with a word.
+    folder = tmp_path / 'models--someone--pico' / 'snapshots' / ('0' * 40)
+    folder.mkdir(parents=True)
+    save_weights(model, folder / 'model.safetensors')
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
+    source = f'hf-hub:someone/pico@{"0" * 40}'
+    with pytest.warns(UserWarning, match='not in the cache.*image_mean and image_std are those of randwire_ws_pico'):
+        assert statistics(weights_backbone=source) == usual
 
 
 @pytest.mark.parametrize('kwargs', [

@@ -15,7 +15,7 @@ from timm.data import ImageNetInfo
 
 from randwire_zoo import cli
 from randwire_zoo.training import distillation
-from randwire_zoo.training.distillation import RecordedTeacher, write_teacher
+from randwire_zoo.training.distillation import RecordedTeacher, check_teachers_classes, write_teacher
 from randwire_zoo.training.evaluation import open_images
 from randwire_zoo.training.trainer import train
 
@@ -151,6 +151,11 @@ def test_a_teacher_of_other_classes_or_in_another_order_is_refused(
         train(**permuted, kd_outputs=str(teacher.outputs))
     assert not (tmp_path / 'out').exists()
     assert train(**{**settings, 'epochs': 1}, kd_outputs=str(teacher.outputs)).history
+    # A class map may say which of the teacher's classes folders of other names are.
+    others = {'tench': 0, 'goldfish': 1, 'newt': 2}
+    check_teachers_classes('it', WNIDS, others, mapped=True)
+    with pytest.raises(ValueError, match="it has other classes"):
+        check_teachers_classes('it', WNIDS, others)
 
 
 def test_a_record_of_other_images_or_classes_is_refused(images: Path, tmp_path: Path) -> None:

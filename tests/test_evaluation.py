@@ -23,6 +23,7 @@ from randwire_zoo.training.evaluation import (
     Conditions,
     evaluate_checkpoint,
     evaluate_folder,
+    find_description,
     has_split,
     main,
     open_images,
@@ -233,6 +234,17 @@ def test_a_training_is_measured_as_it_was_by_its_name_with_or_without_the_tag(tm
         assert same(evaluated('--checkpoint', result.folder / 'last.pth.tar', '--model', name), row), name
     with pytest.raises(ValueError, match=r'last\.pth\.tar cannot be loaded'):
         evaluated('--checkpoint', result.folder / 'last.pth.tar', '--model', 'randwire_ws_small_s2', '--in-chans', '1')
+
+
+def test_what_a_training_was_of_need_not_be_known_here_where_the_model_is_named(run: Path, tmp_path: Path) -> None:
+    state = torch.load(run / 'last.pth.tar', weights_only=False)
+    state['args'].model = 'local-dir:/gone/folder'
+    del state['args'].description
+    torch.save(state, tmp_path / 'last.pth.tar')
+    with pytest.raises(ValueError, match='local-dir:/gone/folder'):
+        find_description(tmp_path / 'last.pth.tar', {})
+    found, _ = find_description(tmp_path / 'last.pth.tar', {'model': 'randwire_ws_pico'})
+    assert found.architecture == 'randwire_ws_pico'
 
 
 def test_images_of_other_classes_are_refused_unless_a_class_map_says_which(images: Path, tmp_path: Path) -> None:

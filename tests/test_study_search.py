@@ -210,10 +210,12 @@ def test_a_winner_whose_graphs_of_another_seed_cannot_be_is_not_the_end(
     monkeypatch.setattr(Study, 'networks', refuse)
     rows = run(tmp_path, data, MadeUp(), search(seeds=[1]))
     assert {name for name in rows if 'winner' in name} == {'halving-1-winner-8', 'random-1-winner-8'}
+    # Its own seed is no other one.
+    rows = run(tmp_path / 'own', data, MadeUp(), search(seeds=[1], confirm=[1, 8]))
+    assert {name for name in rows if 'winner' in name} == {'halving-1-winner-8', 'random-1-winner-8'}
 
 
 @pytest.mark.parametrize('changes, message', [
-    ({'confirm': [2, 7]}, 'confirm must be other seeds than those of the search, got 2 in both'),
     ({'graph': 'ws({k},{q})'}, r"graph 'ws\(\{k\},\{q\}\)' asks for q, which space has not"),
     ({'space': {}}, 'space must hold'),
     ({'space': {'k': []}}, r'space: k must be a list, or have low and high, got \[\]'),

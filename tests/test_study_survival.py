@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -790,6 +791,14 @@ def test_what_lies_there_of_other_settings_is_not_gone_on_with(
     assert capsys.readouterr().err == ''
     assert not left_of(settings={**SPEC['settings'], 'lr': 0.5})
     assert f'{network.id}: what {folder} has of it is of other settings, and is trained anew' in capsys.readouterr().err
+    # A task of an earlier release says no more than which network it is of.
+    task = folder / 'tasks' / f'{network.id}.json'
+    for older, kept in ((network, True), (replace(network, training_seed=9), False)):
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.touch()
+        row.touch()
+        task.write_text(json.dumps({'network': asdict(older)}))
+        assert left_of() is kept
 
 
 def test_a_cluster_is_meant_unless_this_machine_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -797,6 +806,7 @@ def test_a_cluster_is_meant_unless_this_machine_is_said(tmp_path: Path, monkeypa
     monkeypatch.setenv('PATH', str(tmp_path))
     with pytest.raises(ValueError, match='srun'):
         create_engine('submitit', 1, tmp_path / 'output', {})
+    assert create_engine('submitit', 1, tmp_path / 'output', {'cluster': 'local', 'gpus_per_node': '0'}, processes=4)
     with pytest.raises(ValueError, match='each network takes 4 processes with a GPU each, got gpus_per_node=1'):
         create_engine('submitit', 1, tmp_path / 'output', {'cluster': 'local', 'gpus_per_node': '1'}, processes=4)
 

@@ -364,11 +364,11 @@ def test_settings_that_change_on_the_way_take_effect(images: Path, tmp_path: Pat
         assert {group['momentum'] for group in groups} == {changes.get('momentum', 0.9)}
         assert more.last['lr'] == pytest.approx(rate * 0.5 * (1 + math.cos(math.pi * 2 / 3)), rel=1e-3)
     folder = Path(shutil.copytree(first.folder, tmp_path / 'dampened'))
-    train(resume=str(folder / 'last.pth.tar'), epochs=3, opt_kwargs={'dampening': 0.5}, progress=False)
+    train(resume=str(folder / 'last.pth.tar'), epochs=3, opt_kwargs={'dampening': 0.5, 'fused': True}, progress=False)
     groups = load(folder / 'last.pth.tar')['optimizer']['param_groups']
-    assert {group['dampening'] for group in groups} == {0.5}
-    with pytest.raises(ValueError, match=r"with opt_kwargs \{\}, of which foreach must not change on the way, got"):
-        train(resume=last, epochs=3, opt_kwargs={'foreach': True}, progress=False)
+    assert {(group['dampening'], group['fused']) for group in groups} == {(0.5, True)}
+    with pytest.raises(ValueError, match=r"with opt_kwargs \{\}, of which maximize must not change on the way, got"):
+        train(resume=last, epochs=3, opt_kwargs={'maximize': True}, progress=False)
     with pytest.raises(ValueError, match=r"it is of another optimiser than 'adamw', without .*betas") as error:
         train(resume=last, epochs=3, opt='adamw', progress=False)
     assert '\n' not in str(error.value)
@@ -453,6 +453,7 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line_and_nothing_is_written(imag
     ({'data_dir': 'nowhere'}, FileNotFoundError, 'no data folder nowhere'),
     ({'device': 'cuda:99'}, ValueError, "device 'cuda:99' is not available"),
     ({'lr': 0}, ValueError, 'lr must be above 0, got 0: train.py takes that for none'),
+    ({'lr': None, 'lr_base': 0}, ValueError, 'lr_base must be above 0, got 0'),
     ({'in_chans': 4, 'mean': None, 'std': None}, ValueError,
      "the model takes images of 4 channels, and those of mode 'RGB' have 3; input_img_mode"),
     ({'input_img_mode': 'FOO'}, ValueError, "input_img_mode must be one of Pillow's, such as 'RGB' or 'L', got 'FOO'"),

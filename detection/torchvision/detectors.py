@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from randwire_zoo.models import network_arguments
 from randwire_zoo.network import RandWire
 from randwire_zoo.weights.errors import loading
 from randwire_zoo.weights.files import read_metadata
+from randwire_zoo.weights.manifest import HubError
 
 from ..weights import fit_weights, read_state, read_statistics
 
@@ -199,8 +201,13 @@ def fasterrcnn_randwire_fpn(
     if weights_backbone is not None and weights is None:
         with _progress_bars(progress):
             state = read_state(str(weights_backbone))
-            known = kwargs.keys() >= {'image_mean', 'image_std'}
-            statistics = None if known else read_statistics(str(weights_backbone))
+            statistics = None
+            if not kwargs.keys() >= {'image_mean', 'image_std'}:
+                try:
+                    statistics = read_statistics(str(weights_backbone))
+                except HubError as error:  # the weights are in the cache, and their config.json is not
+                    warnings.warn(f'{error}: image_mean and image_std are those of {name}, unless they are given',
+                                  stacklevel=2)
         if statistics is not None:
             config = replace(config, image_mean=statistics[0], image_std=statistics[1])
         network.load_state_dict(fit_weights(state, network, name, weights_backbone), strict=False)

@@ -202,6 +202,6 @@ def create_engine(
             raise ValueError(f'the local engine takes no options, got {", ".join(options)}')
         return LocalEngine(workers, processes)
     gpus = options.get('gpus_per_node', options.get('slurm_gpus_per_node', ''))
-    if gpus.isdigit() and int(gpus) < processes:
+    if gpus.isdigit() and 0 < int(gpus) < processes:  # with none they share the cores
         raise ValueError(f'each network takes {processes} processes with a GPU each, got gpus_per_node={gpus}')
     return SubmititEngine(workers, folder, options)

@@ -42,11 +42,12 @@ from .processes import lock
 from .results import Results, read_results
 from .running import forget_failed, run_networks
 from .study import AS_WRITTEN, Execution, Network, Study, data_folder, load_generators
-from .work import row_path
+from .work import forget_training
 
 __all__ = ['Search', 'is_search', 'load_search', 'run_search', 'search_names', 'search_table']
 
 HALVING, RANDOM = 'halving', 'random'
+DRAWS = 2  # 1 drew the same candidates for both; a folder of other draws is of another search
 RESERVED = ('title', 'graphs', 'graph_seeds', 'training_seeds', 'seeds', 'node_ops', 'models', 'detection', 'paper',
             'notes')
 
@@ -108,8 +109,6 @@ class Search:
                 raise ValueError(f'{name} names something twice: {values!r}')
         if not self.seeds:
             raise ValueError('seeds must be one or more')
-        if again := sorted(set(self.seeds) & set(self.confirm)):
-            raise ValueError(f'confirm must be other seeds than those of the search, got {again[0]} in both')
         for name, choices in self.space.items():
             interval = isinstance(choices, dict) and set(choices) == {'low', 'high'} and all(
                 isinstance(end, (int, float)) and not isinstance(end, bool) for end in choices.values())
@@ -138,9 +137,9 @@ class Search:
 
     @property
     def sha256(self) -> str:
-        """Of all that decides on the results."""
+        """Of all that decides on the results, and on what is drawn at random."""
         decisive = {name: value for name, value in asdict(self).items() if name not in ('title', 'notes', 'study')}
-        return hashlib.sha256(json.dumps([decisive, self.example.sha256], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([decisive, self.example.sha256, DRAWS], sort_keys=True).encode()).hexdigest()
 
     def study_of(self, parameters: Mapping[str, Any], seed: int, epochs: int) -> Study:
         """The study of one candidate."""
@@ -248,10 +247,10 @@ class _Run:
         return [row for name, row in self.results.rows.items() if name in self.asked]
 
     def drop(self, names: set[str], reason: str) -> None:
-        """Forget rows that this search is not made of."""
+        """Forget rows that this search is not made of, and what was trained for them."""
         for name in sorted(names):
             self.bar.write(f'{name}: {reason}, and dropped')
-            row_path(self.results.path.parent / 'tasks' / f'{name}.json').unlink(missing_ok=True)
+            forget_training(self.results.path.parent, name)
         self.results.forget(names)
 
     def halve(self, seed: int) -> float:
@@ -315,7 +314,7 @@ class _Run:
                 return
 
     def confirm(self, seed: int, method: str) -> None:
-        """The winner once more, with other graphs and trainings."""
+        """The winner once more, with the graphs and trainings of other seeds than its own."""
         best = _best(self.rows, method, seed)
         if best is None or not self.search.confirm:
             return
@@ -324,6 +323,8 @@ class _Run:
         settings = {**self.search.example.settings, 'epochs': self.search.epochs[-1]}
         pairs = []
         for other in self.search.confirm:
+            if other == seed:
+                continue
             study = replace(self.search.example, graphs=[best['graph']], seeds=[other], model=model, settings=settings)
             name = f'{method}-{seed}-winner-{other}'
             try:

@@ -36,6 +36,7 @@ __all__ = ['CANNOT_WRITE', 'WATCH', 'CannotWrite', 'chosen_kernels', 'forget_tra
 
 WATCH = '--end-with-parent'
 TRAIN = '--train'
+LAST_DETECTOR = 'last_checkpoint'  # where detectron2 names the last of its own
 CANNOT_WRITE = 'cannot write'
 # Of the disk, and not of the network: full, over its quota, read-only, gone, broken.
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO,
@@ -59,10 +60,13 @@ def write_task(
     """
     path = folder / 'tasks' / f'{network.id}.json'
     sha256 = study.network_sha256(network)
-    before = None
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        before = read_json(path)['sha256']
-    if before not in (None, sha256):
+    before: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        before = read_json(path)
+    # An earlier release wrote the network alone.
+    same = before['sha256'] == sha256 if 'sha256' in before else (
+        before.get('network') in (None, json.loads(json.dumps(asdict(network)))))
+    if not same:
         print(f'{network.id}: what {folder} has of it is of other settings, and is trained anew', file=sys.stderr)
         forget_training(folder, network.id)
     write_atomically(path, json.dumps(
@@ -142,9 +146,10 @@ def _note_start(task: Path, made: dict[str, Any]) -> list[dict[str, Any]]:
 
     Only those count that what is there of it comes from.
     """
+    from ..training.trainer import LAST
     run = task.parent.parent / 'runs' / task.stem
     starts = []
-    if any((run / name).is_file() for name in ('last.pth.tar', 'last_checkpoint')):
+    if any((run / name).is_file() for name in (LAST, LAST_DETECTOR)):
         with suppress(OSError, ValueError):
             starts = read_json(_starts_path(task))
     starts.append(made)
@@ -359,7 +364,7 @@ def _fine_tune_detector(
     if study.processes > 1:
         # Its port would otherwise be one for each user, whom two detectors at a time would meet on.
         command += ['--num-gpus', str(study.processes), '--dist-url', 'auto']
-    if (run / 'last_checkpoint').is_file():
+    if (run / LAST_DETECTOR).is_file():
         command.append('--resume')
     command += ['OUTPUT_DIR', str(run), 'SEED', str(network.training_seed), *overrides]
     with open(run / 'stdout.txt', 'a', encoding='utf-8') as log:

@@ -115,17 +115,21 @@ class RecordedTeacher(nn.Module):
         return self.current.float()
 
 
-def check_teachers_classes(teacher: str, names: Sequence[str], classes: Mapping[str, int]) -> None:
+def check_teachers_classes(
+        teacher: str, names: Sequence[str], classes: Mapping[str, int], mapped: bool = False) -> None:
     """Refuse a teacher whose outputs are known not to be those of the training images' classes.
 
     Args:
         teacher: Who it is, for the error.
         names: Of its classes, in the order of its outputs; empty if it does not say.
         classes: The index of each of the images' classes.
+        mapped: The indices are those of the user's class map, which may give other names the teacher's indices.
 
     Raises:
         ValueError: naming the first class that it has not at that index.
     """
+    if mapped and set(names) != set(classes):
+        return
     for name, index in classes.items():
         its = names[index] if index < len(names) else None
         if names and its != name:

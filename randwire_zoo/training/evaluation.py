@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -340,8 +340,11 @@ def find_description(checkpoint: str | Path, given: Mapping[str, Any]) -> tuple[
         except ValueError:
             if 'model' not in given:
                 raise
-    trained = Description.from_checkpoint(checkpoint) if recorded.get('model') else None
-    if trained is None and 'model' not in given:
+    trained = None
+    if recorded.get('model'):
+        with suppress(*((ValueError,) if 'model' in given else ())):  # a name that says nothing here
+            trained = Description.from_checkpoint(checkpoint)
+    elif 'model' not in given:
         raise ValueError('name a --model, or the --checkpoint of a training')
     if trained is not None and given.get('model') in (None, recorded['model']):
         return trained.with_settings(given), recorded

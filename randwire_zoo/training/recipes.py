@@ -318,7 +318,7 @@ def learning_rate(settings: Mapping[str, Any], processes: int = 1) -> float:
     """The rate of a training, as train.py has it: lr if it is given, otherwise lr_base scaled with the global batch.
 
     Raises:
-        ValueError: if lr is 0, which train.py would take for one that is not given.
+        ValueError: if it is 0; train.py would take an lr of 0 for one that is not given.
     """
     values: dict[str, Any] = {**DEFAULTS, **settings}
     if values['lr'] is not None:
@@ -328,6 +328,8 @@ def learning_rate(settings: Mapping[str, Any], processes: int = 1) -> float:
     ratio = values['batch_size'] * processes * values['grad_accum_steps'] / values['lr_base_size']
     adaptive = any(name in values['opt'].lower() for name in ('ada', 'lamb'))
     scale = values['lr_base_scale'] or ('sqrt' if adaptive else 'linear')
+    if values['lr_base'] == 0:
+        raise ValueError('lr_base must be above 0, got 0: nothing would be trained')
     return float(values['lr_base'] * (ratio ** 0.5 if scale == 'sqrt' else ratio))
 
 

@@ -81,7 +81,8 @@ SUMMARY = 'summary.csv'
 LAST = 'last.pth.tar'
 LEFT_OVER = '.tmp'
 #: What an optimiser's groups have of its settings, beside the rate; other entries may be what it remembers.
-HYPERPARAMETERS = ('weight_decay', 'momentum', 'dampening', 'nesterov', 'betas', 'alpha', 'eps', 'lr_scale')
+HYPERPARAMETERS = ('weight_decay', 'momentum', 'dampening', 'nesterov', 'betas', 'alpha', 'eps', 'lr_scale', 'fused',
+                   'foreach')
 #: What a training began from. It is read at the start alone; a resumed one keeps it, as the origin of its weights.
 BEGINNING = ('pretrained', 'pretrained_path', 'initial_checkpoint')
 
@@ -211,6 +212,9 @@ def _resolve(config: str | Path | None, settings: dict[str, Any]) -> argparse.Na
         with suppress(ValueError):  # `_resume_and_setup_ema` says what is wrong with the checkpoint
             began = read_settings(args.resume)
             vars(args).update({name: began[name] for name in BEGINNING if name in began and name not in explicit})
+            kwargs = began.get('model_kwargs') or {}
+            sources = {name: kwargs[name] for name in WEIGHT_SOURCES if name in kwargs}
+            args.model_kwargs = {**sources, **args.model_kwargs}
     if args.sync_bn and not args.device.startswith('cuda'):
         raise ValueError(f'sync_bn needs GPUs, got device {args.device!r}')
     return args
@@ -435,7 +439,7 @@ class _Run:
             if cfg.get('num_classes') not in (None, args.num_classes):
                 raise ValueError(f'{said} was trained on {cfg["num_classes"]} classes, and the student has '
                                  f'{args.num_classes}: it must be fitted to them, see randwire-zoo teacher')
-            check_teachers_classes(said, cfg.get('label_names') or (), self.classes)
+            check_teachers_classes(said, cfg.get('label_names') or (), self.classes, bool(args.class_map))
         return task
 
     def _criterion(self) -> nn.Module:
