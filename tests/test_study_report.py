@@ -750,6 +750,7 @@ def test_a_hostile_file_of_results_is_only_words(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('changes', [
     {'top1': 'x'}, {'macs': None}, {'series': 5}, {'damage': {'nodes': [['a', 1, 'x', 2.0]]}}, {'history': [1]},
+    {'damage': {'nodes': [['a', [1], 2, 2.0]]}}, {'damage': {'edges': [[['a'], 1, 2, 2, 2.0]]}}, {'earlier': 7},
     {'measures': {'depth': 'x'}}, {'channels': 'x'}, {'seconds': 'x'}, {'training_seed': 'x'}, {'graphs': 7},
     {'eval_sizes': {'32': 5}}, {'kwargs': []}, {'top1': float('nan')}, {'status': 'failed'}], ids=str)
 def test_a_row_that_is_none_costs_itself_only(changes: dict[str, Any], tmp_path: Path) -> None:

@@ -290,7 +290,8 @@ MORE: dict[str, Check] = {
         map(_or_none(_is_number), point))),
     'damage': lambda found: isinstance(found, dict) and all(
         _is_list(lambda entry, length=length: isinstance(entry, list) and len(entry) == length  # type: ignore[misc]
-                 and _is_whole(entry[-2]) and _is_number(entry[-1]))(found.get(kind, []))
+                 and _is_text(entry[0]) and all(map(_is_whole, entry[1:-1])) and _is_number(entry[-1]))(
+                     found.get(kind, []))
         for kind, length in (('nodes', 4), ('edges', 5)))}
 
 
