@@ -515,10 +515,10 @@ def leads(name: str, operation: str, others: str, without: str = '') -> str:
 
 
 @figure
-def operation_rs(name: str, kind: str, without: str = '') -> str:
-    """Pearson's r of wirings' accuracies with each two node operations: 'over_all', or 'within' generators."""
+def operation_rs(name: str, without: str = '') -> str:
+    """Pearson's r of all wirings' accuracies with each two node operations."""
     pairs = analysis.operation_correlations([row for row in _study(name)[1] if row['graph'] != without])
-    return _between([getattr(pair.wirings, kind) for pair in pairs], 2)
+    return _between([pair.wirings.over_all for pair in pairs], 2)
 
 
 # -- The package's own data -------------------------------------------------------------------------------------------

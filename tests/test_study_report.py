@@ -257,7 +257,7 @@ def test_node_operations_are_compared_wiring_by_wiring(tmp_path: Path) -> None:
     within = np.corrcoef(*centred)[0, 1]
     low, high = np.tanh(np.arctanh(within) + np.array([-1, 1]) * stats.norm.ppf(0.975) / np.sqrt(14 - 3 - 2))
     assert cells(table)['sep_conv, conv'] == [
-        '3', '–', '14', f'{whole[0]:.2f} ({below:.2f} to {above:.2f})', '–', '14',  # of nine without one
+        '3', '–', '14', f'{whole[0]:.2f} ({below:.2f} to {above:.2f})', '–', '12',  # of nine without one
         f'{within:.2f} ({low:.2f} to {high:.2f})']
     assert '1 networks at chance are left out' in table
 
@@ -297,19 +297,21 @@ def test_correlations_at_their_edges() -> None:
     assert correlate({'a': [(x, 1.0) for x in noise]}).over_all is None
     # A generator within which the measure does not vary adds nothing within generators.
     alone, beside = correlate(points(half)), correlate(points(half, [7.0] * 12))
-    assert alone.wirings_within == beside.wirings_within == 12 and alone.within == pytest.approx(beside.within)
+    assert alone.free_within == beside.free_within == 11 and alone.within == pytest.approx(beside.within)
     assert (alone.low, alone.high) == pytest.approx((beside.low, beside.high)) and beside.wirings == 24
     # Without one generator: of one there is nothing left, of two the other, and all of them have to be enough.
     assert alone.without_one is None and beside.without_one is None
     both = correlate(points(half, half))
     assert both.without_one == pytest.approx(sorted(
         np.corrcoef(half, noise[start:start + 12])[0, 1] for start in (0, 12)))
-    # An exact line has no interval, and where each two networks lose a mean there is one as long as anything is left.
+    # An exact line has no interval; where each two networks lose a mean half of them are free, and nine have to be.
     exact = correlate({'a': [(float(i), 2.0 * i) for i in range(12)]})
     assert exact.within == pytest.approx(1) and exact.low is None
-    pairs = correlate(points(*([i / 3, i + 1.0] for i in range(6))))
-    assert pairs.wirings_within == 12 and pairs.low is not None and pairs.high is not None
-    assert np.arctanh(pairs.high) - np.arctanh(pairs.low) == pytest.approx(2 * 1.959964 / (12 - 6 - 2) ** 0.5)
+    pairs = correlate(points(*([i / 3, i + 1.0] for i in range(9))))
+    assert pairs.free_within == 9 and pairs.low is not None and pairs.high is not None
+    assert np.arctanh(pairs.high) - np.arctanh(pairs.low) == pytest.approx(2 * 1.959964 / (18 - 9 - 2) ** 0.5)
+    few = correlate(points(*([i / 3, i + 1.0] for i in range(8))))
+    assert few.free_within == 8 and few.within is None and few.low is None and few.over_all is not None
 
 
 def test_variance_is_split_between_wirings_and_trainings() -> None:

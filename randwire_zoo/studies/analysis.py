@@ -323,8 +323,9 @@ class Correlation:
         over_all: r over all of them, which is made of differences between generators too.
         over_all_interval: Its 95 % interval by Fisher's z, as if wirings of one generator were as far apart as others.
         without_one: The smallest and the largest r that is left when one generator is left out.
-        wirings_within: How many wirings are of generators within which the number varies.
-        within: r of what is left when each generator's means are taken off.
+        free_within: How many of the deviations from generators' means are free: the wirings of generators within which
+            the number varies, less one for each of these.
+        within: r of these deviations; None where fewer are free than of `ENOUGH` wirings of one generator.
         low, high: Its 95 % interval, likewise.
     """
 
@@ -332,7 +333,7 @@ class Correlation:
     over_all: float | None
     over_all_interval: tuple[float, float] | None
     without_one: tuple[float, float] | None
-    wirings_within: int
+    free_within: int
     within: float | None
     low: float | None
     high: float | None
@@ -373,14 +374,16 @@ def correlate(points: Mapping[str, Sequence[tuple[float, float]]], rank: bool = 
     known = [value for value in left if value is not None]
     varying = [ranked(group) for group in points.values() if _varies([pair[0] for pair in group])]
     centred = [list(zip(*(_centred(side) for side in zip(*group, strict=True)), strict=True)) for group in varying]
-    count = sum(map(len, centred))
-    within = pearson([x for group in centred for x, _ in group], [y for group in centred for _, y in group])
+    # A mean of each group was taken off within, where a plain correlation takes off one in all. Two wirings of each have
+    # one deviation, twice: of many such pairs, ranks are nothing but signs.
+    free = sum(map(len, centred)) - len(centred)
+    within = None if free < ENOUGH - 1 else pearson([x for group in centred for x, _ in group],
+                                                    [y for group in centred for _, y in group])
     over_all = r(points.values())
-    # A mean of each group was taken off within, where a plain correlation takes off one in all.
-    low, high = interval(within, count - len(centred)) or (None, None)
+    low, high = interval(within, free) or (None, None)
     return Correlation(total, over_all, interval(over_all, total - 1),
                        (min(known), max(known)) if known and len(known) == len(left) else None,
-                       count, within, low, high)
+                       free, within, low, high)
 
 
 def width_of(row: Row) -> int | None:

@@ -369,10 +369,10 @@ def _correlation_lines(rows: Sequence[Row], names: Sequence[str], kind: str) -> 
 
 
 def _correlation_cells(found: Correlation) -> list[str]:
-    """How many wirings, over all of them, without one generator, how many within generators, and within them."""
+    """How many wirings, over all of them, without one generator, and how many are free within generators, and r there."""
     within = None if found.low is None or found.high is None else (found.low, found.high)
     return [str(found.wirings), _with_interval(found.over_all, found.over_all_interval), _interval(found.without_one),
-            str(found.wirings_within), _with_interval(found.within, within)]
+            str(found.free_within), _with_interval(found.within, within)]
 
 
 def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
@@ -383,7 +383,7 @@ def _correlation_note(rows: Sequence[Row], better: Sequence[Row], letter: str) -
     note = (f'Wirings count once each, and {letter} is given of {ENOUGH} or more, with 95 % intervals. Over all, '
             'differences between generators are in it, which the interval does not know; the next column has the range '
             "of what is left without any one of them. Within generators: of deviations from each generator's means, "
-            'where there are any.')
+            f'where there are any, and {ENOUGH - 1} of them are free, as of {ENOUGH} wirings of one.')
     if len(better) < len(rows):
         note += f' {len(rows) - len(better)} networks at chance are left out.'
     return note
@@ -392,7 +392,7 @@ def _correlation_note(rows: Sequence[Row], better: Sequence[Row], letter: str) -
 def _measures_table(rows: Sequence[Row], classes: int | None) -> _Table | None:
     better = learned(rows, classes)
     lines = _correlation_lines(better, MEASURES, 'measures')
-    heads = ['measure', 'wirings', 'r over all', 'r without one generator', 'wirings within', 'r within generators']
+    heads = ['measure', 'wirings', 'r over all', 'r without one generator', 'free within', 'r within generators']
     return _Table("Pearson's r of accuracy and the mean of a graph measure over the stages", heads, lines,
                   _correlation_note(rows, better, 'r')) if lines else None
 
@@ -400,7 +400,7 @@ def _measures_table(rows: Sequence[Row], classes: int | None) -> _Table | None:
 def _proxies_table(rows: Sequence[Row], classes: int | None) -> _Table | None:
     better = learned(rows, classes)
     lines = _correlation_lines(better, PROXIES, 'proxies')
-    heads = ['prediction', 'wirings', 'ρ over all', 'ρ without one generator', 'wirings within', 'ρ within generators']
+    heads = ['prediction', 'wirings', 'ρ over all', 'ρ without one generator', 'free within', 'ρ within generators']
     return _Table("Spearman's ρ of accuracy and what the first weights predict of it", heads, lines,
                   _correlation_note(rows, better, 'ρ') + ' Within generators, ranks are those within each.'
                   ) if lines else None
@@ -413,7 +413,7 @@ def _operations_table(rows: Sequence[Row], classes: int | None) -> _Table | None
              for found in operation_correlations(better)
              if found.models.over_all is not None or found.wirings.over_all is not None]
     heads = ['node operations', 'generators', 'r of their means', 'wirings', 'r over all', 'r without one generator',
-             'wirings within', 'r within generators']
+             'free within', 'r within generators']
     note = "The paper's r is that of the generators' means. " + _correlation_note(rows, better, 'r')
     return _Table("Pearson's r of accuracy with one node operation and with another (Figure 6)", heads, lines, note
                   ) if lines else None
