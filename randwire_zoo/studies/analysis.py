@@ -374,8 +374,8 @@ def correlate(points: Mapping[str, Sequence[tuple[float, float]]], rank: bool = 
     known = [value for value in left if value is not None]
     varying = [ranked(group) for group in points.values() if _varies([pair[0] for pair in group])]
     centred = [list(zip(*(_centred(side) for side in zip(*group, strict=True)), strict=True)) for group in varying]
-    # A mean of each group was taken off within, where a plain correlation takes off one in all. Two wirings of each have
-    # one deviation, twice: of many such pairs, ranks are nothing but signs.
+    # A mean of each group was taken off within, where a plain correlation takes off one in all. Two wirings of a group
+    # have one deviation, twice: ranks of such pairs are nothing but signs.
     free = sum(map(len, centred)) - len(centred)
     within = None if free < ENOUGH - 1 else pearson([x for group in centred for x, _ in group],
                                                     [y for group in centred for _, y in group])

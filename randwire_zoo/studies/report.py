@@ -369,7 +369,7 @@ def _correlation_lines(rows: Sequence[Row], names: Sequence[str], kind: str) -> 
 
 
 def _correlation_cells(found: Correlation) -> list[str]:
-    """How many wirings, over all of them, without one generator, and how many are free within generators, and r there."""
+    """How many wirings, r over all of them and without one generator; how many are free within generators, r there."""
     within = None if found.low is None or found.high is None else (found.low, found.high)
     return [str(found.wirings), _with_interval(found.over_all, found.over_all_interval), _interval(found.without_one),
             str(found.free_within), _with_interval(found.within, within)]
