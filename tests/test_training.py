@@ -531,6 +531,14 @@ def test_the_command_line_trains_in_mixed_precision_and_prints_its_folder(
     assert (recorded['amp'], recorded['amp_dtype'], recorded['channels_last']) == (True, 'bfloat16', True)
 
 
+def test_outputs_without_images_are_told(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # As with a recipe for 101 categories beside a folder of three: nothing fails, and 98 outputs learn to be silent.
+    train(**{**PLAIN, 'num_classes': 101}, data_dir=str(images), output=str(tmp_path), experiment='more')
+    assert '98 of the 101 outputs have no images; --num-classes 3 leaves none without\n' in capsys.readouterr().out
+    train(**{**PLAIN, 'num_classes': 3}, data_dir=str(images), output=str(tmp_path), experiment='as_many')
+    assert 'have no images' not in capsys.readouterr().out
+
+
 def test_an_interrupted_run_says_how_to_go_on_and_leaves_nothing_where_it_cannot(
         images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from randwire_zoo import cli

@@ -573,6 +573,10 @@ class _Run:
         classes = f' of {len(self.description.label_names)} classes' if self.description.label_names else ''
         self.say(f'model {args.model} with {args.num_classes} outputs, data {args.data_dir or args.dataset} '
                  f'({len(self.loader_train.dataset):,} images{classes}{held_out}), output {self.folder}')
+        unused = args.num_classes - len(self.description.label_names)
+        if self.description.label_names and unused:  # a recipe's number beside one's own images, most often
+            self.say(f'{unused} of the {args.num_classes} outputs have no images; '
+                     f'--num-classes {len(self.description.label_names)} leaves none without')
         if self.start_epoch == self.num_epochs:
             self.say(f'nothing left to train: all {self.num_epochs} epochs are done')
         elif self.args.resume:
