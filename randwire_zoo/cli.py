@@ -37,6 +37,7 @@ LATE_COMMANDS = {
     'data': ('training.datasets', 'write a data set as a folder of images', """\
 examples:
   randwire-zoo data digits output/digits
+  randwire-zoo data cifar10 data/cifar10
   randwire-zoo data tiny-imagenet tiny-imagenet-200.zip output/tiny-imagenet
   randwire-zoo data caltech-101 caltech-101.zip output/caltech-101
   randwire-zoo data voc labelled output/mine

@@ -338,10 +338,10 @@ class RandWire(nn.Module):
         output_stride: 8, 16 or 32; stages past it trade stride for dilation.
         node_op: 'sep_conv', 'conv', 'max_pool' or 'avg_pool' (Figure 6).
         stem_stride: Total stride of conv1 and conv2: 4, or 2 or 1 to keep small images from vanishing.
-        drop_rate: Dropout before `fc` (0.2 in the regular regime).
+        drop_rate: Dropout before `fc` (the paper's is 0.2 in the regular regime).
         drop_path_rate: Edge removal: with this probability, per minibatch, one random edge whose target has an
-            in-degree above 1 is removed (0.1 in the regular regime). A minibatch is what one forward pass sees: in
-            distributed training each process draws for its own.
+            in-degree above 1 is removed (the paper's is 0.1 in the regular regime). A minibatch is what one forward
+            pass sees: in distributed training each process draws for its own.
         edge_weight_init: Start of the edge weights before the sigmoid.
         head: False leaves out the 1×1 convolution to 1280 and its BN: the backbone of a detector has none.
         origin: For people: what the graphs come from, such as a registered name. It stands in the network's repr.

@@ -1,15 +1,21 @@
 """The archives of data sets become image folders, or one line says why not and nothing is written."""
 from __future__ import annotations
 
+import hashlib
 import io
+import pickle
+import struct
 import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from torchvision.datasets import CIFAR10, MNIST
 
 from randwire_zoo import cli
-from randwire_zoo.training.datasets import read_label_texts, write_caltech101, write_tiny_imagenet
+from randwire_zoo.training.datasets import read_label_texts, write_caltech101, write_downloaded, write_tiny_imagenet
 from randwire_zoo.training.evaluation import class_indices, open_images
 
 ROOT = 'tiny-imagenet-200'
@@ -191,3 +197,60 @@ def test_a_cut_archive_of_caltech101_is_one_line(tmp_path: Path) -> None:
         cut.write_bytes(data)
         with pytest.raises(ValueError, match=r'cut.tar.gz is no whole archive'):
             write_caltech101(cut, tmp_path / 'here', 1)
+
+
+def cifar10_batches(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CIFAR-10 as its authors pack it, of two images a file: rows of 1024 values of red, of green and of blue."""
+    batches = root / 'cifar-10-batches-py'
+    batches.mkdir(parents=True)
+    names = [f'data_batch_{number}' for number in range(1, 6)] + ['test_batch']
+    for number, name in enumerate(names):
+        data = np.zeros((2, 3, 32, 32), np.uint8)
+        data[0, 0], data[1, 2, 0] = number + 1, 255  # one image red, one black with a first row of blue
+        (batches / name).write_bytes(pickle.dumps({'data': data.reshape(2, -1), 'labels': [number, 9]}))
+    (batches / 'batches.meta').write_bytes(pickle.dumps({'label_names': [f'name{number}' for number in range(10)]}))
+    hashes = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in batches.iterdir()}
+    monkeypatch.setattr(CIFAR10, 'train_list', [[name, hashes[name]] for name in names[:-1]])
+    monkeypatch.setattr(CIFAR10, 'test_list', [[name, hashes[name]] for name in names[-1:]])
+    monkeypatch.setattr(CIFAR10, 'meta', {**CIFAR10.meta, 'md5': hashes['batches.meta']})
+
+
+def test_cifar10_becomes_an_image_folder(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    cifar10_batches(tmp_path / 'root', monkeypatch)
+    folder = tmp_path / 'cifar10'
+    assert cli.main(['data', 'cifar10', str(folder), '--root', str(tmp_path / 'root')]) == 0
+    assert f'{folder}: 10 classes, 10 training and 2 validation images' in capsys.readouterr().out
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*.png')) == sorted([
+        *(f'train/name{number}/{2 * number:05}.png' for number in range(5)),
+        *(f'train/name9/{2 * number + 1:05}.png' for number in range(5)),
+        'test/name5/00000.png', 'test/name9/00001.png'])
+    assert (np.array(Image.open(folder / 'test/name5/00000.png')) == (6, 0, 0)).all()
+    blue = np.array(Image.open(folder / 'train/name9/00003.png'))
+    assert blue.shape == (32, 32, 3) and (blue[0] == (0, 0, 255)).all() and not blue[1:].any()
+
+
+def test_mnist_becomes_an_image_folder(tmp_path: Path) -> None:
+    raw = tmp_path / 'root' / 'MNIST' / 'raw'
+    raw.mkdir(parents=True)
+    for name, digits in (('train', range(10)), ('t10k', (7, 7))):
+        images = np.stack([np.full((28, 28), 20 * digit, np.uint8) for digit in digits])
+        # The files of its authors: a magic number, the lengths, and the values.
+        (raw / f'{name}-images-idx3-ubyte').write_bytes(struct.pack('>4i', 2051, *images.shape) + images.tobytes())
+        (raw / f'{name}-labels-idx1-ubyte').write_bytes(struct.pack('>2i', 2049, len(images)) + bytes(digits))
+    written = write_downloaded('mnist', tmp_path / 'mnist', tmp_path / 'root')
+    assert (written.classes, written.training, written.validation) == (10, 10, 2)
+    seven = np.array(Image.open(tmp_path / 'mnist/test/7/00001.png'))
+    assert seven.shape == (28, 28) and (seven == 140).all()
+    assert class_indices(open_images(tmp_path / 'mnist', 'train')) == {str(digit): digit for digit in range(10)}
+    with pytest.raises(FileExistsError, match='is not empty'):
+        write_downloaded('mnist', tmp_path / 'mnist', tmp_path / 'root')
+
+
+def test_a_download_that_fails_is_one_line(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(MNIST, 'mirrors', ['http://127.0.0.1:9/'])  # a port that nobody listens at
+    assert cli.main(['data', 'mnist', str(tmp_path / 'mnist'), '--root', str(tmp_path / 'root')]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith(f'randwire-zoo: error: torchvision has no whole mnist in {tmp_path / "root"}: ')
+    assert len([line for line in said if 'randwire-zoo' in line]) == 1 and not (tmp_path / 'mnist').exists()

@@ -303,6 +303,7 @@ def test_the_blood_cells_configs_run_what_the_documents_say_without_any_override
         cfg = get_cfg()
         cfg.merge_from_file(str(path))
         assert cfg.SOLVER.MAX_ITER == 1200 and cfg.SOLVER.IMS_PER_BATCH == 2, path
+        assert cfg.MODEL.DEVICE == 'cpu', path
         assert max(cfg.SOLVER.STEPS) < 1200 and 1200 % cfg.TEST.EVAL_PERIOD == 0, path
     study = load_study('table5_small')
     assert study.detection['overrides'] == ['MODEL.DEVICE', 'cpu'] and study.seeds == [1, 2, 3, 4, 5]

@@ -174,6 +174,30 @@ def test_a_figure_in_the_text_is_right_by_hand() -> None:
     assert f'by <!--= {words} -->{expected}<!--/--> points' in read('docs/results.md')
 
 
+def test_the_quick_start_shown_is_the_newest_with_the_native_kernels() -> None:
+    runs = [row for name, row in records() if name == 'digits.jsonl' and row['results'].get('kernels') == 'native']
+    newest = sorted(runs, key=lambda row: row['date'])[-1]['results']
+    printed = ''.join(f'    {line}\n' for line in newest['printed'])
+    assert f'<!--= quickstart_output -->\n{printed}<!--/-->' in read('docs/train.md')
+
+
+def test_every_study_is_named_where_studies_are_explained() -> None:
+    """`…_small` stands for those of the paper's experiments."""
+    text = read('docs/studies.md')
+    names = [path.stem for path in (ROOT / 'configs' / 'studies').glob('*.yaml')]
+    assert [name for name in names if f'`{name}`' not in text and f'`{name.removesuffix("_small")}`' not in text] == []
+
+
+def test_publishing_lists_the_weights_that_there_are_and_every_config_that_new_ones_concern() -> None:
+    text = read('docs/publishing.md')
+    weights = json.loads((ROOT / 'randwire_zoo' / 'weights.json').read_text('utf-8'))
+    assert [name for name in weights if not re.search(rf'^{re.escape(name)} ', text, re.MULTILINE)] == []
+    steps = text[text.index('## For a maintainer'):]
+    concerned = [path.name for pattern in ('*.yaml', '*.py') for path in (ROOT / 'configs').glob(pattern)
+                 if re.search(r'^[^#\n]*randwire://randwire_ws_c109', path.read_text('utf-8'), re.MULTILINE)]
+    assert len(concerned) > 1 and [name for name in concerned if name not in steps] == []
+
+
 def test_the_private_names_of_others_are_those_that_contributing_lists() -> None:
     text = read('CONTRIBUTING.md')
     listed = set(re.findall(r'\b(_[a-z]\w+)', text[text.index('## Private names'):text.index('## Add a generator')]))

@@ -24,6 +24,13 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest='kind', metavar='NAME', required=True)
     sub = kinds.add_parser('digits', help="scikit-learn's 1,797 handwritten digits, which come with it")
     sub.add_argument('folder', metavar='FOLDER', help='image folder to write')
+    for name, said in (('cifar10', '60,000 images of ten classes at 32 pixels'),
+                       ('mnist', '70,000 handwritten digits at 28 pixels')):
+        sub = kinds.add_parser(name, help=f'{said}, which torchvision downloads')
+        sub.add_argument('folder', metavar='FOLDER', help='image folder to write: train/ and test/')
+        sub.add_argument('--root', metavar='DIR',
+                         help="where torchvision finds its files, or puts them (default: a folder of the package's "
+                              'cache)')
     sub = kinds.add_parser(
         'tiny-imagenet', help='200 classes of ImageNet at 64 pixels, from its archive',
         description="Tiny ImageNet as an image folder. The images are under ImageNet's terms of use, and you have to "

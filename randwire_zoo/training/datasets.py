@@ -1,4 +1,4 @@
-"""Data sets as image folders: `train/` and `val/` or `validation/`, with a folder for each class."""
+"""Data sets as image folders: `train/` and `val/`, `validation/` or `test/`, with a folder for each class."""
 from __future__ import annotations
 
 import argparse
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import one_line
-from ..files import atomic_folder
+from ..files import atomic_folder, cache_folder
 from .archives import Files, copy_files, free_folder, open_files
 from .boxes import write_voc
 from .digits import write_digits
 
-__all__ = ['ImageFolder', 'main', 'read_label_texts', 'write_caltech101', 'write_tiny_imagenet']
+__all__ = ['ImageFolder', 'main', 'read_label_texts', 'write_caltech101', 'write_downloaded', 'write_tiny_imagenet']
 
 LABEL_TEXTS = 'words.txt'
 CALTECH = '101_ObjectCategories'
@@ -29,7 +29,7 @@ class ImageFolder:
         folder: The image folder.
         classes: Number of classes.
         training: Number of training images.
-        validation: Number of validation images.
+        validation: Number of images that are held out.
     """
 
     folder: Path
@@ -140,6 +140,36 @@ def write_caltech101(
     return ImageFolder(folder, len(categories), len(splits['train']), len(splits['val']))
 
 
+def write_downloaded(name: str, folder: str | Path, root: str | Path | None = None) -> ImageFolder:
+    """Write the image folder of a data set that torchvision downloads: train/CLASS/ and test/CLASS/, of PNG files.
+
+    Args:
+        name: 'cifar10', whose classes have their names, or 'mnist', whose classes are the digits.
+        folder: Where to; it appears only when it is complete.
+        root: Where torchvision keeps its files, or finds them: a folder of the package's cache by default.
+
+    Raises:
+        FileExistsError: if the folder exists and is not empty.
+        OSError, ValueError: if torchvision cannot download or read its files.
+    """
+    from torchvision import datasets
+
+    folder, root = free_folder(folder), Path(root) if root is not None else cache_folder() / 'torchvision'
+    source = {'cifar10': datasets.CIFAR10, 'mnist': datasets.MNIST}[name]
+    try:
+        splits = {split: source(root, train=split == 'train', download=True) for split in ('train', 'test')}
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(f'torchvision has no whole {name} in {root}: {one_line(error)}') from None
+    names = splits['train'].classes if name == 'cifar10' else [str(digit) for digit in range(10)]
+    with atomic_folder(folder) as temporary:
+        for split, images in splits.items():
+            for index, (image, label) in enumerate(images):
+                place = temporary / split / names[label]
+                place.mkdir(parents=True, exist_ok=True)
+                image.save(place / f'{index:05}.png')
+    return ImageFolder(folder, len(names), *(len(images) for images in splits.values()))
+
+
 def read_label_texts(folder: str | Path) -> dict[str, str]:
     """What the classes of an image folder are called, by the names of their folders; empty if it does not say so."""
     path = Path(folder) / LABEL_TEXTS
@@ -153,7 +183,7 @@ def main(args: argparse.Namespace) -> int:
     """Write the data set that the parsed arguments name.
 
     Raises:
-        ValueError, OSError: see `write_tiny_imagenet`, `write_caltech101`, `write_voc` and `write_digits`.
+        ValueError, OSError: see the functions that write them.
     """
     if args.kind == 'digits':
         print(write_digits(args.folder))
@@ -163,6 +193,8 @@ def main(args: argparse.Namespace) -> int:
         return 0
     if args.kind == 'caltech-101':
         written = write_caltech101(args.source, args.folder, args.per_class, args.seed)
+    elif args.kind in ('cifar10', 'mnist'):
+        written = write_downloaded(args.kind, args.folder, args.root)
     else:
         written = write_tiny_imagenet(args.source, args.folder)
     print(f'{written.folder}: {written.classes:,} classes, {written.training:,} training and '
