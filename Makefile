@@ -52,7 +52,7 @@ test: install  ## run all tests; TESTFLAGS='-k graphs' narrows them
 # $(1): oldest or newest, $(2): Python, $(3): which versions of what is needed
 define test_on
 	uv venv --quiet --allow-existing --python $(2) .venv-$(1)
-	uv pip install --quiet --python .venv-$(1)/bin/python $(3) -e '.[cluster,digits]' \
+	uv pip install --quiet --python .venv-$(1)/bin/python $(3) -e '.[cluster,digits,search]' \
 	  hypothesis pytest pytest-timeout pytest-xdist
 	OMP_NUM_THREADS=1 .venv-$(1)/bin/python -m pytest -n $(JOBS) --dist loadfile $(TESTFLAGS) $(TESTS)
 endef

@@ -20,20 +20,22 @@ import torch
 from randwire_zoo.files import write_atomically
 from randwire_zoo.provenance import provenance
 
-__all__ = ['add_json_argument', 'compiler', 'describe', 'paired_seconds', 'ratio', 'to_json', 'write_json']
+__all__ = ['add_json_argument', 'check_same', 'claim', 'compiler', 'describe', 'paired_seconds', 'ratio', 'to_json',
+           'write_json']
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Instruction sets that decide how fast products are.
 INSTRUCTIONS = ('avx2', 'fma', 'avx512f', 'avx512_bf16', 'avx512_fp16', 'amx_tile', 'amx_bf16', 'asimd', 'bf16', 'sve')
 
 
-def describe(args: argparse.Namespace | None = None) -> dict[str, Any]:
+def describe(args: argparse.Namespace | None = None, device: str | None = 'cpu') -> dict[str, Any]:
     """Where a measurement comes from: the package's provenance (versions, processor, threads, commit, date), the
     command, and what else of the machine decides how fast it is.
 
     Args:
         args: The arguments of the script. Folders among them are no one else's and go, but for the commit of the clone
             that lies there.
+        device: What was measured on, for scripts that have no `--device`; None for what commands choose by themselves.
     """
     values = vars(args or argparse.Namespace())
     folders = {name: Path(value) for name, value in values.items() if isinstance(value, Path) or (
@@ -41,7 +43,7 @@ def describe(args: argparse.Namespace | None = None) -> dict[str, Any]:
     command = shlex.join(['python', f'benchmarks/{Path(sys.argv[0]).name}', *sys.argv[1:]])
     for name, folder in sorted(folders.items(), key=lambda item: len(str(item[1])), reverse=True):  # /a/b before /a
         command = command.replace(shlex.quote(str(folder)), folder.name if folder.suffix else name.upper())
-    found = provenance()
+    found = provenance(values.get('device', device))
     del found['kernels']  # a benchmark says so of every run
     meminfo = Path('/proc/meminfo')
     memory = int(meminfo.read_text().split()[1]) / 2 ** 20 if meminfo.is_file() else None  # kB, MemTotal
@@ -62,12 +64,53 @@ def add_json_argument(parser: argparse.ArgumentParser) -> None:
                         help='write every single value there, with machine, versions, commit, date and command')
 
 
-def write_json(args: argparse.Namespace, results: Any) -> dict[str, Any]:
-    """What was measured together with where it comes from; written to `--json` if that was given."""
-    record = {**describe(args), 'results': results}
+def write_json(args: argparse.Namespace, results: Any, made: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What was measured together with where it comes from; written to `--json` if that was given.
+
+    Args:
+        args: Of the script.
+        results: What was measured.
+        made: What `describe` said when the measurement began; by default what it says now.
+    """
+    record = {**(describe(args) if made is None else made), 'results': results}
     if args.json:
         write_atomically(args.json, to_json(record) + '\n')
     return record
+
+
+def check_same(results: Path, kept: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> None:
+    """Refuse to take results that were made with other settings for those that are asked for.
+
+    Args:
+        results: Where they are.
+        kept: What they were made with; None if nothing says it.
+        wanted: All that decides the results.
+
+    Raises:
+        SystemExit: naming what differs.
+    """
+    if kept is None:
+        raise SystemExit(f'{results}: nothing says what this was made with; give another --output')
+    wanted = json.loads(json.dumps(wanted))
+    for name in (*wanted, *kept):
+        if kept.get(name) != wanted.get(name):
+            raise SystemExit(f'{results} was made with {name} {kept.get(name)!r}, not {wanted.get(name)!r}; give '
+                             'another --output')
+
+
+def claim(results: Path, file: Path, wanted: Mapping[str, Any]) -> None:
+    """Keep in a file what results are made with; where there are some already, see that it is the same.
+
+    Raises:
+        SystemExit: naming what differs.
+    """
+    if file.is_file():
+        check_same(results, json.loads(file.read_text(encoding='utf-8')), wanted)
+    elif results.is_dir() and any(results.iterdir()):
+        check_same(results, None, wanted)
+    else:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(wanted, indent=1) + '\n')
 
 
 def to_json(value: Any, indent: int = 0) -> str:
@@ -126,6 +169,8 @@ def paired_seconds(
     for _ in range(warmup):
         for run in runs.values():
             run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # or the first call that is timed waits for the ones before it
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():

@@ -4,9 +4,9 @@
         --output output/detection --json docs/data/detection.json
 
 From weights: FREEZE_AT 2 and FrozenBN; from random parameters everything is trained. All else is the same, through
-detectron2's train_net.py. The same command goes on where it was interrupted. DATA_DIR holds `bccd/` and `coco/` as the
-configs have them. Any other NAME of --data is a folder in it as `configs/finetune` wants a user's own, by the recipe of
-two CPU cores there.
+detectron2's train_net.py. The same command goes on where it was interrupted; what `--output` has of other settings is
+refused. DATA_DIR holds `bccd/` and `coco/` as the configs have them. Any other NAME of --data is a folder in it as
+`configs/finetune` wants a user's own, by the recipe of two CPU cores there.
 """
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, add_json_argument, write_json
+from common import ROOT, add_json_argument, claim, write_json
 from tables import detection_table, format_table
 
 from randwire_zoo.studies.processes import run_child
 from randwire_zoo.studies.work import train_net
+from randwire_zoo.weights.manifest import sha256_of
 
 OWN = 'finetune/cpu.yaml'
 CONFIGS = {name: f'{name}/faster_rcnn_randwire_ws_small_s1.yaml' for name in ('bccd', 'coco128')}
@@ -35,7 +36,13 @@ def fine_tune(
 
     Raises:
         RuntimeError: if it fails, naming its log.
+        SystemExit: if what it left has other settings.
     """
+    given = dict(zip(options[::2], options[1::2], strict=False))  # train_net.py says so if one has no value
+    weights = Path(given.get('MODEL.WEIGHTS', ''))
+    claim(folder, folder / 'settings.json', {
+        'config': str(config.relative_to(ROOT)), 'data_dir': str(data_dir.resolve()), **given,
+        **({'sha256': sha256_of(weights)} if weights.is_file() else {})})
     lines = _metrics(folder)
     # The last line is of the last evaluation, which comes after the last weights have been written.
     if not (folder / 'model_final.pth').is_file() or not lines or 'bbox/AP' not in lines[-1]:

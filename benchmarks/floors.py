@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import statistics
 import subprocess
 import tempfile
 import time
@@ -156,7 +157,7 @@ def measure_network(
         name: str, batch: int, size: int, dtype: torch.dtype, device: torch.device, train: bool, rounds: int,
 ) -> dict[str, Any]:
     """A network's floors, and the library's seconds for each of its convolutions: forward, and for training both
-    gradients, every round, in the memory format that was faster when tried."""
+    gradients, every round, in the memory format that was faster when both were tried."""
     model = timm.create_model(name, device='meta')
     floors = floors_of(model, batch, size, dtype)
     rows = []
@@ -178,10 +179,10 @@ def measure_network(
 
 
 def _best_seconds(calls: list[Callable[[], object]], rounds: int) -> list[float]:
-    """All rounds of the call that was the fastest when each was tried once, after a call to warm up."""
+    """All rounds of the call whose median was the least when each was tried three times, after a call to warm up."""
     with torch.no_grad():
-        tried = paired_seconds({str(i): call for i, call in enumerate(calls)}, 1, warmup=1)
-        best = calls[int(min(tried, key=lambda i: tried[i][0]))]
+        tried = paired_seconds({str(i): call for i, call in enumerate(calls)}, 3, warmup=1)
+        best = calls[int(min(tried, key=lambda i: statistics.median(tried[i])))]
         return paired_seconds({'': best}, rounds, warmup=0)['']
 
 

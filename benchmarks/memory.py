@@ -162,6 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.case:
         print(train_once(args.case))
         return
+    if not args.train:
+        args.device = 'cpu'  # where the activations of an evaluation are counted, whatever was asked for
     results: dict[str, Any] = {'batch': args.batch, 'size': args.size}
     if args.train:
         results['training'] = measure_training(args)

@@ -66,13 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = [json.loads(line) for line in args.json.read_text('utf-8').splitlines()] if args.json.is_file() else []
     known = {(row['results'].get('seed'), row['threads'], row['results'].get('kernels')) for row in rows}
 
-    def add(results: dict[str, Any], threads: int) -> None:
-        rows.append({**describe(args), 'threads': threads, 'results': results})
+    def add(results: dict[str, Any], threads: int, device: str | None = None) -> None:
+        rows.append({**describe(args, device), 'threads': threads, 'results': results})
         with open(args.json, 'a', encoding='utf-8') as file:
             file.write(json.dumps(rows[-1], ensure_ascii=False) + '\n')
 
     if args.svm and not any('svm' in row['results'] for row in rows):
-        add(support_vector_machine(), 1)
+        add(support_vector_machine(), 1, 'cpu')
     for seed in args.seeds:
         for threads in args.threads:
             for kernels in args.kernels:

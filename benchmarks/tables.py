@@ -5,8 +5,10 @@ of each round, and a peak the best round.
 """
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tabulate import tabulate
@@ -20,6 +22,7 @@ __all__ = [
 
 Record = dict[str, Any]
 BITS = {'float32': 'fp32', 'bfloat16': 'bf16'}
+MANIFEST = Path(__file__).resolve().parents[1] / 'randwire_zoo' / 'weights.json'
 PASSES = ('forward', 'input_gradient', 'weight_gradient')
 
 
@@ -250,13 +253,19 @@ def quickstart_table(rows: Sequence[Record]) -> Table:
 
 
 def trained_table(rows: Sequence[Record]) -> Table:
-    """Top-1 of published weights by the side of the images, with the side; and before rounding."""
+    """Top-1 of published weights by the side of the images, with the side; and before rounding.
+
+    Records that do not name the side of the last were made when it was measured at the run's `img_size`, which is the
+    published weights' input size.
+    """
+    published = {row['sha256']: row for row in json.loads(MANIFEST.read_text(encoding='utf-8')).values()}
     columns = sorted({line['times'] for row in rows for line in row['results']['sizes']})
     lines = []
     for row in rows:
         run = row['results']
         found = {line['times']: f'{line["top1"]:.2f} ({line["size"]} px)' for line in run['sizes']}
-        lines.append([f'`{run["weights"]}`', str(run['recipe']['epochs']), f'{run["float32"]["top1"]:.2f}',
+        size = run['float32'].get('size') or published[run['sha256']]['input_size'][-1]
+        lines.append([f'`{run["weights"]}`', str(run['recipe']['epochs']), f'{run["float32"]["top1"]:.2f} ({size} px)',
                       *(found.get(times, '–') for times in columns)])
     return Table(['weights', 'epochs', 'top-1 before rounding (%)', *(f'{times:g}×' for times in columns)], lines)
 

@@ -4,8 +4,8 @@
         --json docs/data/tin200_small_s1.json
 
 The sizes are the paper's Table 4 in small: the network as it is, shown smaller and larger images, up to 320/224 of the
-side of the last ones that it was trained on. The run's checkpoint is measured as well: before its large tensors were
-rounded to float16. `--card` adds the table to the own words of a staged folder's card.
+side of the last ones that it was trained on. The run's checkpoint is measured as well, at the latter side: before
+its large tensors were rounded to float16. `--card` adds the table to the own words of a staged folder's card.
 """
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import add_json_argument, write_json
+from common import add_json_argument, describe, write_json
 from tables import format_table, trained_table
 
 from randwire_zoo.files import write_atomically
@@ -58,13 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f'the manifest has no {args.weights}')
     settings = load_recipe(args.run / 'args.yaml')
     side = (settings.get('train_img_sizes') or [row.input_size[-1]])[-1]
-    unrounded = evaluate_checkpoint(args.run / LAST, {'amp': False, 'data_dir': str(args.data_dir)})
+    made = describe(args, device=None)
+    # At the side of the column beside it: the run's own img_size can be another, larger one.
+    unrounded = evaluate_checkpoint(
+        args.run / LAST, {'amp': False, 'data_dir': str(args.data_dir), 'img_size': 8 * round(side / 8)})
     record = write_json(args, {
         'weights': row.name, 'sha256': row.sha256, 'bytes': row.size, 'trained_size': side,
         'recipe': {key: settings[key] for key in ('epochs', 'seed', 'batch_size', 'train_img_sizes')},
-        'float32': {key: unrounded[key] for key in ('top1', 'top5', 'loss')},
+        'float32': {'size': unrounded['img_size'], **{key: unrounded[key] for key in ('top1', 'top5', 'loss')}},
         'history': read_summary(args.run / SUMMARY),
-        'sizes': measure(row.name, args.data_dir, side, args.times, args.workers)})
+        'sizes': measure(row.name, args.data_dir, side, args.times, args.workers)}, made)
     table = trained_table([record])
     print(format_table(table))
     if args.card is not None:

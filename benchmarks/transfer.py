@@ -3,29 +3,33 @@
     python benchmarks/transfer.py --data-dir caltech-101 --weights randwire_ws_small_s1.tin200_kd --teacher teacher \
         --output output/caltech --json docs/data/caltech101.json
 
-The same command goes on where it was interrupted; what `--output` has is not measured again. Random parameters of the
-same network are the mark below, and a teacher, the folder that `randwire-zoo teacher` made, is the mark above: of it
-the features count, its classifier of other classes is left out. `--starts` measures some of the three alone.
+The same command goes on where it was interrupted; what `--output` has is not measured again, and is refused where it
+was made with other settings. Random parameters of the same network are the mark below, and a teacher, the folder that
+`randwire-zoo teacher` made, is the mark above: of it the features count, its classifier of other classes is left out.
+`--starts` measures some of the three alone.
 """
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common import add_json_argument, write_json
+from common import add_json_argument, check_same, claim, write_json
 from tables import format_table, transfer_table
 
 from randwire_zoo.files import write_atomically
 from randwire_zoo.models import find_weights
 from randwire_zoo.training.linear_probe import probe_weights
+from randwire_zoo.training.recipes import load_recipe
 from randwire_zoo.training.trainer import LAST, train
 from randwire_zoo.weights.manifest import sha256_of
 
 CLASSIFIER = 'model.safetensors'
+#: What may change while the same thing is measured. Of files, the sha256 counts, wherever they lie.
+FREE = ('workers', 'device', 'pretrained_path')
 
 
 def start_of(kind: str, source: str, network: str) -> dict[str, Any]:
@@ -47,8 +51,21 @@ def probe(kind: str, source: str, network: str, seed: int, shared: dict[str, Any
     return asdict(probe_weights('', {**shared, 'model': name}, seed if kind == 'random' else None))
 
 
-def fine_tune(folder: Path, settings: dict[str, Any], recipe: str) -> dict[str, float]:
-    """Train, or go on, or take what was trained; the last row of its history."""
+def decisive(settings: Mapping[str, Any], sha256: str) -> dict[str, Any]:
+    """Of settings and the weights that they begin with, all that decides what comes of them."""
+    kept = {name: value for name, value in settings.items() if name not in FREE}
+    return {**kept, 'data_dir': str(Path(settings['data_dir']).resolve()), 'sha256': sha256}
+
+
+def fine_tune(folder: Path, settings: dict[str, Any], recipe: str, sha256: str) -> dict[str, float]:
+    """Train, or go on, or take what was trained; the last row of its history.
+
+    Raises:
+        SystemExit: if what was trained has other settings.
+    """
+    # Beside the folder, which must be empty when the training begins.
+    claim(folder, folder.with_name(f'{folder.name}_settings.json'),
+          decisive({**load_recipe(recipe), **settings}, sha256))
     last = folder / LAST
     result = train(**({'resume': str(last)} if last.is_file() else {
         'config': recipe, **settings, 'output': str(folder.parent), 'experiment': folder.name}))
@@ -89,18 +106,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Other weights or sizes are other work.
         name = '_'.join([kind, *([digest[:8]] if digest else []), f'{args.img_size}px', *(['fp32'] * args.no_amp)])
         file = args.output / f'{name}_probe.json'
-        if not file.is_file():
-            write_atomically(file, json.dumps(probe(
-                kind, source, args.network, 1, {'amp': True, 'amp_dtype': 'bfloat16', **shared})))
+        start = start_of(kind, source, args.network)
+        precise = {'amp': True, 'amp_dtype': 'bfloat16', **shared}
+        wanted = decisive({**precise, **start}, digest)
+        if file.is_file():
+            kept = json.loads(file.read_text('utf-8'))
+            check_same(file, kept.get('settings'), wanted)
+        else:
+            kept = {'settings': wanted, 'probe': probe(kind, source, args.network, 1, precise)}
+            write_atomically(file, json.dumps(kept))
         row: dict[str, Any] = {
-            'start': kind, 'network': start_of(kind, source, args.network)['model'], 'sha256': digest,
-            'img_size': args.img_size, 'probe': json.loads(file.read_text('utf-8')),
+            'start': kind, 'network': start['model'], 'sha256': digest,
+            'img_size': args.img_size, 'probe': kept['probe'],
             'recipe': args.recipes[kind == 'random'], 'fine_tuned': []}
         for seed in args.seeds:
-            settings = {**shared, **start_of(kind, source, args.network), 'seed': seed}
+            settings = {**shared, **start, 'seed': seed}
             if args.epochs is not None:
                 settings['epochs'] = args.epochs
-            last = fine_tune(args.output / f'{name}_s{seed}', settings, row['recipe'])
+            last = fine_tune(args.output / f'{name}_s{seed}', settings, row['recipe'], digest)
             row['fine_tuned'].append({'seed': seed, 'top1': last['eval_top1'], 'epochs': int(last['epoch']) + 1})
         rows.append(row)
     record = write_json(args, {'rows': rows})

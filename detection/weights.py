@@ -131,14 +131,17 @@ def compare_statistics(source: str, mean: Sequence[float], std: Sequence[float],
     """One line if the statistics of a detectron2 config are not those that published weights were trained with.
 
     Args:
-        source: `MODEL.WEIGHTS`; other sources than published weights are not looked at.
+        source: `MODEL.WEIGHTS`: published weights, those of a repository of the Hub, or those of a staged folder, whose
+            config.json says it. Others are not looked at, nor are those that cannot be had: whoever loads them says so.
         mean: `MODEL.PIXEL_MEAN`.
         std: `MODEL.PIXEL_STD`.
         channels: `INPUT.FORMAT`, whose order both have.
     """
+    said = source.startswith(SCHEMES) or (
+        Path(source).name == FILENAME and Path(source).with_name('config.json').is_file())
     try:
-        trained = read_statistics(source) if source.startswith('randwire://') else None
-    except ValueError:  # there are no such weights, for whoever loads them to say
+        trained = read_statistics(source) if said else None
+    except (HubError, ValueError):
         return []
     if trained is None or len(mean) != 3:
         return []

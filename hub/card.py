@@ -3,10 +3,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined, UndefinedError
 
@@ -14,6 +16,7 @@ from randwire_zoo import __version__
 from randwire_zoo.complexity import count_complexity
 from randwire_zoo.files import read_json
 from randwire_zoo.models import ARCHITECTURES, Architecture
+from randwire_zoo.training.recipes import CONFIGS
 from randwire_zoo.weights.files import read_metadata
 from randwire_zoo.weights.manifest import FILENAME
 
@@ -30,6 +33,8 @@ ID = re.compile(r'[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?', re.ASCII)
 #: Arguments of networks whose features detectron2's builder of the same name computes.
 HARMLESS = {'num_classes', 'in_chans', 'global_pool', 'drop_rate', 'drop_path_rate', 'head'}
 TEMPLATE = Path(__file__).parent / 'card.md'
+#: What the detectron2 config of the card's command says of pixels.
+DETECTORS = CONFIGS / 'base_rcnn_fpn_randwire.yaml'
 HUB = 'hf-hub:'
 START = '<!-- own text: what stands from here to the next mark is kept as it is -->'
 END = '<!-- end of own text -->'
@@ -137,6 +142,7 @@ def _values(folder: Path) -> dict[str, Any]:
         'arguments': ', '.join(f'{key}={value!r}' for key, value in config.get('model_args', {}).items()),
         'num_classes': config['num_classes'], 'label_names': network.label_names,
         'is_backbone': name in ARCHITECTURES and network.input_size[0] == 3 and not network.arguments.keys() - HARMLESS,
+        'pixels': _pixels(network.mean, network.std),
         'graphs_sha256': metadata['graphs_sha256'], 'tensors_sha256': metadata['tensors_sha256'],
         'license': cfg['license'], 'unit': unit, 'step': int(metadata[unit]) + 1 if unit else 0,
         'steps': metadata.get('steps'), 'recipe': metadata.get('recipe', ''),
@@ -149,3 +155,15 @@ def _values(folder: Path) -> dict[str, Any]:
         'strides': [stage['reduction'] for stage in model.feature_info],
         'how': evaluation['how'], 'images': evaluation.get('images'), 'recorded': evaluation['recorded'],
         'metrics': [(LABELS[key], round(value, 4 if key == 'loss' else 2)) for key, value in metrics.items()]}
+
+
+def _pixels(mean: Sequence[float], std: Sequence[float]) -> list[list[float]]:
+    """Mean and deviation in detectron2's units and order, where those of the config are others; empty where not."""
+    config = yaml.safe_load(DETECTORS.read_text(encoding='utf-8'))
+    order = -1 if config['INPUT']['FORMAT'] == 'BGR' else 1
+    own = [[round(255 * value, 3) for value in values[::order]] for values in (mean, std)]
+    there = [config['MODEL'][key] for key in ('PIXEL_MEAN', 'PIXEL_STD')]
+    # Half a step of a pixel, as `detection.weights.compare_statistics` has it.
+    same = all(len(one) == len(other) and all(abs(a - b) <= 0.5 for a, b in zip(one, other, strict=True))
+               for one, other in zip(own, there, strict=True))
+    return [] if same else own

@@ -49,6 +49,8 @@ __all__ = ['check_row', 'locate', 'pull', 'push', 'verify']
 
 #: Written by the Hub itself when a repository is made; what belongs to it and to no push.
 OWN_FILES = ('.gitattributes',)
+#: How the titles of their commits end.
+BY = ' by randwire-zoo'
 #: Tags of pushes: the weights' tag and the first digits of the content's sha256, counted where content comes back.
 PUSHED = re.compile(r'\w+-[0-9a-f]{12}(\.\d+)?', re.ASCII)
 
@@ -145,10 +147,9 @@ def _send(wanted: _Push, private: bool, overwrite: bool, temporary: Path) -> Pub
         commit = head
         if not wanted.is_at(tree):
             if not overwrite:
-                _check_replaceable(wanted, head, tree, tags, temporary)
+                _check_replaceable(api, wanted, head, tree, tags, temporary)
             commit = str(api.create_commit(
-                repo_id, _operations(wanted, tree), commit_message=f'{staged.name} by randwire-zoo',
-                parent_commit=head).oid)
+                repo_id, _operations(wanted, tree), commit_message=_title(staged), parent_commit=head).oid)
         tag = next(name for name in _names(wanted.tag) if tags.get(name, commit) == commit)
         if tag not in tags:
             api.create_tag(repo_id, tag=tag, revision=commit)
@@ -172,8 +173,8 @@ def _propose(wanted: _Push, private: bool, temporary: Path) -> None:
         if wanted.is_at(tree):
             raise CheckFailed(f'{repo_id}@{head} holds exactly this; there is nothing to propose')
         info = api.create_commit(
-            repo_id, _operations(wanted, tree), commit_message=f'{wanted.staged.name} by randwire-zoo',
-            parent_commit=head, create_pr=True)
+            repo_id, _operations(wanted, tree), commit_message=_title(wanted.staged), parent_commit=head,
+            create_pr=True)
         _say(f'{repo_id}: proposed as {info.pr_url}; when it is merged, push again for the row')
 
 
@@ -205,9 +206,9 @@ def _head(api: HfApi, repo_id: str, private: bool, overwrite: bool) -> str | Non
     return str(info.sha)
 
 
-def _check_replaceable(wanted: _Push, head: str, tree: Mapping[str, str], tags: Mapping[str, str],
+def _check_replaceable(api: HfApi, wanted: _Push, head: str, tree: Mapping[str, str], tags: Mapping[str, str],
                        temporary: Path) -> None:
-    """Leave alone what no push of this network made.
+    """Leave alone what no push of this network made. What one made that ended before its tag gets the tag.
 
     Raises:
         CheckFailed: saying what is there.
@@ -216,7 +217,9 @@ def _check_replaceable(wanted: _Push, head: str, tree: Mapping[str, str], tags: 
     if not tree:
         return
     what = '. Nothing was sent; --overwrite replaces it, --pull-request proposes the change'
-    if not any(PUSHED.fullmatch(name) and commit == head for name, commit in tags.items()):
+    untagged = None
+    if not (any(PUSHED.fullmatch(name) and commit == head for name, commit in tags.items())
+            or (untagged := _without_tag(api, repo_id, head, tree, temporary))):
         changed = any(PUSHED.fullmatch(name) for name in tags)
         names = ', '.join(sorted(tree)[:5]) + (' …' if len(tree) > 5 else '')
         raise CheckFailed(f'{repo_id} has been changed since the last push, by commit {head}{what}' if changed else
@@ -228,6 +231,32 @@ def _check_replaceable(wanted: _Push, head: str, tree: Mapping[str, str], tags: 
         there = ('no network',)
     if there != (own := _identity(wanted.staged.config)):
         raise CheckFailed(f'{repo_id} holds another network, {" ".join(there)}, not {" ".join(own)}{what}')
+    if untagged is not None:
+        tag = next(name for name in _names(untagged.tag) if name not in tags)
+        api.create_tag(repo_id, tag=tag, revision=head)
+        _say(f'{repo_id}@{head}: the push that made this ended before its tag; tagged {tag}')
+
+
+def _without_tag(api: HfApi, repo_id: str, head: str, tree: Mapping[str, str], temporary: Path) -> _Push | None:
+    """The push that made a head and ended before its tag; None if no push made it.
+
+    Its title alone would not do, which anybody can give, nor would files that pass all checks, which a push need not
+    have brought.
+    """
+    title = api.list_repo_commits(repo_id, revision=head)[0].title
+    if not title.endswith(BY):
+        return None
+    try:
+        folder, _ = _download(repo_id, repo_id, head, temporary)
+        staged = check_folder(folder, repo_id)
+    except CheckFailed:
+        return None
+    made = _Push(staged, repo_id, {name: folder / name for name in staged.files})
+    return made if title == _title(staged) and made.is_at(tree) else None
+
+
+def _title(staged: Staged) -> str:
+    return staged.name + BY
 
 
 def _identity(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -13,20 +13,27 @@ from . import __version__
 __all__ = ['provenance']
 
 
-def provenance() -> dict[str, Any]:
+def provenance(device: Any = None) -> dict[str, Any]:
     """Versions of python, torch and timm, what runs where with how many threads, this package's commit, and the date.
 
     'commit' is None for a package that was not installed from a checkout, and ends in '+' where its files were changed
-    since. 'device' is None where there is no GPU.
+    since. 'device' is the GPU's name, or None for what runs on the processor.
+
+    Args:
+        device: The device of the run, as torch takes it; if None, what commands take where none is named: a GPU if
+            there is one.
     """
     import timm
     import torch
 
     from .kernels.library import kernels_in_use
+    if device is None:
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    on_gpu = torch.device(device).type == 'cuda'
     return {'date': datetime.now(timezone.utc).isoformat(timespec='seconds'), 'randwire_zoo': __version__,
             'commit': _commit(), 'python': platform.python_version(), 'torch': torch.__version__,
             'timm': timm.__version__, 'processor': _processor(),
-            'device': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            'device': torch.cuda.get_device_name(torch.device(device)) if on_gpu else None,
             'kernels': kernels_in_use(), 'threads': torch.get_num_threads()}
 
 

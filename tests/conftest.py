@@ -1,4 +1,4 @@
-"""What all tests share: a fixed seed, and no network."""
+"""What all tests share: a fixed seed, no network, and none of the user's settings."""
 from __future__ import annotations
 
 import os
@@ -9,6 +9,10 @@ import pytest
 
 # Before huggingface_hub is imported, so that nothing here, nor a process started here, asks the Hub.
 os.environ['HF_HUB_OFFLINE'] = '1'
+# What a user has set for this package would change what the tests test, but for where they find what they need.
+for name in [name for name in os.environ if name.startswith('RANDWIRE_ZOO_')]:
+    if name not in ('RANDWIRE_ZOO_CACHE', 'RANDWIRE_ZOO_DATA', 'RANDWIRE_ZOO_SCREENSHOT'):
+        del os.environ[name]
 # The tests' tensors are tiny: more threads only wait for each other, above all on a busy machine.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 

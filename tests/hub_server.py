@@ -260,12 +260,12 @@ class HubServer:
         with self._lock:
             self._repos[repo_id].tags[name] = self._repos[repo_id].commit(revision).oid
 
-    def move_head(self, repo_id: str, files: Mapping[str, bytes] | None = None) -> str:
+    def move_head(self, repo_id: str, files: Mapping[str, bytes] | None = None, title: str = 'Move') -> str:
         """Land another commit on main, and give it: these files come to those there are, by default a new one."""
         with self._lock:
             files = files if files is not None else {f'moved-{self._made}.txt': b'moved\n'}
             new = {path: _stored(path, data) for path, data in files.items()}
-            return self._land(repo_id, 'Move', {**self._repos[repo_id].head.blobs, **new})
+            return self._land(repo_id, title, {**self._repos[repo_id].head.blobs, **new})
 
     def delete(self, repo_id: str, revision: str | None = None) -> None:
         """Remove a repository, or from it one tag, or one commit and its tags.

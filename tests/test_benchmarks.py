@@ -7,13 +7,17 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from PIL import Image
 from shapes import write_shapes
 from timm.models import save_for_hf
@@ -31,6 +35,7 @@ from randwire_zoo.training.trainer import read_summary, train
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'benchmarks'))
 
+import accuracy  # noqa: E402
 import common  # noqa: E402
 import detector_start  # noqa: E402
 import detectors  # noqa: E402
@@ -98,6 +103,132 @@ def test_the_beginning_of_a_detector_is_measured_on_the_images_it_is_trained_on(
     assert fast['losses']['loss_rpn_cls'] < 0.5 * slow['losses']['loss_rpn_cls'] and slow['found'] <= fast['found'] <= 4
 
 
+def test_results_of_other_settings_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'w.safetensors').write_bytes(b'one')
+    monkeypatch.setattr(transfer, 'probe', lambda *_: measured.append('probe') or {
+        'num_features': 1, 'top1': 1.0, 'mean_per_class': 1.0})
+
+    def train_(**settings: Any) -> Any:
+        measured.append('train')
+        if 'output' in settings:
+            (Path(settings['output']) / settings['experiment']).mkdir()
+            (Path(settings['output']) / settings['experiment'] / 'last.pth.tar').touch()
+        return SimpleNamespace(last={'eval_top1': 1.0, 'epoch': 0})
+
+    monkeypatch.setattr(transfer, 'train', train_)
+    command = ['--data-dir', str(tmp_path / 'a'), '--output', str(tmp_path / 'runs'), '--weights',
+               str(tmp_path / 'w.safetensors'), '--network', 'randwire_ws_pico', '--seeds', '1', '--starts', 'weights']
+    transfer.main([*command, '--workers', '0'])
+    transfer.main([*command, '--workers', '2'])  # the same work
+    assert measured == ['probe', 'train', 'train'], 'the second time the training alone, which goes on where it was'
+    recipe = tmp_path / 'recipe.yaml'
+    recipe.write_text(yaml.safe_dump({**load_recipe('caltech101/finetune'), 'weight_decay': 0.25}))
+    for change, said in (
+            (['--data-dir', str(tmp_path / 'b')], f'data_dir {str(tmp_path / "a")!r}, not {str(tmp_path / "b")!r}'),
+            (['--network', 'randwire_ws_small_s1'], "model 'randwire_ws_pico', not 'randwire_ws_small_s1'"),
+            (['--epochs', '1'], f'epochs {load_recipe("caltech101/finetune")["epochs"]}, not 1'),
+            (['--recipes', str(recipe), str(recipe)], 'not 0.25')):
+        with pytest.raises(SystemExit, match=re.escape(said)):
+            transfer.main([*command, *change])
+    assert len(measured) == 3
+    for path in (tmp_path / 'runs').glob('*.json'):  # as earlier versions left it
+        path.write_text(json.dumps({'top1': 1.0})) if 'probe' in path.name else path.unlink()
+    with pytest.raises(SystemExit, match=r'_probe\.json: nothing says what this was made with; give another --output'):
+        transfer.main(command)
+
+
+def test_accuracies_of_another_commit_or_machine_are_measured_anew(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained_now: list[tuple[int, str]] = []
+
+    def run_once(data_dir: Path, seed: int, epochs: int, kernels: str) -> dict[str, Any]:
+        trained_now.append((seed, kernels))
+        return {'seed': seed, 'kernels': kernels, 'top1': 90.0 + len(trained_now)}
+
+    monkeypatch.setattr(accuracy, 'run_once', run_once)
+    monkeypatch.setattr(accuracy, 'write_digits', lambda folder: folder)
+    committed = json.loads((ROOT / 'docs' / 'data' / 'accuracy.json').read_text('utf-8'))
+    file, made = tmp_path / 'accuracy.json', {name: value for name, value in committed.items() if name != 'results'}
+    monkeypatch.setattr(accuracy, 'describe', lambda args, device: {**made, 'date': 'today', 'command': 'mine'})
+    command, epochs = ['--seeds', '1', '2', '--json', str(file)], str(committed['results']['epochs'])
+    # On the same machine and commit nothing is left to do, and the file stays as it is.
+    common.write_json(argparse.Namespace(json=file), committed['results'], made)
+    before = file.read_text()
+    accuracy.main([*command, '--epochs', epochs])
+    assert trained_now == [] and file.read_text() == before
+    # What is missing is added.
+    kept = {**committed['results'], 'runs': [run for run in committed['results']['runs'] if run['seed'] != 2]}
+    common.write_json(argparse.Namespace(json=file), kept, made)
+    accuracy.main([*command, '--epochs', epochs])
+    assert trained_now == [(2, 'torch'), (2, 'native')]
+    assert json.loads(file.read_text())['results']['runs'][:len(kept['runs'])] == kept['runs']
+    for other in ({'commit': 'f' * 40}, {'processor': '4 × other'}, {'threads': 64}, {'torch': '9'},
+                  {'changed_since_commit': True}):
+        file.write_text(before)
+        trained_now.clear()
+        changed = {**made, **other, 'date': 'today', 'command': 'mine'}
+        monkeypatch.setattr(accuracy, 'describe', lambda args, device, changed=changed: changed)
+        accuracy.main([*command, '--epochs', epochs])
+        assert len(trained_now) == 4
+        found = json.loads(file.read_text())
+        assert {**found, 'results': None} == {**changed, 'results': None}
+        assert [run['top1'] for run in found['results']['runs']] == [91.0, 92.0, 93.0, 94.0]
+
+
+class Queue:
+    """A device that is told what to do, and does it later: it is at it while its clock is asked to wait."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.time = self.left = 0.0
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+        monkeypatch.setattr(torch.cuda, 'synchronize', self.wait)
+
+    def call(self, *seconds: float) -> Callable[[], None]:
+        """Something that takes so long, the first times, and then as the last time."""
+        left = list(seconds)
+
+        def run() -> None:
+            self.left += left.pop(0) if len(left) > 1 else left[0]
+        return run
+
+    def wait(self) -> None:
+        self.time, self.left = self.time + self.left, 0.0
+
+    def clock(self) -> float:
+        return self.time
+
+
+def test_what_is_timed_on_a_device_that_works_later_does_not_wait_for_the_warm_up(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = Queue(monkeypatch)
+    found = common.paired_seconds({'a': queue.call(1), 'b': queue.call(2)}, 2, clock=queue.clock)
+    assert found == {'a': [1, 1], 'b': [2, 2]}
+    # The layout that is faster is taken wherever it stands, also where one round was not as usual.
+    monkeypatch.setattr(floors, 'paired_seconds', partial(common.paired_seconds, clock=queue.clock))
+    for calls in ([queue.call(1), queue.call(2)], [queue.call(2), queue.call(1)],
+                  [queue.call(9, 9, 1), queue.call(2)]):
+        assert floors._best_seconds(calls, 2) == [1, 1]
+
+
+def test_top1_before_rounding_has_the_size_of_its_images() -> None:
+    """Of records that do not say it, the size in the published weights' settings."""
+    names = ('randwire_ws_small_s1.tin200_kd', 'randwire_ws_c109.tin200_kd')
+    records = [json.loads((ROOT / 'docs' / 'data' / f'{name}.json').read_text('utf-8'))
+               for name in ('tin200_small_s1', 'tin200_c109')]
+    table = tables.trained_table(records)
+    for name, record, row in zip(names, records, table.rows, strict=True):
+        assert row[0] == f'`{name}`'
+        size = load_recipe(ROOT / 'docs' / 'weights' / name / 'args.yaml')['img_size']
+        assert row[2] == f'{record["results"]["float32"]["top1"]:.2f} ({size} px)'
+        # Rounding moves no more than one image in a thousand, at the same size.
+        same, = (line['top1'] for line in record['results']['sizes'] if line['size'] == size)
+        assert same == pytest.approx(record['results']['float32']['top1'], abs=0.1)
+    records[0]['results']['float32']['size'] = 56
+    assert tables.trained_table(records[:1]).rows[0][2].endswith(' (56 px)')
+
+
 TRAIN_NET = '''
 import json, sys
 from pathlib import Path
@@ -134,6 +265,13 @@ def test_detectors_from_weights_and_from_random_parameters_have_one_budget(
     metrics.write_text(''.join(metrics.read_text().splitlines(keepends=True)[:2]) + '{"iteration": 299}\n')
     (metrics.parent / 'last_checkpoint').touch()
     detectors.main(command)
+    for change, said in (
+            (['--weights', 'other.pth'], "MODEL.WEIGHTS 'randwire://randwire_ws_small_s1.some', not 'other.pth'"),
+            (['--iterations', '200'], "SOLVER.MAX_ITER '300', not '200'"),
+            (['--options', 'SOLVER.BASE_LR', '0.5'], "SOLVER.BASE_LR None, not '0.5'"),
+            (['--data-dir', str(tmp_path / 'runs')], 'data_dir ')):
+        with pytest.raises(SystemExit, match=f'bccd_weights_s3 was made with {re.escape(said)}'):
+            detectors.main([*command, *change])
     results = json.loads((tmp_path / 'record.json').read_text('utf-8'))['results']['rows']
     assert [(row['start'], [(point['iteration'], point['AP50']) for point in row['history']]) for row in results] == [
         ('weights', [(100, 20), (200, 60), (300, 70)]), ('random', [(100, 10), (200, 49), (300, 50)])]
@@ -205,9 +343,20 @@ def test_published_weights_are_measured_at_several_sizes_beside_the_course_of_a_
         alone = evaluate_folder(model, tmp_path, img_size=line['size'], batch_size=100, workers=0, channels_last=True,
                                 progress=False)
         assert line['top1'] == alone['top1'] and line['loss'] == pytest.approx(alone['loss'], rel=1e-5)
+    assert results['float32']['size'] == 64
     assert results['float32']['loss'] == pytest.approx(run.last['eval_loss'], rel=1e-5)
     assert results['history'] == [pytest.approx(dict(row), rel=1e-5) for row in run.history]
     assert f'{results["sizes"][0]["top1"]:.2f} (32 px)' in capsys.readouterr().out
+    # Where the last images of the training were larger than its img_size, all is measured at theirs.
+    settings = yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())
+    (tmp_path / 'run' / 'args.yaml').write_text(yaml.safe_dump({**settings, 'train_img_sizes': [64, 96]}))
+    trained.main(['randwire_ws_pico.digits', '--data-dir', str(tmp_path), '--run', str(tmp_path / 'run'), '--times',
+                  '1', '--workers', '0', '--json', str(path)])
+    results = json.loads(path.read_text('utf-8'))['results']
+    model = timm.create_model('randwire_ws_pico', num_classes=10, checkpoint_path=str(tmp_path / 'run/last.pth.tar'))
+    alone = evaluate_folder(model, tmp_path, img_size=96, batch_size=100, workers=0, progress=False)
+    assert results['float32']['size'] == results['sizes'][0]['size'] == 96
+    assert results['float32']['loss'] == pytest.approx(alone['loss'], rel=1e-4)
 
 
 @pytest.fixture

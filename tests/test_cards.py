@@ -3,7 +3,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
+from ast import literal_eval
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,17 @@ from layers import randomise_
 from PIL import Image
 from run_files import NAME, write_detectron2, write_timm
 from safetensors.torch import load_file, save_file
+from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
+from timm.data import IMAGENET_DEFAULT_STD as IMAGENET_STD
 
 from randwire_zoo.cli import main
+from randwire_zoo.detection.weights import compare_statistics
 from randwire_zoo.hub.card import END, START, check_card, own_text, render_card
 from randwire_zoo.hub.checks import CheckFailed, check_folder
+from randwire_zoo.training.recipes import CONFIGS
 from randwire_zoo.weights.files import read_metadata
+
+card_module = import_module('randwire_zoo.hub.card')
 
 
 def stage(checkpoint: Path, *options: object) -> int:
@@ -95,6 +104,37 @@ def test_the_card_of_a_detectors_backbone_says_what_detectron2_recorded(staged_d
     published = yaml.safe_load((staged_detector / 'config.yaml').read_text())
     assert 'OUTPUT_DIR' not in published and published['MODEL']['WEIGHTS'] == 'first.pth'
     assert published['SOLVER'] == {'MAX_ITER': 8}
+
+
+def test_the_card_tells_detectron2_of_other_pixels_than_its_configs(
+        staged_detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command's options over the config, as detectron2 reads both, are the statistics of the training."""
+    config = yaml.safe_load((CONFIGS / 'base_rcnn_fpn_randwire.yaml').read_text())
+    named = yaml.safe_load((CONFIGS / 'faster_rcnn_randwire.yaml').read_text())
+    assert named['_BASE_'] == 'base_rcnn_fpn_randwire.yaml' and 'PIXEL_MEAN' not in named['MODEL']
+    usual = tmp_path / 'usual'
+    network = timm.create_model(NAME, num_classes=4)
+    save_file(network.state_dict(), tmp_path / 'weights.safetensors')
+    assert stage(tmp_path / 'weights.safetensors', '--license', 'mit', '--model', NAME, '--mean', *IMAGENET_MEAN,
+                 '--std', *IMAGENET_STD, '--dataset', 'leaves', '--no-eval', '-o', usual) == 0
+    for folder in (staged_detector, usual):
+        text = (folder / 'README.md').read_text()
+        command = text[text.index('    python tools/train_net.py'):].partition('\n\n')[0].replace('\\\n', ' ')
+        words = shlex.split(command)
+        options = dict(zip(*[iter(words[words.index('MODEL.BACKBONE.NAME'):])] * 2, strict=True))
+        assert options['MODEL.WEIGHTS'] == 'FOLDER/model.safetensors'
+        given = {key: literal_eval(options[f'MODEL.{key}']) if folder is staged_detector else config['MODEL'][key]
+                 for key in ('PIXEL_MEAN', 'PIXEL_STD')}
+        trained = json.loads((folder / 'config.json').read_text())['pretrained_cfg']
+        assert [value / 255 for value in given['PIXEL_MEAN']] == pytest.approx(trained['mean'])
+        assert [value / 255 for value in given['PIXEL_STD']] == pytest.approx(trained['std'])
+        assert ('MODEL.PIXEL_MEAN' in options) == (folder is staged_detector)
+        assert compare_statistics(str(folder / 'model.safetensors'), *given.values(), config['INPUT']['FORMAT']) == []
+    monkeypatch.setattr(card_module, 'DETECTORS', tmp_path / 'config.yaml')
+    config['INPUT']['FORMAT'] = 'BGR'
+    (tmp_path / 'config.yaml').write_text(yaml.safe_dump(config))
+    text = render_card(staged_detector)
+    assert 'MODEL.PIXEL_MEAN "[0.0, 51.0, 127.5]" MODEL.PIXEL_STD "[63.75, 127.5, 255.0]"' in text
 
 
 def test_the_card_of_a_training_without_a_history_names_none_and_has_no_figures(detector: Path, tmp_path: Path) -> None:

@@ -111,7 +111,8 @@ def test_statistics_are_read_from_where_the_weights_say_them(tmp_path: Path, mon
             assert read_statistics(source) is None
 
 
-def test_statistics_of_a_config_that_are_not_those_of_the_weights_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_of_a_config_that_are_not_those_of_the_weights_are_one_line(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, half = f'randwire://{NAME}.digits', [127.5] * 3
     assert compare_statistics(source, half, half, 'RGB') == compare_statistics(source, [127.1] * 3, half, 'BGR') == []
     line, = compare_statistics(source, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375], 'RGB')
@@ -123,6 +124,19 @@ def test_statistics_of_a_config_that_are_not_those_of_the_weights_are_one_line(m
     for channels, right, wrong in (('RGB', rising, falling), ('BGR', falling, rising)):
         assert compare_statistics(source, right, half, channels) == []
         assert f'MODEL.PIXEL_MEAN {list(map(float, right))} ' in compare_statistics(source, wrong, half, channels)[0]
+    # Of a folder as it is staged, and of a repository of the Hub that is in the cache; one that is not is passed over.
+    folder = tmp_path / 'models--someone--pico' / 'snapshots' / ('0' * 40)
+    folder.mkdir(parents=True)
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
+    hub, file = f'hf-hub:someone/pico@{"0" * 40}', str(folder / 'model.safetensors')
+    save_weights(random_model(), folder / 'model.safetensors')
+    for there in (hub, file):
+        assert compare_statistics(there, [0] * 3, half, 'RGB') == []
+    (folder / 'config.json').write_text(json.dumps({'pretrained_cfg': {'mean': [0.1, 0.2, 0.3], 'std': [0.5] * 3}}))
+    for there in (hub, file):
+        assert compare_statistics(there, rising, half, 'RGB') == []
+        line, = compare_statistics(there, [123.675, 116.28, 103.53], half, 'RGB')
+        assert line.startswith(f'{there} was trained with MODEL.PIXEL_MEAN {list(map(float, rising))} ')
     for other, mean in (('model.pth', [0] * 3), ('', [0] * 3), (f'randwire://{NAME}.nobodys', [0] * 3), (source, [0])):
         assert compare_statistics(other, mean, mean, 'RGB') == []
 

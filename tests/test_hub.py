@@ -1113,6 +1113,40 @@ def test_a_push_that_was_stopped_before_its_tag_is_finished_without_a_commit(
     assert len(server.commits(REPO)) == 2
 
 
+@pytest.mark.parametrize('before', [False, True])
+def test_what_a_stopped_push_left_without_its_tag_is_still_of_a_push(
+        before: bool, server: HubServer, client: HubClient, staged: Path, tmp_path: Path) -> None:
+    """The folder has been staged anew since, so that the next push brings other content."""
+    home = tmp_path / 'home'
+    if before:
+        assert client.hub(home, ['push', restage(staged, 'before', 'noise'), REPO])[0]['code'] == 0
+    other = Path(shutil.copytree(staged, tmp_path / 'stopped'))
+    for name in ('args.yaml', 'summary.csv', 'curves.png'):
+        (other / name).unlink()
+    (other / 'README.md').write_text(render_card(other))
+    assert client.hub(home, ['push', other, REPO])[0]['code'] == 0
+    stopped = server.commits(REPO)[-1]
+    tag, = (name for name, commit in server.tags(REPO).items() if commit == stopped)
+    server.delete(REPO, tag)
+    pushed, = client.hub(home, ['push', staged, REPO])
+    assert pushed['code'] == 0, pushed
+    assert server.tags(REPO)[tag] == stopped and f'tagged {tag}' in pushed['err']
+    assert len(server.tags(REPO)) == len(server.commits(REPO)) - 1, 'every state but the first, empty one has a tag'
+
+
+def test_neither_a_title_nor_another_networks_state_is_taken_for_what_a_stopped_push_left(
+        server: HubServer, client: HubClient, staged: Path, tmp_path: Path) -> None:
+    home = tmp_path / 'home'
+    assert client.hub(home, ['push', restage(staged, 'foreign', 'other'), REPO])[0]['code'] == 0
+    tag, = server.tags(REPO)
+    server.delete(REPO, tag)
+    refused, = client.hub(home, ['push', staged, REPO])
+    assert 'holds another network, randwire_ws_pico.other' in one_line(refused, 1) and server.tags(REPO) == {}
+    server.move_head(REPO, {'README.md': b'Mine.'}, title='randwire_ws_pico.other by randwire-zoo')
+    refused, = client.hub(home, ['push', staged, REPO])
+    assert 'holds what no push of randwire-zoo made' in one_line(refused, 1) and server.tags(REPO) == {}
+
+
 def test_a_falsified_repository_and_one_of_stock_timm_are_told_apart_and_precisely(
         server: HubServer, client: HubClient, staged: Path, tmp_path: Path) -> None:
     home, files = tmp_path / 'home', {path.name: path.read_bytes() for path in staged.iterdir()}

@@ -60,6 +60,8 @@ def test_the_source_distribution_builds_without_a_checkout(distributions: dict[s
     with tarfile.open(distributions['.gz']) as source:
         names = {name.partition('/')[2] for name in source.getnames()}
     assert {'LICENSE', 'README.md', 'pyproject.toml', '_randwire_zoo_autoload.py'} <= names
+    # setuptools would take test_*.py alone, which do not run without what lies beside them.
+    assert not {name for name in names if name.startswith('tests')}
 
 
 EDITABLE = """import sys
@@ -102,12 +104,43 @@ def test_the_oldest_versions_that_are_tested_are_the_oldest_that_are_allowed() -
     for text in metadata.requires('randwire-zoo') or []:
         requirement = Requirement(text)
         if requirement.marker is None or any(requirement.marker.evaluate({'extra': extra})
-                                             for extra in ('cluster', 'digits')):
+                                             for extra in ('cluster', 'digits', 'search')):
             wanted[canonicalize_name(requirement.name)] = requirement
     assert set(tested) == set(wanted)
     for name, requirement in wanted.items():
         floor, = (one.version for one in requirement.specifier if one.operator == '>=')
         assert Version(tested[name]) == Version(floor), name
+
+
+SKIPPED = """import pytest
+@pytest.mark.skip(reason="timm's stock scripts are not there; `make upstream` brings it")
+@pytest.mark.parametrize('case', [1, 2])
+def test_some(case): pass
+@pytest.mark.skip(reason='needs a Unix')
+def test_other(): pass
+"""
+WHOLE = """import pytest
+pytest.importorskip('nothing_of_that_name', reason='detectron2 is not installed (`make upstream` builds a wheel)')
+"""
+
+
+def test_ci_says_which_promises_were_not_tested(tmp_path: Path) -> None:
+    """From the report of a real run of pytest, in which skipped files stand otherwise than skipped tests."""
+    (tmp_path / 'test_some.py').write_text(SKIPPED, encoding='utf-8')
+    (tmp_path / 'test_whole.py').write_text(WHOLE, encoding='utf-8')
+    subprocess.run([sys.executable, '-m', 'pytest', '-q', '-c', '/dev/null', '--rootdir', str(tmp_path), '-p',
+                    'no:cacheprovider', '--junitxml', 'report.xml', '.'], cwd=tmp_path, capture_output=True)
+    run = (ROOT / '.ci' / 'run').read_text(encoding='utf-8')
+    script, = re.findall(r"<<'PYTHON'\n(.*?)^PYTHON$", run, re.DOTALL | re.MULTILINE)
+    done = subprocess.run([sys.executable, '-', 'report.xml', 'untested'], input=script, cwd=tmp_path,
+                          capture_output=True, text=True, check=True)
+    assert [line for line in done.stdout.splitlines() if line[0] != ' '] == [
+        '1 skipped: detectron2 is not installed (`make upstream` builds a wheel)', '1 skipped: needs a Unix',
+        "2 skipped: timm's stock scripts are not there; `make upstream` brings it"]
+    assert '    test_whole' in done.stdout.splitlines() and '    test_some::test_some[1]' in done.stdout.splitlines()
+    assert (tmp_path / 'untested').read_text('utf-8') == (
+        "detectron2's train_net.py and backbones (1 tests or whole files); timm's own train.py and other scripts "
+        '(2 tests or whole files)')
 
 
 def test_version_changelog_and_citation_agree() -> None:

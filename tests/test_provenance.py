@@ -36,6 +36,13 @@ def test_versions_kernels_threads_and_date_are_those_of_this_process(monkeypatch
     assert provenance()['kernels'] == 'native'
 
 
+def test_the_device_is_that_of_the_run_whatever_else_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: f'GPU {torch.device(device).index}')
+    assert provenance('cpu')['device'] is None and provenance(torch.device('cpu'))['device'] is None
+    assert provenance('cuda:1')['device'] == 'GPU 1' and provenance()['device'] == 'GPU None'
+
+
 def test_the_processor_is_counted_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = tmp_path / 'cpuinfo'
     monkeypatch.setattr(module, 'Path', lambda name: read if name == '/proc/cpuinfo' else Path(name))

@@ -750,7 +750,7 @@ def test_a_row_says_with_what_each_start_of_its_training_was_made(
     folder = tmp_path / 'output'
     run = folder / 'runs' / network.id
     numbers = iter(range(9))
-    monkeypatch.setattr(work, 'provenance', lambda: {'threads': next(numbers)})
+    monkeypatch.setattr(work, 'provenance', lambda device: {'threads': next(numbers)})
 
     def start(checkpoint: bool, ends: bool) -> None:
         def run_network(*arguments: Any) -> dict[str, Any]:

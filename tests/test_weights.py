@@ -15,10 +15,11 @@ import timm
 import torch
 from safetensors import safe_open
 
-import randwire_zoo  # noqa: F401  (registers the names)
+import randwire_zoo
 from randwire_zoo.errors import nearest, one_line
 from randwire_zoo.frozen import load_graphs
 from randwire_zoo.graphs import graphs_sha256
+from randwire_zoo.training.evaluation import evaluate_checkpoint
 from randwire_zoo.weights.errors import loading
 from randwire_zoo.weights.files import (
     check_weights,
@@ -184,6 +185,24 @@ def test_the_shipped_weights_are_whole_and_of_the_frozen_wiring() -> None:
     metadata = read_metadata(path)
     assert metadata['architecture'] == 'randwire_ws_pico' and metadata['recipe'] == 'digits/randwire_ws_pico'
     assert path.stat().st_size < 1.3e6
+
+
+@pytest.mark.parametrize('name, every, within', [
+    ('randwire_ws_small_s1.tin200_kd', 1, 0.1), ('randwire_ws_c109.tin200_kd', 20, 7)])  # 500 images' three deviations
+def test_the_shipped_weights_have_the_accuracy_that_their_card_says(
+        name: str, every: int, within: float, tmp_path: Path) -> None:
+    data = Path(os.environ.get('RANDWIRE_ZOO_DATA', ''), 'tiny-imagenet', 'val')
+    if not data.is_dir():
+        pytest.skip('no Tiny ImageNet below RANDWIRE_ZOO_DATA')
+    images = sorted(path.relative_to(data) for path in data.glob('*/*.JPEG'))
+    assert len(images) == 10_000
+    for folder in data.iterdir():
+        (tmp_path / 'val' / folder.name).mkdir(parents=True)
+    for image in images[::every]:
+        (tmp_path / 'val' / image).symlink_to((data / image).absolute())
+    measured = evaluate_checkpoint(settings={'model': name, 'data_dir': str(tmp_path)}, progress=False)
+    said = json.loads((Path(randwire_zoo.__file__).parent / 'weights.json').read_text())[name]['metrics']['top1']
+    assert measured['images'] == 10_000 // every and measured['top1'] == pytest.approx(said, abs=within)
 
 
 def test_an_error_is_one_line_of_bounded_length_with_the_nearest_words(tmp_path: Path) -> None:

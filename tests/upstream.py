@@ -8,20 +8,24 @@ of theirs is committed. `make test` installs the detectron2 wheel into its envir
         timm-scripts/                    its train.py, validate.py, … alone: run from a folder that also holds the
                                          checkout's package `timm`, they would import that one and not the installed
         detectron2/                      checkout
-        wheels/cp311-torch2.14.1/        a detectron2 wheel for this Python and this torch
+        wheels/cp311-torch2.14.1-02b5c4e295e9/
+                                         a detectron2 wheel for this Python and this torch, of this commit
 """
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ DETECTRON2 = Source(
 BUILD_TOOLS = ('setuptools<81', 'wheel', 'ninja')
 
 HOW = '`make upstream` brings it'
+#: The file in a checkout that names its commit.
+STAMP = '.randwire_zoo_commit'
 
 
 class UpstreamError(Exception):
@@ -71,13 +77,20 @@ def timm_scripts() -> Path | None:
 
 
 def detectron2_wheel() -> Path | None:
-    """The detectron2 wheel built for this Python and the installed torch, or None."""
-    return next(iter(sorted(_wheel_folder().glob('detectron2-*.whl'))), None)
+    """The wheel of the pinned detectron2, built for this Python and the installed torch, or None."""
+    if found := next(iter(sorted(_wheel_folder().glob('detectron2-*.whl'))), None):
+        return found
+    # Folders did not name the commit once. A wheel that is newer than the checkout of the pinned commit was built of
+    # it: when the pin moves the checkout is fetched anew.
+    stamp = cache_folder() / DETECTRON2.name / STAMP
+    folder = _wheel_folder().with_name(_wheel_folder().name.rpartition('-')[0])
+    wheels = sorted(folder.glob('detectron2-*.whl')) if checkout(DETECTRON2) is not None else []
+    return next((wheel for wheel in wheels if wheel.stat().st_mtime > stamp.stat().st_mtime), None)
 
 
 def _stamp(folder: Path) -> str | None:
     try:
-        return (folder / '.randwire_zoo_commit').read_text(encoding='utf-8').strip()
+        return (folder / STAMP).read_text(encoding='utf-8').strip()
     except OSError:
         return None
 
@@ -87,7 +100,8 @@ def _wheel_folder() -> Path:
         torch = version('torch')
     except PackageNotFoundError:
         raise UpstreamError('torch is not installed; run `make install` first') from None
-    return cache_folder() / 'wheels' / f'cp{sys.version_info[0]}{sys.version_info[1]}-torch{torch}'
+    name = f'cp{sys.version_info[0]}{sys.version_info[1]}-torch{torch}-{DETECTRON2.commit[:12]}'
+    return cache_folder() / 'wheels' / name
 
 
 def _run(command: list[str | Path], what: str, cwd: Path | None = None, log: Path | None = None,
@@ -135,7 +149,7 @@ def fetch(source: Source) -> Path:
 
 
 def _finish(part: Path, folder: Path, source: Source) -> None:
-    (part / '.randwire_zoo_commit').write_text(source.commit + '\n', encoding='utf-8')
+    (part / STAMP).write_text(source.commit + '\n', encoding='utf-8')
     shutil.rmtree(folder, ignore_errors=True)
     part.replace(folder)
 
@@ -182,18 +196,51 @@ def build_detectron2() -> Path:
 
 
 def install_detectron2() -> None:
-    """Install the wheel that lies in the cache folder into this interpreter's environment; without one, do nothing.
+    """Install the wheel that lies in the cache folder into this interpreter's environment, unless it is there.
+
+    What was installed of such a wheel before, of another commit or torch, goes: also where there is no wheel of the
+    pinned commit yet, so that nothing else is tested in its name. What somebody else installed is left as it is.
 
     Raises:
         UpstreamError: with pip's last line, if it cannot.
     """
-    wheel = detectron2_wheel()
-    if wheel is None or find_spec('detectron2') is not None:
+    wheel, origin = detectron2_wheel(), _origin()
+    present = find_spec('detectron2') is not None
+    if present and origin is None:
+        if wheel is not None:
+            print('detectron2: what is installed is not of `make upstream`, and is left as it is', flush=True)
+        return
+    if present and origin is not None and not _is_of(origin, wheel):
+        print('detectron2: removing a build of another commit or torch', flush=True)
+        _run([sys.executable, '-m', 'pip', 'uninstall', '--quiet', '--yes', 'detectron2'],
+             'detectron2: cannot be removed')
+        present = False
+    if wheel is None or present:
         return
     print(f'detectron2: installing {wheel}', flush=True)
     # Its visualizer imports cv2 and its benchmark psutil, which it does not ask for; its model zoo pkg_resources.
     _run([sys.executable, '-m', 'pip', 'install', '--quiet', '-c', Path(__file__).parent.parent / 'constraints.txt',
           wheel, 'opencv-python-headless', 'psutil', BUILD_TOOLS[0]], 'detectron2: cannot be installed')
+
+
+def _origin() -> dict[str, Any] | None:
+    """What the installer of detectron2 noted of a wheel of the cache folder; None if it was not from there."""
+    try:
+        noted: dict[str, Any] = json.loads(distribution('detectron2').read_text('direct_url.json') or '{}')
+    except PackageNotFoundError:
+        return None
+    return noted if '/upstream/wheels/' in noted.get('url', '') else None
+
+
+def _is_of(origin: dict[str, Any], wheel: Path | None) -> bool:
+    """Whether what was installed is this wheel: by its content, or where older installers do not note it, its place.
+
+    Where there is no wheel (the cache folder has been emptied or moved), the folder's name says it.
+    """
+    if wheel is None:
+        return str(origin['url']).split('/')[-2] == _wheel_folder().name
+    noted = origin.get('archive_info', {}).get('hashes', {}).get('sha256')
+    return bool(noted == hashlib.sha256(wheel.read_bytes()).hexdigest() if noted else origin['url'] == wheel.as_uri())
 
 
 def main() -> int:

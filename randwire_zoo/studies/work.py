@@ -127,8 +127,9 @@ def _do(path: Path, held: int | None) -> None:
         made: list[dict[str, Any]] = []
         try:
             print(stack.enter_context(chosen_kernels(study, execution)), flush=True)
-            made = _note_start(path, {
-                **provenance(), **({'precision': precision_of(execution.settings(study))} if study.recipe else {})})
+            settings = execution.settings(study) if study.recipe else {}
+            made = _note_start(path, {**provenance(settings.get('device')),
+                                      **({'precision': precision_of(settings)} if study.recipe else {})})
             row.update(run_network(study, network, Path(task['folder']), task['data_dir'], execution, held),
                        status='done')
         except Exception as error:  # whatever it is, the other networks go on
