@@ -1,7 +1,6 @@
 """What a training has recorded of itself, in the files of timm's trainer or detectron2's; or what is typed instead."""
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -13,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from randwire_zoo.detection.weights import SCHEMES
-from randwire_zoo.files import read_yaml
+from randwire_zoo.files import read_summary, read_yaml
 from randwire_zoo.models import find_weights
 from randwire_zoo.training.evaluation import Conditions
 from randwire_zoo.training.recipes import KEYS, OWN, public_settings, scheduled_epochs
@@ -308,25 +307,26 @@ def read_metrics(path: Path, step: int) -> dict[str, float]:
                   if name in ('bbox/AP', 'bbox/AP50', 'bbox/AP75')}
         main = 'bbox/AP'
     else:
-        matching = [row for row in _rows(path) if row.get('epoch') == str(step)]
-        if not matching:
+        found = next((row for row in _rows(path) if row['epoch'] == step), None)
+        if found is None:
             raise CheckFailed(f'{path} has no epoch {step}, which the weights are of')
-        values = {name: float(matching[-1][f'eval_{name}']) for name in ('top1', 'top5', 'loss')
-                  if matching[-1].get(f'eval_{name}')}
+        values = {name: found[f'eval_{name}'] for name in ('top1', 'top5', 'loss') if f'eval_{name}' in found}
         main = 'top1'
     if main not in values or not all(math.isfinite(value) for value in values.values()):
         raise CheckFailed(f'{path} has no {main} for step {step}, which the weights are of')
     return values
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline='', encoding='utf-8') as file:
-        return list(csv.DictReader(file))
+def _rows(path: Path) -> list[dict[str, float]]:
+    try:
+        return read_summary(path, ('eval_top1', 'eval_top5', 'eval_loss'))
+    except ValueError as error:
+        raise CheckFailed(str(error)) from None
 
 
 def _last_epoch(summary: Path | None) -> int:
-    epochs = [row.get('epoch') or '' for row in _rows(summary)] if summary is not None else []
-    return max((int(epoch) for epoch in epochs if epoch.isdecimal()), default=-1)
+    rows = _rows(summary) if summary is not None else []
+    return int(rows[-1]['epoch']) if rows else -1
 
 
 def find_records(folder: Path) -> tuple[Path | None, Path | None]:

@@ -238,7 +238,7 @@ def _explain(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.strerror:
         path = error.filename2 or error.filename  # where a file was to be moved into place, that place
         message = error.strerror if path is None else f'{path}: {error.strerror}'
-    elif isinstance(error, (OSError, ValueError, SafetensorError, KernelError)):
+    elif isinstance(error, (OSError, ValueError, SafetensorError, KernelError, MemoryError)):
         message = str(error) or type(error).__name__
     elif isinstance(error, ModuleNotFoundError) and not (error.name or '').startswith('randwire_zoo'):
         message = f'{error}; this command needs that package'

@@ -4,13 +4,13 @@ Without an activation between a node's convolutions and its BN, the node is one 
 with a bias; the weights of its sum become numbers, so that each input costs one multiply-add pass over the data.
 """
 from copy import deepcopy
-from typing import Any, Optional
+from typing import Any, NoReturn, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .kernels.native import SeparableNode
+from .kernels.native import SeparableNode, is_frozen_norm, is_watched
 from .network import ConvBN, Node, RandWire, Stage
 
 __all__ = ['DeployedNode', 'deploy']
@@ -102,13 +102,15 @@ def deploy(model: nn.Module) -> RandWire:
 
     Raises:
         ValueError: if it is another kind of model, was deployed already, or has a normalisation without running
-            statistics, which no convolution can do.
+            statistics, which no convolution can do; naming the module, if one that is taken apart is of another class
+            than those of this package and torch, or has hooks or a forward of its own, which would be lost.
     """
     if not isinstance(model, RandWire):
         inner = '; of features_only, deploy its .model' if isinstance(getattr(model, 'model', None), RandWire) else ''
         raise ValueError(f'only RandWire networks can be deployed, got {type(model).__name__}{inner}')
     if any(isinstance(module, DeployedNode) for module in model.modules()):
         raise ValueError('this network was deployed already')
+    _check(model)
     model = deepcopy(model).eval()
     for stage in model.children():
         if isinstance(stage, ConvBN):
@@ -116,9 +118,9 @@ def deploy(model: nn.Module) -> RandWire:
             stage.bn = nn.Identity()  # type: ignore[assignment]
         elif isinstance(stage, Stage):
             stage.nodes = nn.ModuleList(DeployedNode(node) for node in stage.nodes)  # type: ignore[arg-type]
-            stage.num_edges, stage.drop_path_rate = 0, 0.0
+            stage.num_edges = 0
             stage.reorder()
-    if isinstance(model.bn_head, nn.BatchNorm2d):
+    if model.has_conv_head:
         model.conv_head, model.bn_head = _fold(model.conv_head, model.bn_head), nn.Identity()
     model.num_edges, model.drop_path_rate, model.drop_rate = 0, 0.0, 0.0
     for parameter in model.parameters():
@@ -126,23 +128,58 @@ def deploy(model: nn.Module) -> RandWire:
     return model.to(memory_format=torch.channels_last)
 
 
+def _check(model: RandWire) -> None:
+    """Refuse what `deploy` would take apart and lose something of."""
+    names = {module: name for name, module in model.named_modules()}
+
+    def refuse(module: nn.Module, what: str) -> NoReturn:
+        raise ValueError(f'{names[module]}: {type(module).__name__} {what}')
+
+    def check(conv: nn.Module, norm: nn.Module) -> None:
+        """A convolution and the normalisation behind it, which become one convolution."""
+        check_hooks(conv, norm)
+        if type(conv) is not nn.Conv2d:
+            refuse(conv, 'cannot be deployed: it is another class than Conv2d')
+        if any(getattr(norm, name, None) is None for name in ('running_mean', 'running_var')):
+            refuse(norm, 'without running statistics cannot be deployed: a convolution cannot compute those of a batch')
+        if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm) and not is_frozen_norm(norm):
+            refuse(norm, 'cannot be deployed: it is another class than BatchNorm2d, SyncBatchNorm or FrozenBatchNorm2d')
+
+    def check_hooks(*modules: nn.Module) -> None:
+        for module in modules:
+            if is_watched(vars(module)):
+                refuse(module, 'with hooks, or a forward of its own, cannot be deployed: they would be lost')
+
+    for stage in model.children():
+        if isinstance(stage, ConvBN):
+            if type(stage) is not ConvBN or 'forward' in vars(stage):
+                refuse(stage, 'with a forward of its own cannot be deployed: it may do more than convolution and BN')
+            check(stage.conv, stage.bn)
+        elif isinstance(stage, Stage):
+            for node in stage.nodes:
+                if not isinstance(node, Node) or not node.as_written():
+                    refuse(node, 'cannot be deployed: its operation is none of those of Node')
+                check_hooks(node)
+                check(node.conv if hasattr(node, 'conv') else node.conv_pw, node.bn)
+    if model.has_conv_head:
+        check(model.conv_head, model.bn_head)
+
+
 def _fold(conv: Any, bn: Any) -> nn.Conv2d:
-    """One convolution with a bias that does what a convolution without one and BN do, computed in float64."""
-    assert isinstance(conv, nn.Conv2d) and conv.bias is None
-    mean, var = (getattr(bn, name, None) for name in ('running_mean', 'running_var'))
-    if mean is None or var is None:
-        raise ValueError(f'{type(bn).__name__} without running statistics cannot be deployed: a convolution cannot '
-                         'compute those of a batch')
-    scale = (var.double() + bn.eps).rsqrt()
-    bias = -mean.double() * scale
+    """One convolution with a bias that does what a convolution and the BN behind it do, computed in float64."""
+    scale, bias = (bn.running_var.double() + bn.eps).rsqrt(), -bn.running_mean.double()
+    if conv.bias is not None:
+        bias = bias + conv.bias.double()
+    bias = bias * scale
     if bn.weight is not None:
         scale, bias = scale * bn.weight.double(), bias * bn.weight.double()
     if bn.bias is not None:
         bias = bias + bn.bias.double()
-    options: dict[str, Any] = {name: getattr(conv, name) for name in ('stride', 'padding', 'dilation', 'groups')}
+    options: dict[str, Any] = {
+        name: getattr(conv, name) for name in ('stride', 'padding', 'dilation', 'groups', 'padding_mode')}
     folded = nn.Conv2d(
-        conv.in_channels, conv.out_channels, conv.kernel_size, device=conv.weight.device,  # type: ignore[arg-type]
-        dtype=conv.weight.dtype, **options)
+        conv.in_channels, conv.out_channels, conv.kernel_size, device=conv.weight.device, dtype=conv.weight.dtype,
+        **options)
     with torch.no_grad():
         folded.weight.copy_(conv.weight.double() * scale[:, None, None, None])
         assert folded.bias is not None

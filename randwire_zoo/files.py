@@ -1,23 +1,34 @@
 """Files: written so that a reader never sees half of one, and read with one line about what is wrong."""
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-__all__ = ['atomic_folder', 'atomic_path', 'cache_folder', 'read_json', 'read_yaml', 'write_atomically']
+__all__ = ['atomic_folder', 'atomic_path', 'cache_folder', 'read_json', 'read_summary', 'read_yaml', 'write_atomically']
 
 
 def cache_folder() -> Path:
-    """Where things are kept that can be made or fetched again: $RANDWIRE_ZOO_CACHE, or ~/.cache/randwire_zoo."""
-    return Path(os.environ.get('RANDWIRE_ZOO_CACHE') or Path.home() / '.cache' / 'randwire_zoo')
+    """Where things are kept that can be made or fetched again: $RANDWIRE_ZOO_CACHE, or ~/.cache/randwire_zoo.
+
+    Raises:
+        FileNotFoundError: if neither is there: the user has no home folder.
+    """
+    if chosen := os.environ.get('RANDWIRE_ZOO_CACHE'):
+        return Path(chosen)
+    try:
+        return Path.home() / '.cache' / 'randwire_zoo'
+    except RuntimeError:
+        raise FileNotFoundError('there is no home folder to keep things in: set RANDWIRE_ZOO_CACHE to a folder that '
+                                'you may write to') from None
 
 
 @contextmanager
@@ -83,3 +94,48 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(Path(path).read_text(encoding='utf-8'))
     except ValueError as error:
         raise ValueError(f'{path} is no JSON: {error}') from None
+
+
+def read_summary(path: str | os.PathLike[str], columns: Collection[str] | None = None) -> list[dict[str, float]]:
+    """Read a summary.csv, as timm's trainer and this package's write it: a dict per epoch, in the order of the epochs.
+
+    A training that was resumed into its own folder may have written its header once more, and a second row of epochs
+    that it trained again. As in timm's `trim_summary`, a row ends what was written before of its epoch and of later
+    ones: the weights are no longer those.
+
+    Args:
+        path: The file.
+        columns: What to read beside `epoch`; all by default, and then all must be numbers.
+
+    Returns:
+        Numbers by column, with `epoch` counted from 0; cells that are empty are left out.
+
+    Raises:
+        ValueError: naming the file and the line, if a row has no epoch, or something other than a number.
+        OSError: if the file cannot be read.
+    """
+    rows: list[dict[str, float]] = []
+    header: list[str] = []
+    with open(path, newline='', encoding='utf-8') as file:
+        lines = csv.reader(file)
+        for cells in lines:
+            if not cells:
+                continue
+            if not header or 'epoch' in cells:
+                header = cells
+                continue
+            row = {}
+            for name, text in zip(header, cells, strict=False):  # a line that is being written may lack some
+                if text and (columns is None or name == 'epoch' or name in columns):
+                    try:
+                        row[name] = float(text)
+                    except ValueError as error:
+                        raise ValueError(
+                            f'{path}, line {lines.line_num}: {name} is no number ({error})') from None
+            if 'epoch' not in row:
+                raise ValueError(
+                    f'{path}, line {lines.line_num}: no epoch; a summary.csv of timm has that column')
+            while rows and rows[-1]['epoch'] >= row['epoch']:
+                rows.pop()
+            rows.append(row)
+    return rows

@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import random
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -66,11 +68,16 @@ class Graph:
         """Turn an undirected graph on nodes 0 … N − 1 into a DAG: every edge points to the larger index (supplement).
 
         Raises:
-            ValueError: if the nodes are not labelled 0 … N − 1.
+            ValueError: if it is directed, its nodes are not labelled 0 … N − 1, or an edge is a loop or repeated.
         """
-        if sorted(graph.nodes) != list(range(graph.number_of_nodes())):
+        if graph.is_directed():
+            raise ValueError(f'an undirected graph was expected, got a {type(graph).__name__}; a DAG on the nodes '
+                             '0 … N − 1 is Graph(num_nodes, edges)')
+        num_nodes = graph.number_of_nodes()
+        if set(graph.nodes) != set(range(num_nodes)):
             raise ValueError('the nodes of an undirected graph must be labelled 0 … N − 1')
-        return cls(graph.number_of_nodes(), tuple((min(u, v), max(u, v)) for u, v in graph.edges))
+        # Called, edges are pairs of a multigraph, too.
+        return cls(num_nodes, tuple((min(u, v), max(u, v)) for u, v in graph.edges()))
 
     @cached_property
     def predecessors(self) -> tuple[tuple[int, ...], ...]:
@@ -159,6 +166,11 @@ class GraphModel(ABC):
 
     A subclass is a frozen dataclass whose fields are the model's parameters, has a `name`, and says in `undirected`
     how one general graph is sampled. `str(model)` is the text that `parse_graph_model` reads, such as `ws(4,0.75)`.
+    Its definition registers it, unless it is abstract itself.
+
+    Raises:
+        TypeError: if a subclass has no name of its own: it would take that of the model it is made from.
+        ValueError: if another definition has the name already. The same one may be run again, as a notebook's cell is.
     """
 
     name: ClassVar[str]
@@ -166,6 +178,14 @@ class GraphModel(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if 'name' not in vars(cls):
+            if getattr(cls.undirected, '__isabstractmethod__', False):
+                return
+            raise TypeError(f"the random graph model {cls.__name__} needs a name of its own: name: ClassVar[str] = '…'")
+        known = GraphModel.registry.get(cls.name)
+        if known is not None and _definition(known) != _definition(cls):
+            raise ValueError(f'the name {cls.name!r} of the random graph model {cls.__name__} is that of '
+                             f'{known.__module__}.{known.__qualname__}; give it another')
         GraphModel.registry[cls.name] = cls
 
     @abstractmethod
@@ -189,6 +209,15 @@ class GraphModel(ABC):
     def __str__(self) -> str:
         parameters = ','.join(f'{getattr(self, field.name)}' for field in fields(self))  # type: ignore[arg-type]
         return f'{self.name}({parameters})'
+
+
+def _definition(model: type[GraphModel]) -> tuple[str, str]:
+    """Where a class is written, whatever name its file was imported by; in a notebook no file is known.
+
+    Without `__qualname__`: `dataclass(slots=True)` makes the class a second time, and gives it that one later.
+    """
+    file = getattr(sys.modules.get(model.__module__), '__file__', None)
+    return os.path.realpath(file) if file else model.__module__, model.__name__
 
 
 @dataclass(frozen=True)
@@ -317,12 +346,16 @@ class WattsStrogatzFlex(GraphModel):
         return graph
 
 
-def parse_graph_model(text: str) -> GraphModel:
+def parse_graph_model(text: str | GraphModel) -> GraphModel:
     """Read a random graph model written as in the paper: `er(0.2)`, `ba(5)`, `ws(4,0.75)`; case does not matter.
+
+    One that is a `GraphModel` already is given back.
 
     Raises:
         ValueError: if the model is unknown, or a parameter is missing, extra, no number or out of range.
     """
+    if isinstance(text, GraphModel):
+        return text
     match = re.fullmatch(r'\s*(\w+)\s*\(([^()]*)\)\s*', text if isinstance(text, str) else '')
     cls = GraphModel.registry.get(match[1].lower()) if match else None
     if match is None or cls is None:

@@ -6,7 +6,7 @@ here, or as one operator that computes the same, where `kernels.native.run_stage
 """
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Optional, Union
 
 import torch
@@ -141,9 +141,14 @@ class Node(nn.Module):
         return self.bn(self.transform(x))
 
     @torch.jit.unused
+    def as_written(self) -> bool:
+        """Whether it does what is written here: no subclass may change that, nor a transform put into this node."""
+        return type(self) is Node and 'transform' not in vars(self)
+
+    @torch.jit.unused
     def separable(self) -> Optional[SeparableNode]:
         """What native operators have to know of this node; None where it is something else than its class says."""
-        if type(self) is not Node or not hasattr(self, 'conv_dw') or 'transform' in vars(self):
+        if not self.as_written() or not hasattr(self, 'conv_dw'):
             return None
         return SeparableNode(self, self.conv_dw, self.conv_pw, self.bn, self.edge_weight)
 
@@ -175,7 +180,8 @@ class Stage(nn.Module):
         input_dilation: Dilation of the original input nodes, which see the previous stage's grid.
         node_op: Node operation, see `Node`.
         edge_weight_init: Start of the edge weights, see `Node`.
-        drop_path_rate: Probability, per minibatch, of removing one edge of this stage when it runs on its own.
+        drop_path_rate: Probability, per minibatch, of removing one edge of this stage when it runs on its own; in a
+            network, set by the network's.
         first_edge: Where this stage's removable edges start in the network's `kept_edges`.
         architecture: What the wiring mark says of the network beside the graph, see `weights.mark.WiringMark`.
 
@@ -246,10 +252,12 @@ class Stage(nn.Module):
         Args:
             x: The stage's input.
             kept_edges: One entry per removable edge of the network, 0 for a removed edge (see `RandWire`). Without
-                it a training stage that runs on its own draws for itself.
+                it a training stage draws for itself, as one that runs on its own has to. In eval mode none is removed.
         """
-        if kept_edges is None:
-            kept_edges = draw_kept_edges(self.num_edges, self.drop_path_rate if self.training else 0.0, x)
+        if not self.training:
+            kept_edges = None  # also where the rest of the network trains: as timm's DropPath in a frozen stage
+        elif kept_edges is None:
+            kept_edges = draw_kept_edges(self.num_edges, self.drop_path_rate, x)
         else:
             kept_edges = kept_edges[self.first_edge:self.first_edge + self.num_edges]
         if not torch.jit.is_scripting() and not torch.compiler.is_compiling():
@@ -351,6 +359,7 @@ class RandWire(nn.Module):
     """
 
     head_width = 1280
+    __jit_unused_properties__ = ['drop_path_rate']
 
     def __init__(
             self,
@@ -377,7 +386,6 @@ class RandWire(nn.Module):
         _check_choice('stem_stride', stem_stride, tuple(STEM_STRIDES))
         _check_choice('output_stride', output_stride, OUTPUT_STRIDES)
         _check_rate('drop_rate', drop_rate)
-        _check_rate('drop_path_rate', drop_path_rate)
         for name, value, minimum in (
                 ('channels', channels, 2), ('num_classes', num_classes, 0), ('in_chans', in_chans, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
@@ -385,7 +393,14 @@ class RandWire(nn.Module):
         if not isinstance(edge_weight_init, (int, float)) or not math.isfinite(edge_weight_init):
             raise ValueError(f'edge_weight_init must be a finite number, got {edge_weight_init!r}')
         num_stages = 3 if regime == 'small' else 4
+        if isinstance(graphs, str) or not isinstance(graphs, Iterable):
+            raise ValueError(f'graphs must be a sequence of Graph, one per random stage, got {graphs!r}; sample_graphs '
+                             'makes them of a random graph model')
         graphs = tuple(graphs)
+        for graph in graphs:
+            if not isinstance(graph, Graph):
+                raise ValueError(f'graphs must be of the type Graph, got {graph!r}; Graph.from_undirected takes an '
+                                 'undirected graph of networkx')
         if len(graphs) != num_stages:
             raise ValueError(f'the {regime} regime needs {num_stages} graphs, got {len(graphs)}')
 
@@ -397,7 +412,6 @@ class RandWire(nn.Module):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
-        self.drop_path_rate = drop_path_rate
         self.grad_checkpointing = False
         self.feature_info: list[dict[str, Any]] = []
 
@@ -427,14 +441,13 @@ class RandWire(nn.Module):
                 stage = Stage(
                     graph, in_chs, out_chs, stride, dilation=dilation, input_dilation=input_dilation, node_op=node_op,
                     edge_weight_init=edge_weight_init, first_edge=first_edge, architecture=architecture, **dd)
-                # Its share of the rate, so that every edge of the network is removed equally often.
-                stage.drop_path_rate = drop_path_rate * stage.num_edges / max(num_edges, 1)
                 first_edge += stage.num_edges
                 # Conv2 has few nodes at the highest resolution: a twentieth of a step's work, a third of its memory.
                 stage.recompute = regime == 'regular' and index == first_graph
                 self.add_module(name, stage)
             self.feature_info.append({'num_chs': out_chs, 'reduction': reduction, 'module': name})
             in_chs = out_chs
+        self.drop_path_rate = drop_path_rate
 
         self.has_conv_head = head
         self.conv_head: nn.Module = nn.Conv2d(in_chs, self.head_width, 1, bias=False, **dd) if head else nn.Identity()
@@ -443,6 +456,20 @@ class RandWire(nn.Module):
         self._set_classifier(global_pool, **dd)
         self.init_weights()
         self.register_load_state_dict_post_hook(accept_unmarked)
+
+    @property
+    def drop_path_rate(self) -> float:
+        """The rate of edge removal, which may be set anew at any time, as may the mode of each stage."""
+        return self._drop_path_rate
+
+    @drop_path_rate.setter
+    def drop_path_rate(self, rate: float) -> None:
+        _check_rate('drop_path_rate', rate)
+        self._drop_path_rate = rate
+        for stage in self.modules():
+            if isinstance(stage, Stage):
+                # Its share of the rate, so that every edge of the network is removed equally often.
+                stage.drop_path_rate = rate * stage.num_edges / max(self.num_edges, 1)
 
     def extra_repr(self) -> str:
         """Which network this is, in one line: torch prints it before the modules."""
@@ -520,7 +547,7 @@ class RandWire(nn.Module):
 
     def draw_kept_edges(self, x: Tensor) -> Optional[Tensor]:
         """Draw the edge that this minibatch does without; None outside of training."""
-        return draw_kept_edges(self.num_edges, self.drop_path_rate if self.training else 0.0, x)
+        return draw_kept_edges(self.num_edges, self._drop_path_rate if self.training else 0.0, x)
 
     def run_stage(self, index: int, x: Tensor, kept_edges: Optional[Tensor]) -> Tensor:
         """Run conv1 … conv5, counted from 0; spelled out because TorchScript has no other way to pick a module."""
@@ -624,7 +651,7 @@ def _init_linear(linear: nn.Linear) -> None:
 
 
 def _check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
+    if isinstance(value, bool) or not isinstance(value, type(allowed[0])) or value not in allowed:
         raise ValueError(f'{name} must be one of {", ".join(map(repr, allowed))}, got {value!r}')
 
 

@@ -12,6 +12,9 @@ from . import __version__
 
 __all__ = ['provenance']
 
+# What pyproject.toml makes of this project beside this folder: packages of ours, and the module that registers us.
+BESIDE = ('configs', 'detection', 'hub', '_randwire_zoo_autoload.py')
+
 
 def provenance(device: Any = None) -> dict[str, Any]:
     """Versions of python, torch and timm, what runs where with how many threads, this package's commit, and the date.
@@ -50,10 +53,13 @@ def _commit() -> str | None:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
+    def changed(*paths: str) -> bool:
+        return bool(git('status', '--porcelain', '--untracked-files=no', '--', *paths))
+
     if git('ls-files', '--error-unmatch', here.name) is None:  # no git, or another project's work tree around us
         return None
     commit = git('rev-parse', 'HEAD')
-    return commit and commit + ('+' if git('status', '--porcelain', '--untracked-files=no', '--', '.') else '')
+    return commit and commit + ('+' if changed('.') or changed(*(f'../{name}' for name in BESIDE)) else '')
 
 
 @cache

@@ -1,6 +1,7 @@
 """The deployed form computes what the trained network computes: against a float64 reference, and after every export."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import timm
 import torch
 from layers import randomise_
 from safetensors.torch import load_file, save_file
+from timm.layers import BatchNormAct2d, StdConv2d, freeze_batch_norm_2d
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from randwire_zoo import deploy
+from randwire_zoo.network import ConvBN, Node
 
 SMALL: dict[str, Any] = {'num_nodes': 8, 'channels': 10, 'num_classes': 7}
 
@@ -122,6 +125,90 @@ def test_a_normalisation_without_parameters_is_folded_and_one_without_statistics
         assert relative_error(deploy(plain)(images).double(), plain.double()(images.double())) < 1e-5
     with pytest.raises(ValueError, match='BatchNorm2d without running statistics cannot be deployed'):
         deploy(replaced(track_running_stats=False))
+
+
+class AnotherNode(Node):
+    def transform(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().transform(x)
+
+
+class AnotherStem(ConvBN):
+    def forward(self, x: torch.Tensor, kept_edges: torch.Tensor | None = None) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def with_standardised_stem(model: Any) -> None:
+    model.conv1.conv = StdConv2d(3, 5, 3, stride=2, padding=1).eval()
+
+
+def with_an_activation(model: Any) -> None:
+    model.conv2.bn = BatchNormAct2d(10).eval()
+
+
+def with_instance_norm(model: Any) -> None:
+    model.conv3.nodes[2].bn = nn.InstanceNorm2d(10, track_running_stats=True).eval()
+
+
+def with_a_transform(model: Any) -> None:
+    model.conv3.nodes[2].transform = torch.zeros_like
+
+
+def with_a_forward(model: Any) -> None:
+    model.conv1.forward = lambda x, kept_edges=None: x
+
+
+@pytest.mark.parametrize(('change', 'named'), [
+    (lambda model: setattr(model.conv3.nodes[2], '__class__', AnotherNode), r'conv3\.nodes\.2: AnotherNode cannot'),
+    (with_a_transform, r'conv3\.nodes\.2: Node cannot be deployed: its operation is none of those of Node'),
+    (lambda model: setattr(model.conv1, '__class__', AnotherStem), 'conv1: AnotherStem with a forward of its own'),
+    (with_a_forward, 'conv1: ConvBN with a forward of its own'),
+    (lambda model: model.conv3.nodes[2].conv_pw.register_forward_hook(lambda module, args, out: 2 * out),
+     r'conv3\.nodes\.2\.conv_pw: Conv2d with hooks'),
+    (lambda model: model.conv4.nodes[0].register_forward_pre_hook(lambda module, args: None),
+     r'conv4\.nodes\.0: Node with hooks'),
+    (lambda model: model.bn_head.register_forward_hook(lambda module, args, out: 2 * out), 'bn_head: BatchNorm2d with'),
+    (with_standardised_stem, r'conv1\.conv: StdConv2d cannot be deployed: it is another class than Conv2d'),
+    (with_an_activation, r'conv2\.bn: BatchNormAct2d cannot be deployed: it is another class than BatchNorm2d'),
+    (with_instance_norm, r'conv3\.nodes\.2\.bn: InstanceNorm2d cannot be deployed'),
+], ids=['node', 'transform', 'stem', 'forward', 'hook', 'pre-hook', 'hook in the head', 'standardised weights',
+        'activation', 'instance norm'])
+def test_what_would_be_lost_is_refused_in_one_line_that_names_the_module(
+        change: Callable[[Any], object], named: str) -> None:
+    model = trained()
+    change(model)
+    with pytest.raises(ValueError, match=f'^{named}') as error:
+        deploy(model)
+    assert '\n' not in str(error.value)
+
+
+def test_biases_paddings_and_norms_that_evaluate_alike_are_folded_as_they_are() -> None:
+    model: Any = trained()
+    model.conv1.conv = nn.Conv2d(3, 5, 3, stride=2, padding=1, padding_mode='circular')
+    model.conv3 = nn.SyncBatchNorm.convert_sync_batchnorm(model.conv3)
+    model.conv4 = freeze_batch_norm_2d(model.conv4)
+    images = torch.randn(2, 3, 96, 64)
+    with torch.no_grad():
+        deployed = deploy(model)
+        assert relative_error(deployed(images).double(), model.double()(images.double())) < 1e-5
+    assert not [name for name, _ in deployed.named_buffers() if 'running' in name]
+
+
+def test_a_backbone_that_lacks_the_head_altogether_is_taken() -> None:
+    model: Any = trained()
+    model.prune_intermediate_layers([3])
+    del model.conv_head, model.bn_head, model.global_pool, model.fc  # as detectron2's backbone does
+    images = torch.randn(2, 3, 96, 64)
+    with torch.no_grad():
+        found = deploy(model).forward_features(images).double()
+        assert relative_error(found, model.double().forward_features(images.double())) < 1e-5
+
+
+def test_hooks_on_what_stays_as_it_is_are_kept() -> None:
+    model, seen = trained(), []
+    for name in ('conv1', 'conv3', 'conv3.nodes.2.conv_dw'):
+        model.get_submodule(name).register_forward_hook(lambda module, args, out, name=name: seen.append(name))
+    deploy(model)(torch.randn(1, 3, 64, 64))
+    assert seen == ['conv1', 'conv3.nodes.2.conv_dw', 'conv3']
 
 
 def test_only_a_network_that_was_not_deployed_yet_is_taken() -> None:

@@ -7,13 +7,17 @@ import re
 import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
+import matplotlib
+import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
+from timm.utils.summary import trim_summary, update_summary
 
 from randwire_zoo.cli import main
 from randwire_zoo.drawing import (
@@ -22,6 +26,7 @@ from randwire_zoo.drawing import (
     Theme,
     draw,
     draw_curves,
+    draw_detection_curves,
     draw_graphs,
     draw_predictions,
     layered_layout,
@@ -288,11 +293,30 @@ def test_curves_show_the_columns_that_are_there(tmp_path: Path) -> None:
     assert not {'eval_loss', 'eval_top1', 'eval_top5', 'lr'} & set(groups(picture))
 
 
+def test_a_training_that_was_resumed_into_its_own_folder_is_drawn_as_the_course_that_counts(tmp_path: Path) -> None:
+    """Older train.py has not trimmed its summary, and has written the header again; timm's own trimming is the rule."""
+    kept, trimmed = tmp_path / 'kept.csv', tmp_path / 'trimmed.csv'
+    for course, (start, stop) in enumerate(((0, 6), (3, 5), (5, 6), (2, 4))):
+        trim_summary(str(trimmed), start)
+        for epoch in range(start, stop):
+            value = 7 * epoch - course
+            for path, header in ((kept, epoch == start and course != 2), (trimmed, None)):
+                update_summary(epoch, {'loss': 3 - 0.1 * value}, {'loss': 2, 'top1': value, 'top5': 60}, str(path),
+                               lr=0.1, write_header=header)
+    assert kept.read_text().count('epoch') == 3 and trimmed.read_text().count('epoch') == 1
+    for path in (kept, trimmed):
+        draw_curves(path, path.with_suffix('.svg'))
+    assert kept.with_suffix('.svg').read_bytes() == trimmed.with_suffix('.svg').read_bytes()
+    # Of the first course are the epochs 0 and 1, of the last 2 and 3: all that came later was given up.
+    assert 'best top-1 18.00 %, epoch 4; last 18.00 %' in texts(kept.with_suffix('.svg'))
+
+
 @pytest.mark.parametrize(('content', 'message'), [
     ('', 'no finished epoch'),
     (f'{HEADER}\n', 'no finished epoch'),
     ('step,train_loss\n1,2\n', 'line 2: no epoch'),
     (f'{HEADER}\n0,high,1,2,3,4\n', 'line 2: train_loss is no number'),
+    (f'{HEADER}\n0,1,1,2,3,4\n{HEADER}\none,1,1,2,3,4\n', 'line 4: epoch is no number'),
 ])
 def test_a_summary_that_holds_no_curve_is_refused(content: str, message: str, tmp_path: Path) -> None:
     summary = tmp_path / 'summary.csv'
@@ -305,6 +329,29 @@ def test_a_summary_that_holds_no_curve_is_refused(content: str, message: str, tm
 def test_a_missing_summary_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r'none\.csv'):
         draw_curves(tmp_path / 'none.csv', tmp_path / 'curves.png')
+
+
+def colours_of_runs(group: ET.Element) -> list[str]:
+    """Each once, in the order in which they are used."""
+    found = re.findall('#[0-9a-f]{6}', ET.tostring(group, encoding='unicode'))
+    return list(dict.fromkeys(colour for colour in found if colour in LIGHT.runs))
+
+
+def test_every_run_has_its_colour_in_the_legend_whatever_it_is_called_and_records(tmp_path: Path) -> None:
+    write_summary(tmp_path)
+    (tmp_path / 'short.csv').write_text('epoch,train_loss\n0,2.3\n1,1.3\n')
+    names = ['_baseline', 'mine', 'its loss alone', '$x^$']
+    files = [tmp_path / f'{name}.csv' for name in ('summary', 'summary', 'short', 'summary')]
+    draw_curves(dict(zip(names, files, strict=True)), tmp_path / 'curves.svg')
+    folder = write_metrics(tmp_path / 'detector', '{"iteration": 19, "total_loss": 1.0}')
+    draw_detection_curves(dict.fromkeys(names, folder / 'metrics.json'), tmp_path / 'detectors.svg')
+    for picture in ('curves', 'detectors'):
+        drawn = groups(tmp_path / f'{picture}.svg')
+        assert [''.join(text.itertext()).strip() for text in drawn['legend_1'].iter(f'{SVG}text')] == names
+        loss = 'train_loss' if picture == 'curves' else 'total_loss'
+        lines = [colours_of_runs(drawn[f'{loss} of {name}']) for name in names]
+        assert colours_of_runs(drawn['legend_1']) == [colour for line in lines for colour in line]
+        assert all(len(line) == 1 for line in lines)
 
 
 def write_metrics(folder: Path, *rows: str) -> Path:
@@ -383,6 +430,50 @@ def test_a_sheet_needs_one_label_per_image(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='no image'):
         draw_predictions([], [], [], [], tmp_path / 'sheet.png')
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sheet_refuses_images_that_pillow_would_cut_off_at_255(tmp_path: Path) -> None:
+    grey = Image.new('L', (8, 8), 128)
+    for values, mode in ((np.uint16, 'I;16'), (np.int32, 'I'), (np.float32, 'F')):
+        image = Image.fromarray(np.full((8, 8), 300, values))
+        assert image.mode == mode and image.convert('RGB').getpixel((0, 0)) == (255, 255, 255)
+        with pytest.raises(ValueError, match=rf"^image 1 has the mode '{mode}'; a sheet takes modes of at most 8 bits"):
+            draw_predictions([grey, image], ['a', 'b'], ['a', 'b'], [1.0, 1.0], tmp_path / 'sheet.png')
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('suffix', ['svg', 'png'])
+def test_names_and_titles_are_words_and_no_mathematics(suffix: str, tmp_path: Path) -> None:
+    """matplotlib cannot parse the first, and would set the second in italics, without its dollars."""
+    picture, image = tmp_path / f'picture.{suffix}', Image.new('L', (8, 8))
+    for text in ('$x^$', 'a$b$c'):
+        draw_graphs([Graph(2, ((0, 1),))] * 2, picture, title=text, names=[text, f'{text}2'])
+        assert suffix == 'png' or {text, f'{text}2'} <= set(texts(picture))
+        draw_curves(dict.fromkeys((text, 'b'), write_summary(tmp_path)), picture)
+        assert suffix == 'png' or text in texts(picture)
+        draw_predictions([image], [text], [f'{text}2'], [0.5], picture, title=text)
+        assert suffix == 'png' or {text, f'true {text}', f'✗ {text}2 (50%)'} <= set(texts(picture))
+
+
+def test_panels_are_named_as_stages_only_where_there_are_as_many(tmp_path: Path) -> None:
+    picture = tmp_path / 'g.svg'
+    for count, names in ((1, []), (2, ['graph 1', 'graph 2']), (3, ['conv3', 'conv4', 'conv5']),
+                         (4, ['conv2', 'conv3', 'conv4', 'conv5']), (8, [f'graph {i}' for i in range(1, 9)])):
+        draw_graphs([Graph(2, ((0, 1),))] * count, picture)
+        assert [text for text in texts(picture) if text.startswith(('conv', 'graph'))] == names
+        assert {name for name in groups(picture) if 'node-0' in name} == {f'{name}-node-0' for name in names} | (
+            {'node-0'} if count == 1 else set())
+
+
+def test_threads_draw_the_svgs_of_one_and_leave_matplotlib_as_it_was() -> None:
+    def figures() -> list[object]:
+        return [draw(Graph(nodes, tuple(pairwise(range(nodes))))) for nodes in range(2, 14)]
+
+    before = dict(matplotlib.rcParams)
+    alone = [svg_text(figure) for figure in figures()]  # type: ignore[arg-type]
+    with ThreadPoolExecutor(6) as threads:
+        together = list(threads.map(svg_text, figures()))  # type: ignore[arg-type]
+    assert dict(matplotlib.rcParams) == before and together == alone
 
 
 def test_drawing_leaves_pyplot_alone(tmp_path: Path) -> None:

@@ -332,6 +332,22 @@ def test_an_undirected_graph_must_be_labelled_by_index() -> None:
     assert Graph.from_undirected(networkx.Graph([(2, 0), (1, 2)])).edges == ((0, 2), (1, 2))
 
 
+@pytest.mark.parametrize(('graph', 'named'), [
+    (networkx.MultiGraph([(0, 1), (1, 2), (0, 1)]), r'^edge \(0, 1\) appears more than once$'),
+    (networkx.Graph([(0, 0), (0, 1)]), r'^edge \(0, 0\) must point from a smaller to a larger index'),
+    (networkx.Graph([(0, 'a')]), '^the nodes of an undirected graph must be labelled 0 … N − 1$'),
+    (networkx.Graph([(1, 2)]), 'labelled 0 … N − 1'),
+    (networkx.DiGraph([(2, 0), (2, 1)]), r'^an undirected graph was expected, got a DiGraph; .* Graph\('),
+], ids=['a repeated edge', 'a loop', 'mixed labels', 'from 1', 'directed'])
+def test_a_graph_of_networkx_that_would_lose_something_is_refused(graph: networkx.Graph, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        Graph.from_undirected(graph)
+
+
+def test_a_multigraph_without_repeated_edges_is_a_graph() -> None:
+    assert Graph.from_undirected(networkx.MultiGraph([(2, 0), (1, 2)])).edges == ((0, 2), (1, 2))
+
+
 @pytest.mark.parametrize(('num_nodes', 'edges', 'named'), [
     (0, (), 'num_nodes=0'),
     (-3, (), 'num_nodes=-3'),
@@ -358,6 +374,66 @@ def test_what_is_no_graph_is_refused_by_name(num_nodes: int, edges: tuple[tuple[
 def test_json_data_that_is_no_graph_is_refused(data: object) -> None:
     with pytest.raises(ValueError):
         Graph.from_dict(data)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, type[GraphModel]]:
+    """The models that have a name, of which those of a test are forgotten after it."""
+    monkeypatch.setattr(GraphModel, 'registry', dict(GraphModel.registry))
+    return GraphModel.registry
+
+
+def test_no_model_takes_the_name_of_another(registry: dict[str, type[GraphModel]]) -> None:
+    before, drawn = dict(registry), sample_graphs(parse_graph_model('ws(4,0.75)'), (32,), 1)
+    with pytest.raises(TypeError, match=r'^the random graph model Mine needs a name of its own'):
+        class Mine(WattsStrogatz):
+            def undirected(self, num_nodes: int, rng: random.Random) -> networkx.Graph:
+                return networkx.path_graph(num_nodes)
+    with pytest.raises(ValueError, match=r"^the name 'ws' of the random graph model Taken is that of "
+                                         r'randwire_zoo\.graphs\.WattsStrogatz; give it another$'):
+        class Taken(WattsStrogatz):
+            name = 'ws'
+    assert registry == before
+    assert sample_graphs(parse_graph_model('ws(4,0.75)'), (32,), 1) == drawn
+
+
+def test_a_definition_may_be_run_again_and_the_last_one_counts(registry: dict[str, type[GraphModel]]) -> None:
+    def define(step: int, **options: bool) -> type[GraphModel]:
+        @dataclasses.dataclass(frozen=True, **options)
+        class Lattice(GraphModel):
+            k: int
+            name = 'lattice'
+
+            def undirected(self, num_nodes: int, rng: random.Random) -> networkx.Graph:
+                return networkx.circulant_graph(num_nodes, [step])
+        return Lattice
+
+    for step, options in ((1, {}), (2, {}), (2, {'slots': True})):
+        model = define(step, **options)
+        assert registry['lattice'] is model
+        assert parse_graph_model('lattice(2)').sample(6, random.Random(1)).edges == Graph.from_undirected(
+            networkx.circulant_graph(6, [step])).edges
+
+
+def test_a_base_for_several_models_needs_no_name(registry: dict[str, type[GraphModel]]) -> None:
+    before = dict(registry)
+
+    class Base(GraphModel):
+        def check(self, num_nodes: int) -> None:
+            raise ValueError('too few')
+    assert registry == before
+
+    class Derived(Base):
+        name = 'derived'
+
+        def undirected(self, num_nodes: int, rng: random.Random) -> networkx.Graph:
+            return networkx.path_graph(num_nodes)
+    assert registry == {**before, 'derived': Derived}
+
+
+def test_a_model_that_is_one_already_is_given_back() -> None:
+    model = WattsStrogatz(4, 0.75)
+    assert parse_graph_model(model) is model
 
 
 @pytest.mark.parametrize(('text', 'named'), [

@@ -202,6 +202,49 @@ def test_a_folder_that_cannot_be_written_to_is_named(folder: Path, monkeypatch: 
         load_library()
 
 
+def test_a_folder_that_cannot_be_reached_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_dir = Path.is_dir
+
+    def refuse(path: Path) -> bool:
+        if path == folder:  # as in another user's home
+            raise PermissionError(13, 'Permission denied', str(path))
+        return is_dir(path)
+    monkeypatch.setattr(Path, 'is_dir', refuse)
+    with pytest.raises(KernelError, match=rf'^the native kernels cannot be kept in {folder} \(Permission denied\): '):
+        load_library()
+
+
+def test_a_user_without_a_home_folder_is_told_of_the_variable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise RuntimeError('Could not determine home directory.')
+    monkeypatch.delenv('RANDWIRE_ZOO_CACHE')
+    monkeypatch.setattr(Path, 'home', refuse)
+    with pytest.raises(KernelError, match=r'^the native kernels cannot be built: there is no home folder to keep '
+                                          r'things in: set RANDWIRE_ZOO_CACHE to a folder that you may write to$'):
+        load_library()
+
+
+@pytest.mark.parametrize('gone', ['lstat', 'read_bytes'])
+def test_a_library_that_another_process_has_just_removed_is_built_again(
+        folder: Path, gone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_library()
+    path, real = library(folder), getattr(Path, gone)
+
+    def missing(self: Path) -> Any:
+        if self == path and os.path.exists(path) and len(runs(folder)) == 1:
+            os.unlink(path)
+        return real(self)
+    monkeypatch.setattr(Path, gone, missing)
+    load_library()
+    assert len(runs(folder)) == 2 and library(folder) == path
+
+
+def test_a_command_that_no_shell_would_take_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('CXX', "g++ '-O3")
+    with pytest.raises(KernelError, match=r'^CXX is no command, got "g\+\+ \'-O3": No closing quotation$'):
+        load_library()
+
+
 @pytest.mark.parametrize('asked', [None, ''])
 def test_without_a_word_the_compiler_is_cpp(folder: Path, asked: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = Path(os.environ['CXX'])

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from layers import randomise_
 from torch import Tensor, nn
 
-from randwire_zoo import deploy, use_kernels
+from randwire_zoo import Graph, deploy, use_kernels
 from randwire_zoo.complexity import count_complexity
 from randwire_zoo.kernels import build, native
 from randwire_zoo.kernels import library as kernels
@@ -398,6 +398,15 @@ def test_a_network_and_its_gradients_are_those_of_float64(
     assert close >= 2
 
 
+def test_a_stage_in_eval_mode_keeps_its_edges_on_both_kernels() -> None:
+    stage = Stage(Graph(3, ((0, 1), (0, 2), (1, 2))), 3, 20)
+    x, removed = torch.randn(2, 3, 8, 8), torch.tensor([0.0, 1.0])
+    for name in ('native', 'torch'):
+        use_kernels(name)
+        assert error(stage.train()(x, removed), stage(x).double()) > 0.01
+        assert torch.equal(stage.eval()(x, removed), stage(x))
+
+
 @pytest.mark.parametrize('kwargs', NETWORKS, ids=str)
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)], ids=str)
 def test_evaluation_as_it_is_and_deployed(kwargs: dict[str, Any], dtype: torch.dtype, tolerance: float) -> None:
@@ -570,6 +579,79 @@ def test_a_network_that_ran_can_be_copied_and_pickled() -> None:
         expected = model(images)
         for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert torch.equal(other(images), expected)
+
+
+# Too little memory
+
+
+# An allocator that gives the kernels no memory at the one request, or at all requests from then on; torch has another.
+ALLOCATOR = '''
+#include <atomic>
+#include <cstdlib>
+static std::atomic<long> left{-1};
+static std::atomic<bool> once;
+extern "C" void refuse(long after, bool only_once) { once = only_once, left = after; }
+extern "C" void* aligned_alloc(size_t alignment, size_t size) {
+  const long before = left.load() < 0 ? -1 : left.fetch_sub(1);
+  if (before == 0 && !once) left = 0;
+  void* memory;
+  return before == 0 || posix_memalign(&memory, alignment, size) ? nullptr : memory;
+}
+'''
+STARVED = '''
+import ctypes, sys, torch
+from randwire_zoo import Graph, cli, use_kernels
+from randwire_zoo.network import Stage
+
+use_kernels('native')
+torch.set_num_threads(int(sys.argv[1]))
+refuse = ctypes.CDLL(None).refuse
+refuse.argtypes = ctypes.c_long, ctypes.c_bool
+stage = Stage(Graph(4, ((0, 1), (0, 2), (1, 3), (2, 3))), 3, 20).train()
+x = torch.randn(2, 3, 12, 12)
+
+
+def refused(call, only_once):
+    for after in range(10000):
+        refuse(after, only_once)
+        try:
+            call()
+        except MemoryError as error:
+            assert str(error).startswith('the native kernels got too little memory for a stage whose input is (2, 3')
+            assert cli._explain(error) == str(error)
+        else:
+            return after
+        finally:
+            refuse(-1, False)
+
+
+def learn():
+    gradients = torch.autograd.grad(out.square().sum(), list(stage.parameters()), retain_graph=True)
+    return [out, *gradients]
+
+
+out = stage(x)
+expected = learn()
+for only_once in (False, True):
+    print(refused(lambda: stage(x), only_once), refused(learn, only_once))
+    out = stage(x)
+    assert all(map(torch.equal, learn(), expected))
+'''
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='takes the place of an allocator as the GNU loader lets it')
+@pytest.mark.parametrize('threads', ['1', '3'])
+def test_whatever_memory_is_refused_is_an_error_of_python_and_the_next_pass_is_right(
+        threads: str, tmp_path: Path) -> None:
+    (tmp_path / 'allocator.cpp').write_text(ALLOCATOR)
+    subprocess.run([COMPILER, '-shared', '-fPIC', '-o', tmp_path / 'allocator.so', tmp_path / 'allocator.cpp'],
+                   check=True)
+    done = subprocess.run(
+        [sys.executable, '-c', STARVED, threads], capture_output=True, text=True, timeout=120,
+        env={**os.environ, 'LD_PRELOAD': str(tmp_path / 'allocator.so')})
+    assert done.returncode == 0, done.stderr
+    forward, backward = map(int, done.stdout.splitlines()[0].split())
+    assert forward > 10 and backward > 20, 'so many requests, each of which was refused once'
 
 
 # Building and choosing

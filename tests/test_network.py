@@ -10,6 +10,7 @@ import weakref
 from collections import Counter
 from typing import Any
 
+import networkx
 import pytest
 import timm
 import torch
@@ -412,6 +413,40 @@ def test_no_edge_is_removed_in_eval_mode_or_at_rate_zero(rate: float, training: 
     assert masked == []
 
 
+def test_a_rate_that_is_set_later_counts_for_the_network_and_for_its_stages() -> None:
+    network = tiny(drop_path_rate=1.0)
+    masked = masked_edges(network)
+    x = torch.randn(2, 3, 8, 8)
+    network.drop_path_rate = 0.0
+    for _ in range(5):
+        network(x)
+    assert masked == []
+    network.drop_path_rate = 0.5
+    shares = {name: module.drop_path_rate for name, module in network.named_children() if isinstance(module, Stage)}
+    cells = [removable_edges((graph,)) for graph in network.graphs]
+    assert shares == pytest.approx({f'conv{3 + i}': 0.5 * count / sum(cells) for i, count in enumerate(cells)})
+    network.drop_path_rate = 1.0
+    network(x)
+    assert len(masked) == 1
+    with pytest.raises(ValueError, match=r'^drop_path_rate must be a number within \[0, 1\], got 2$'):
+        network.drop_path_rate = 2
+
+
+def test_a_stage_in_eval_mode_keeps_its_edges_while_the_network_trains() -> None:
+    network = tiny(drop_path_rate=1.0)
+    masked = masked_edges(network)
+    x = torch.randn(2, 3, 8, 8)
+    network.conv4.eval()
+    with torch.no_grad():
+        for _ in range(60):
+            network(x)
+        assert {name.split('.')[0] for name, _ in masked} == {'conv3', 'conv5'} and len(masked) < 60
+        masked.clear()
+        network.conv3.eval(), network.conv5.eval()
+        network(x)
+    assert masked == []
+
+
 def test_a_removed_edges_weight_still_gets_a_gradient_for_ddp() -> None:
     network = tiny(drop_path_rate=1.0)
     masked = masked_edges(network)
@@ -755,6 +790,9 @@ def test_a_state_dict_of_parameters_and_buffers_loads_strictly_with_one_warning(
     ({'regime': 'large'}, "regime must be one of 'small', 'regular', got 'large'"),
     ({'node_op': 'linear'}, "node_op must be one of 'sep_conv', 'conv', 'max_pool', 'avg_pool', got 'linear'"),
     ({'stem_stride': 3}, 'stem_stride must be one of 4, 2, 1, got 3'),
+    ({'stem_stride': 2.0}, r'stem_stride must be one of 4, 2, 1, got 2\.0'),
+    ({'stem_stride': True}, 'stem_stride must be one of 4, 2, 1, got True'),
+    ({'output_stride': 16.0}, r'output_stride must be one of 8, 16, 32, got 16\.0'),
     ({'output_stride': 4}, 'output_stride must be one of 8, 16, 32, got 4'),
     ({'output_stride': 8, 'node_op': 'avg_pool'}, 'output_stride=8 .*average pooling'),
     ({'output_stride': 16, 'node_op': 'avg_pool'}, 'output_stride=16 .*average pooling'),
@@ -789,6 +827,25 @@ def test_an_argument_out_of_range_is_refused_in_one_line_that_names_it(kwargs: d
 def test_the_number_of_graphs_must_suit_the_regime(regime: str, count: int, needed: int) -> None:
     with pytest.raises(ValueError, match=f'the {regime} regime needs {needed} graphs, got {count}'):
         RandWire([Graph(4, ((0, 1),))] * count, regime=regime)
+
+
+@pytest.mark.parametrize(('graphs', 'named'), [
+    ('ws(4,0.75)', r"graphs must be a sequence of Graph, .* got 'ws\(4,0\.75\)'; sample_graphs makes them"),
+    (None, 'graphs must be a sequence of Graph, .* got None'),
+    (Graph(2, ((0, 1),)), r'graphs must be a sequence of Graph, .* got Graph\(2, \(\(0, 1\),\)\)'),
+    (['ws(4,0.75)'] * 3, r"graphs must be of the type Graph, got 'ws\(4,0\.75\)'"),
+    ([networkx.path_graph(3)] * 3, 'graphs must be of the type Graph, got .*networkx.* Graph.from_undirected takes'),
+], ids=['text', 'None', 'a graph', 'texts', 'networkx'])
+def test_what_is_no_graph_is_refused_in_one_line(graphs: Any, named: str) -> None:
+    with pytest.raises(ValueError, match=f'^{named}') as error:
+        RandWire(graphs)
+    assert '\n' not in str(error.value)
+
+
+def test_a_graph_model_itself_makes_the_network_that_its_text_makes() -> None:
+    by_text, by_model = (timm.create_model('randwire', graph=graph, num_nodes=8, channels=4, device='meta')
+                         for graph in ('ws(4,0.5)', WattsStrogatz(4, 0.5)))
+    assert by_model.graphs == by_text.graphs and by_model.extra_repr() == by_text.extra_repr()
 
 
 def test_without_a_head_the_network_ends_with_conv5() -> None:

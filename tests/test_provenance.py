@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from importlib import import_module, metadata
 from pathlib import Path
@@ -60,18 +61,24 @@ def test_the_processor_is_counted_and_named(tmp_path: Path, monkeypatch: pytest.
         assert processor() == (name or 'riscv64')
 
 
-def test_the_commit_is_that_of_the_checkout_and_says_where_it_was_changed(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def git(*arguments: str) -> str:
+@pytest.fixture
+def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """git in a folder that is part of no other checkout."""
+    monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(tmp_path.parent))
+
+    def run(*arguments: str) -> str:
         return subprocess.run(['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=b', *arguments],
                               check=True, capture_output=True, text=True).stdout.strip()
+    return run
 
+
+def test_the_commit_is_that_of_the_checkout_and_says_where_it_was_changed(
+        tmp_path: Path, git: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / 'package'
     package.mkdir()
     (package / '__init__.py').write_text('1')
     (tmp_path / 'other.py').write_text('1')
     monkeypatch.setattr(module, '__file__', str(package / 'provenance.py'))
-    monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(tmp_path.parent))
     commit = module._commit.__wrapped__
     assert commit() is None, 'no checkout'
     git('init', '-q')
@@ -88,3 +95,38 @@ def test_the_commit_is_that_of_the_checkout_and_says_where_it_was_changed(
     assert commit() == git('rev-parse', 'HEAD') + '+'
     monkeypatch.setenv('PATH', os.devnull)
     assert commit() is None, 'no git'
+
+
+def test_the_commit_says_so_where_another_package_of_this_project_was_changed(
+        tmp_path: Path, git: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    tomllib = pytest.importorskip('tomllib', reason='Python 3.10 has none')
+    settings = tomllib.loads((Path(__file__).parents[1] / 'pyproject.toml').read_text())['tool']['setuptools']
+    parts = [f'{folder}/a.yaml' for folder in settings['package-dir'].values()]
+    parts += [f'{name}.py' for name in settings['py-modules']]
+    assert 'configs/a.yaml' in parts
+    for part in ('randwire_zoo/__init__.py', *parts):
+        (tmp_path / part).parent.mkdir(exist_ok=True)
+        (tmp_path / part).write_text('1')
+    monkeypatch.setattr(module, '__file__', str(tmp_path / 'randwire_zoo' / 'provenance.py'))
+    git('init', '-q')
+    git('add', '.')
+    git('commit', '-q', '-m', 'a')
+    commit = module._commit.__wrapped__
+    for part in parts:
+        assert commit() == git('rev-parse', 'HEAD')
+        (tmp_path / part).write_text('2')
+        assert commit() == git('rev-parse', 'HEAD') + '+', part
+        git('checkout', '-q', '.')
+
+
+def test_a_package_that_is_a_checkout_of_its_own_is_asked_alone(
+        tmp_path: Path, git: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / '__init__.py').write_text('1')
+    monkeypatch.setattr(module, '__file__', str(tmp_path / 'provenance.py'))
+    git('init', '-q')
+    git('add', '.')
+    git('commit', '-q', '-m', 'a')
+    commit = module._commit.__wrapped__
+    assert commit() == git('rev-parse', 'HEAD')
+    (tmp_path / '__init__.py').write_text('2')
+    assert commit() == git('rev-parse', 'HEAD') + '+'

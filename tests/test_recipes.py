@@ -119,6 +119,14 @@ def test_every_key_can_be_given_as_a_flag_and_an_absent_flag_leaves_the_recipe_a
     assert '(default: 0.1)' in parser.format_help()
 
 
+def test_a_setting_without_a_value_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_recipe_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(['--model-kwargs', 'seed=2', 'stem_stride'])
+    assert capsys.readouterr().err.endswith("argument --model-kwargs: expected KEY=VALUE, got 'stem_stride'\n")
+
+
 def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
     (tmp_path / 'recipe.yaml').write_text('weight_decay: 1e-5\nlr: 1\n')
     assert load_recipe(tmp_path / 'recipe.yaml') == {'weight_decay': 1e-5, 'lr': 1.0}

@@ -227,6 +227,21 @@ def test_figures_are_those_of_the_step_and_numbers(tmp_path: Path) -> None:
         read_metrics(tmp_path / 'summary.csv', 2)
 
 
+def test_a_training_that_went_back_and_wrote_its_header_again_has_the_figures_of_its_last_course(
+        tmp_path: Path) -> None:
+    header, *rows = SUMMARY.splitlines()
+    write_timm(tmp_path, epochs=1)
+    summary = tmp_path / 'summary.csv'
+    summary.write_text('\n'.join([header, *rows, '2,1.5,1.25,60.0,90.0', header, '1,1.9,1.4,43.5,82.0']) + '\n')
+    run = read(tmp_path)
+    assert run.metrics == {'top1': 43.5, 'top5': 82.0, 'loss': 1.4} and run.steps == 2
+    with pytest.raises(CheckFailed, match='has no epoch 2'):  # its weights are no longer this training's
+        read_metrics(summary, 2)
+    summary.write_text(f'{header}\n0,2.5,2.25,many,60.0\n')
+    with pytest.raises(CheckFailed, match=r'summary\.csv, line 2: eval_top1 is no number'):
+        read_metrics(summary, 0)
+
+
 def test_what_is_typed_stands_in_for_a_run() -> None:
     run = typed_run({'model': NAME, 'num_classes': 4}, 'leaves', {'top1': 50.0})
     assert (run.dataset, run.unit, run.step, run.steps, run.seed, run.split, run.settings, run.weights) == (

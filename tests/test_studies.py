@@ -1,6 +1,7 @@
 """Studies: their yaml files, C, and real runs of tiny networks; what survives is in test_study_survival."""
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import re
 import shutil
 import statistics
 import subprocess
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -179,6 +181,31 @@ def test_a_file_of_generators_that_has_none_is_named_in_one_line(
 def test_a_generator_may_postpone_its_annotations(tmp_path: Path) -> None:
     (tmp_path / 'own.py').write_text('from __future__ import annotations\n' + textwrap.dedent(GENERATORS))
     assert load_study(write(tmp_path, graphs=['regular(2)'], generators='own.py')).graphs == ['regular(2)']
+
+
+def test_a_generator_may_be_loaded_again_and_imported_but_takes_no_name_of_another(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'own.py').write_text(textwrap.dedent(GENERATORS))
+    study = write(tmp_path, graphs=['regular(2)'], generators='own.py')
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        own = importlib.import_module('own')
+        assert GraphModel.registry['regular'] is own.RandomRegular
+        for _ in range(2):
+            assert load_study(study).graphs == ['regular(2)']
+    finally:
+        sys.modules.pop('own', None)
+    loaded = GraphModel.registry['regular']
+    other = tmp_path / 'other'
+    other.mkdir()
+    (other / 'own.py').write_text(textwrap.dedent(GENERATORS))
+    with pytest.raises(ValueError, match=rf"^{other}/own\.py: ValueError: the name 'regular' of the random graph model "
+                                         r'RandomRegular is that of \S+\.RandomRegular; give it another$'):
+        load_study(write(other, graphs=['regular(2)'], generators='own.py'))
+    assert GraphModel.registry['regular'] is loaded
+    (other / 'own.py').write_text(textwrap.dedent(GENERATORS).replace("'regular'", "'ws'"))
+    with pytest.raises(ValueError, match=r"the name 'ws' .* is that of randwire_zoo\.graphs\.WattsStrogatz"):
+        load_study(write(other, generators='own.py'))
 
 
 def test_a_generator_that_allows_no_such_graph_is_named_in_one_line(
@@ -557,7 +584,10 @@ def test_a_finished_study_is_not_touched_again(
     assert "belongs to another study, 'A tiny study'; choose another --output" in one_line(capsys)
     assert contents(folder) == everything
     assert cli.main(arguments(write(tmp_path), tmp_path / 'nowhere', tmp_path / 'new')) == 2
-    assert "needs the data set 'colours'" in one_line(capsys)
+    said = one_line(capsys)
+    assert "needs the data set 'colours'" in said and said.endswith('--data-dir\n')
+    assert cli.main(['study', 'run', 'figure3_small', '--data-dir', str(tmp_path), '-o', str(tmp_path / 'new')]) == 2
+    assert one_line(capsys).endswith('; randwire-zoo data cifar10 FOLDER makes one\n')
     (tmp_path / 'half' / 'colours' / 'train').mkdir(parents=True)
     assert cli.main(arguments(write(tmp_path), tmp_path / 'half', tmp_path / 'new')) == 2
     assert 'has no folder validation' in one_line(capsys)

@@ -13,7 +13,7 @@ import tiny_study
 import yaml
 from tiny_study import Here, rows_of
 
-from randwire_zoo import cli
+from randwire_zoo import GraphModel, cli
 from randwire_zoo.studies import cli as studies_cli
 from randwire_zoo.studies import running, study
 from randwire_zoo.studies.search import Search, load_search, run_search, search_names, search_table
@@ -237,6 +237,7 @@ def test_a_mistake_in_the_file_is_named_in_one_line(changes: dict[str, Any], mes
 def test_a_search_from_the_command_line_with_networks_that_are_trained(
         data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(studies_cli, 'create_engine', lambda *options: Here())
+    monkeypatch.setattr(GraphModel, 'registry', dict(GraphModel.registry))  # that of own.py is forgotten afterwards
     (tmp_path / 'own.py').write_text(tiny_study.GENERATORS.replace('\n    ', '\n'))
     path = tmp_path / 'search.yaml'
     path.write_text(yaml.safe_dump({

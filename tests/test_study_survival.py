@@ -25,7 +25,7 @@ import tiny_study
 import torch
 from tiny_study import GENERATORS, IDS, SPEC, Here, arguments, results, rows_of, write
 
-from randwire_zoo import cli
+from randwire_zoo import GraphModel, cli
 from randwire_zoo.files import write_atomically
 from randwire_zoo.studies import processes as guards
 from randwire_zoo.studies import running, work
@@ -661,7 +661,9 @@ def test_what_a_child_starts_ends_too_when_the_process_above_is_killed(tmp_path:
 # Several processes for one network, and clusters
 
 
-def test_a_network_may_be_trained_by_several_processes(data: Path, tmp_path: Path) -> None:
+def test_a_network_may_be_trained_by_several_processes(
+        data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GraphModel, 'registry', dict(GraphModel.registry))  # that of own.py is forgotten afterwards
     (tmp_path / 'own.py').write_text(textwrap.dedent(GENERATORS))
     study = load_study(write(tmp_path, models=None, graphs=['regular(2)'], generators='own.py', processes=2, damage=0,
                              eval_sizes=[], settings={**SPEC['settings'], 'epochs': 2, 'batch_size': 4}))

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import math
 import os
 import shlex
@@ -20,6 +21,7 @@ import torch
 import yaml
 from PIL import Image
 from timm.optim import Lookahead
+from timm.utils.summary import trim_summary, update_summary
 
 from randwire_zoo.training.arguments import add_train_arguments
 from randwire_zoo.training.evaluation import evaluate_folder
@@ -135,6 +137,22 @@ def test_a_run_leaves_the_files_of_train_py(images: Path, tmp_path: Path) -> Non
     description = Description.from_checkpoint(folder / 'last.pth.tar')
     assert (description.mean, description.crop_pct, description.input_size) == ((0.5,) * 3, 1.0, (3, 32, 32))
     assert description.label_names == ('0', '1', '2') and description.arguments['drop_path_rate'] == 0.5
+
+
+def test_a_summary_of_a_resumed_run_is_read_as_timm_trims_it(tmp_path: Path) -> None:
+    kept, trimmed = str(tmp_path / 'kept.csv'), str(tmp_path / 'trimmed.csv')
+    for course, (start, stop) in enumerate(((0, 6), (3, 5), (2, 3))):
+        trim_summary(trimmed, start)
+        for epoch in range(start, stop):
+            for path, header in ((kept, epoch == start), (trimmed, None)):  # as older train.py, and as newer
+                update_summary(epoch, {'loss': course}, {'top1': 10 * epoch}, path, lr=0.5, write_header=header)
+    with open(trimmed, newline='') as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    assert read_summary(kept) == read_summary(trimmed) == rows
+    assert [(row['epoch'], row['train_loss']) for row in rows] == [(0, 0), (1, 0), (2, 2)]
+    assert read_summary(kept, ['lr']) == [{'epoch': float(epoch), 'lr': 0.5} for epoch in range(3)]
+    (tmp_path / 'some.csv').write_text('epoch,train_loss,eval_loss\n0,1,\n1,2\n\n')
+    assert read_summary(tmp_path / 'some.csv') == [{'epoch': 0, 'train_loss': 1}, {'epoch': 1, 'train_loss': 2}]
 
 
 def test_two_processes_fail_together_agree_and_measure_every_held_out_image_once(images: Path, tmp_path: Path) -> None:

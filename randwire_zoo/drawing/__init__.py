@@ -1,8 +1,9 @@
 """Pictures: wiring, the course of a training, predictions, detections; a module for each, and what they have in common.
+`history` reads the course that a training has recorded.
 
 Everything is drawn on a matplotlib figure of its own, without pyplot and its global state, so that a training or a
-test may draw from any thread. The suffix of a path, .png or .svg, decides the format. matplotlib and Graphviz are
-imported when something is drawn.
+test may draw from any thread; SVGs, for which matplotlib's settings change, are written one after the other. The suffix
+of a path, .png or .svg, decides the format. matplotlib and Graphviz are imported when something is drawn.
 """
 from .curves import draw_curves, draw_detection_curves
 from .detections import draw_detections

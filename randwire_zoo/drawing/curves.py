@@ -1,7 +1,6 @@
 """The course of trainings: loss, accuracy, learning rate, AP."""
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -10,13 +9,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from .themes import SERIES, check_format, new_figure, run_style, save, style, theme_named
+from ..files import read_summary
+from .themes import SERIES, as_words, check_format, new_figure, run_style, save, style, theme_named
 
 __all__ = ['draw_curves', 'draw_detection_curves']
 
 XY = tuple[float, float]
 COLUMNS = ('train_loss', 'eval_loss', 'eval_top1', 'eval_top5', 'lr')
 MARKERS = 15  # at most, on a line
+LINE: dict[str, Any] = {'linewidth': 1.8, 'markersize': 4.5}
 
 
 def draw_curves(
@@ -61,7 +62,7 @@ def draw_curves(
                 place = i if len(runs) > 1 else {'train_loss': 1, 'eval_top5': 5, 'lr': 5}.get(name, 0)
                 minor = len(runs) > 1 and name in ('train_loss', 'eval_top5')
                 _line(axes, steps, values, run_style(place, colours), gid=f'{name} of {run}' if run else name,
-                      label=run if len(runs) > 1 else legend, minor=minor)
+                      label='' if len(runs) > 1 else legend, minor=minor)
                 if name == 'eval_top1' and len(runs) == 1:
                     best = max(range(len(values)), key=values.__getitem__)
                     axes.set_title(f'best top-1 {values[best]:.2f} %, epoch {steps[best]:g}; '
@@ -110,7 +111,7 @@ def draw_detection_curves(
                 # A minibatch's loss is noise for the most part: the mean of nine stands out, the single ones stay.
                 axes.plot(steps, values, color=look['color'], linewidth=0.8, alpha=0.3)
                 values = tuple(fmean(values[max(0, i - 4):i + 5]) for i in range(len(values)))
-            _line(axes, steps, values, look, gid=f'{key} of {name}', label=name)
+            _line(axes, steps, values, look, gid=f'{key} of {name}')
         style(axes, 'iteration', label, colours)
         axes.set_ylim(bottom=0)
     _legend(figure, list(runs), colours)
@@ -127,22 +128,24 @@ def _line(
         **kwargs: Any,
 ) -> None:
     """A line with markers here and there, which show which line it is without colours."""
-    axes.plot(steps, values, linewidth=0.9 if minor else 1.8, alpha=0.6 if minor else 1.0, markersize=4.5,
-              markevery=max(1, math.ceil(len(steps) / MARKERS)), **{**look, **({'marker': ''} if minor else {})},
-              **kwargs)
+    thin = {'linewidth': 0.9, 'alpha': 0.6, 'marker': ''} if minor else {}
+    axes.plot(steps, values, markevery=max(1, math.ceil(len(steps) / MARKERS)), **{**LINE, **look, **thin}, **kwargs)
 
 
 def _legend(figure: Any, names: list[str], colours: Any) -> None:
     """All runs below the panels, once each; nothing where there is one."""
     if len(names) < 2:
         return
-    lines: dict[str, Any] = {}
-    for axes in figure.axes:
-        for line, name in zip(*axes.get_legend_handles_labels(), strict=True):
-            if line.get_marker() not in ('', 'None', None):
-                lines.setdefault(name, line)
-    figure.legend(lines.values(), lines, loc='outside lower center', ncols=min(len(names), 4), frameon=False,
-                  fontsize=10, labelcolor=colours.ink, handlelength=3.5)
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], **LINE, **run_style(i, colours)) for i in range(len(names))]
+    # With numbers at first: matplotlib leaves out what has a name that begins with an underscore.
+    legend = figure.legend(
+        handles, list(map(str, range(len(names)))), loc='outside lower center', ncols=min(len(names), 4), frameon=False,
+        fontsize=10, labelcolor=colours.ink, handlelength=3.5)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(name)
+        as_words(text)
 
 
 def _read_metrics(path: Path) -> dict[str, list[XY]]:
@@ -163,20 +166,10 @@ def _read_metrics(path: Path) -> dict[str, list[XY]]:
 
 
 def _read_summary(path: Path) -> dict[str, list[XY]]:
-    """For each column of numbers, the pairs (epoch counted from 1, value); empty cells are left out."""
-    columns: dict[str, list[XY]] = {}
-    rows = 0
-    with path.open(newline='', encoding='utf-8') as file:
-        for number, row in enumerate(csv.DictReader(file), start=2):
-            rows += 1
-            if not row.get('epoch'):
-                raise ValueError(f'{path}, line {number}: no epoch; a summary.csv of timm has that column')
-            for name in COLUMNS:
-                if value := row.get(name):
-                    try:
-                        columns.setdefault(name, []).append((float(row['epoch']) + 1, float(value)))
-                    except ValueError as error:
-                        raise ValueError(f'{path}, line {number}: {name} is no number ({error})') from None
+    """For each column that is drawn, the pairs (epoch counted from 1, value); empty cells are left out."""
+    rows = read_summary(path, COLUMNS)
+    columns = {name: found for name in COLUMNS
+               if (found := [(row['epoch'] + 1, row[name]) for row in rows if name in row])}
     if not columns:
         raise ValueError(f'{path}: none of {", ".join(COLUMNS)} to draw' if rows else
                          f'{path}: no finished epoch to draw')

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .themes import check_format, new_figure, save, theme_named
+from .themes import as_words, check_format, new_figure, save, theme_named
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,7 +21,7 @@ def draw_predictions(
     """Draw a sheet of images with true and predicted class; wrong ones have a thick frame and a cross.
 
     Args:
-        images: PIL images, of any mode and size.
+        images: PIL images of any size, of a mode with at most 8 bits a channel.
         labels: The true class of each.
         predictions: The predicted class of each.
         confidences: The probability of each prediction, within [0, 1].
@@ -31,7 +31,8 @@ def draw_predictions(
         theme: 'light', 'dark', or 'auto': light, but an SVG follows its reader's system.
 
     Raises:
-        ValueError: if there is no image, the lengths differ, or the suffix is neither .png nor .svg.
+        ValueError: if there is no image, the lengths differ, an image has more than 8 bits a channel (Pillow would cut
+            all values off at 255), or the suffix is neither .png nor .svg.
         OSError: if the file cannot be written.
     """
     path = check_format(path)
@@ -40,6 +41,10 @@ def draw_predictions(
     if not len(images) == len(labels) == len(predictions) == len(confidences):
         raise ValueError(f'{len(images)} images need as many labels, predictions and confidences, got {len(labels)}, '
                          f'{len(predictions)} and {len(confidences)}')
+    for i, image in enumerate(images):
+        if image.mode.startswith(('I', 'F')):
+            raise ValueError(f'image {i} has the mode {image.mode!r}; a sheet takes modes of at most 8 bits a channel, '
+                             "such as 'L' or 'RGB'")
     colours = theme_named(theme)
     columns = min(8, len(images))
     rows = math.ceil(len(images) / columns)
@@ -62,10 +67,11 @@ def draw_predictions(
             spine.set_color(colours.edge if right else colours.runs[1])
             spine.set_linewidth(0.8 if right else 3.0)
         mark = '' if right else '✗ '
-        axes.set_title(f'true {_shorten(label)}', fontsize=9, color=colours.ink, pad=4)
-        axes.set_xlabel(f'{mark}{_shorten(prediction)} ({confidence:.0%})', fontsize=9, labelpad=4,
-                        color=colours.ink if right else colours.runs[1], fontweight='normal' if right else 'bold')
-    figure.suptitle(f'{title}\nabove: true class, below: prediction', fontsize=11, color=colours.ink)
+        as_words(axes.set_title(f'true {_shorten(label)}', fontsize=9, color=colours.ink, pad=4))
+        as_words(axes.set_xlabel(
+            f'{mark}{_shorten(prediction)} ({confidence:.0%})', fontsize=9, labelpad=4,
+            color=colours.ink if right else colours.runs[1], fontweight='normal' if right else 'bold'))
+    as_words(figure.suptitle(f'{title}\nabove: true class, below: prediction', fontsize=11, color=colours.ink))
     save(figure, path)
 
 

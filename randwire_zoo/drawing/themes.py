@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from ..files import atomic_path
@@ -15,14 +16,19 @@ from ..files import atomic_path
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
-__all__ = ['DARK', 'FORMATS', 'LIGHT', 'SERIES', 'THEMES', 'Theme', 'check_format', 'dark_rules', 'new_figure',
-           'run_style', 'save', 'style', 'svg_text', 'theme_named']
+__all__ = ['DARK', 'FORMATS', 'LIGHT', 'SERIES', 'THEMES', 'Theme', 'as_words', 'check_format', 'dark_rules',
+           'matplotlib_settings', 'new_figure', 'run_style', 'save', 'style', 'svg_text', 'theme_named']
 
 FORMATS = ('.png', '.svg')
 THEMES = ('auto', 'light', 'dark')
 DPI = 160
 LARGEST_PNG = 2_000_000  # bytes
+#: Text stays text in an SVG, and the same drawing gives the same file: no random ids.
+SVG_SETTINGS = {'svg.fonttype': 'none', 'svg.hashsalt': 'randwire-zoo'}
+#: matplotlib's settings are those of the whole process.
+_settings = RLock()
 
 
 @dataclass(frozen=True)
@@ -138,18 +144,27 @@ def dark_rules() -> str:
 
 
 @contextmanager
-def _svg_settings() -> Iterator[None]:
+def matplotlib_settings(changes: Any) -> Iterator[None]:
+    """Change matplotlib's settings, by their names, for the block; one thread at a time.
+
+    With `rc_context` alone, the end of one thread's block would take the settings away from another's, and the end of
+    the other's would leave the first one's in place for good.
+    """
     import matplotlib
 
-    # Text stays text in an SVG, and the same drawing gives the same file: no date, no random ids.
-    with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'randwire-zoo'}):
+    with _settings, matplotlib.rc_context(changes):
         yield
+
+
+def as_words(text: Text) -> None:
+    """Show a name or a title as it stands: matplotlib would read `$x^2$` as mathematics, and fail at `$x^$`."""
+    text.set_parse_math(False)
 
 
 def svg_text(figure: Figure) -> str:
     """A figure as SVG; one of the theme 'auto' turns dark with its reader's system."""
     text = io.StringIO()
-    with _svg_settings():
+    with matplotlib_settings(SVG_SETTINGS):
         figure.savefig(text, format='svg', facecolor=figure.get_facecolor(), metadata={'Date': None})
     svg = text.getvalue()
     if getattr(figure, 'theme', '') == 'auto':

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..architectures import find_wiring, stage_names
 from ..graphs import Graph
-from .themes import ON_INPUT, ON_OUTPUT, Theme, check_format, new_figure, save, theme_named
+from .themes import ON_INPUT, ON_OUTPUT, Theme, as_words, check_format, new_figure, save, theme_named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,7 +129,8 @@ def graphs_figure(
     Args:
         graphs: One graph per panel.
         title: Stands above the panels.
-        names: One per graph, such as 'conv3'; the names of a network's last stages by default.
+        names: One per graph, such as 'conv3'. By default, of three or four graphs those of a network's stages, of one
+            none, and of others their numbers.
         theme: See `draw`.
         progress: Show a bar where it takes more than three seconds.
 
@@ -138,7 +139,7 @@ def graphs_figure(
     """
     if not graphs:
         raise ValueError('there is no graph to draw')
-    names = stage_names(len(graphs)) if names is None else list(names)
+    names = _panel_names(len(graphs)) if names is None else list(names)
     if len(names) != len(graphs):
         raise ValueError(f'{len(graphs)} graphs need as many names, got {len(names)}')
     colours = theme_named(theme)
@@ -176,19 +177,25 @@ def graphs_figure(
             axes.set_ylim(top + margin + header - row_height, top + margin + header)
             axes.set_axis_off()
             panel.draw(axes, f'{names[i]}-' if names[i] else '', points, colours)
-            axes.text(centre, top + margin + 1.15 * large, names[i], ha='center', va='bottom',
-                      fontsize=13 * large * points, color=colours.ink, fontweight='bold')
+            as_words(axes.text(centre, top + margin + 1.15 * large, names[i], ha='center', va='bottom',
+                               fontsize=13 * large * points, color=colours.ink, fontweight='bold'))
             axes.text(centre, top + margin + 0.95 * large, _caption(graphs[i]), ha='center', va='top',
                       fontsize=9 * large * points, color=colours.edge)
             bar.update()
     bar.close()
     if title:
-        figure.text(0.5, 1 - 0.55 * large / total_height, title, ha='center', va='top', fontsize=15 * large * points,
-                    color=colours.ink)
+        as_words(figure.text(0.5, 1 - 0.55 * large / total_height, title, ha='center', va='top',
+                             fontsize=15 * large * points, color=colours.ink))
     kinds = dict.fromkeys(kind for kind in _KINDS if any(kind in map(panel.kind, range(panel.graph.num_nodes))
                                                          for panel in panels))
     _draw_legend(figure, list(kinds), as_matrix, total_height / large, large * points, colours)
     return figure
+
+
+def _panel_names(count: int) -> list[str]:
+    if count in (3, 4):  # as a network has
+        return stage_names(count)
+    return [f'graph {i + 1}' for i in range(count)] if count > 1 else ['']
 
 
 def _rows(sizes: Sequence[tuple[float, float]]) -> list[list[int]]:

@@ -52,14 +52,22 @@ def load_library() -> ctypes.CDLL:
         KernelError: in one line, if they cannot be built, kept, trusted or loaded.
     """
     source = Path(__file__).parent / 'cpp' / 'kernels.cpp'
-    compiler = shlex.split(os.environ.get('CXX', '')) or ['c++']
+    try:
+        compiler = shlex.split(os.environ.get('CXX', '')) or ['c++']
+    except ValueError as e:
+        raise KernelError(f'CXX is no command, got {os.environ["CXX"]!r}: {e}') from None
     built_for = f'{compiler} {_FLAGS} {_PROCESSOR} {_OPENMP} {platform.machine()} {_processor()}'.encode()
-    text = b''.join(path.read_bytes() for path in (source, *sorted(source.parent.glob('*.h'))))
+    try:
+        text = b''.join(path.read_bytes() for path in (source, *sorted(source.parent.glob('*.h'))))
+        folder = cache_folder() / 'kernels'
+    except OSError as e:
+        raise KernelError(f'the native kernels cannot be built: {e}') from None
     key = hashlib.sha256(text + built_for).hexdigest()[:16]
-    folder = cache_folder() / 'kernels'
-    path = _kept(folder, key)
-    if path is None:
-        path = _build(folder, key, compiler, source)
+    try:
+        path = _kept(folder, key) or _build(folder, key, compiler, source)
+    except OSError as e:
+        raise KernelError(f'the native kernels cannot be kept in {folder} ({e.strerror}): set RANDWIRE_ZOO_CACHE to a '
+                          'folder that you may write to') from None
     try:
         return ctypes.CDLL(str(path))
     except OSError as e:
@@ -72,9 +80,12 @@ def _kept(folder: Path, key: str) -> Path | None:
         return None
     _check_private(folder)
     for path in sorted(folder.glob(f'{key}-*.so')):
-        _check_private(path)
-        if path.stem == f'{key}-{_digest(path)}':
-            return path
+        try:
+            _check_private(path)
+            if path.stem == f'{key}-{_digest(path)}':
+                return path
+        except FileNotFoundError:
+            continue  # a process that was here first has just removed it
         try:
             path.unlink()
         except OSError:
@@ -102,23 +113,19 @@ def _digest(path: Path) -> str:
 
 
 def _build(folder: Path, key: str, compiler: list[str], source: Path) -> Path:
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o755, exist_ok=True)
-        _check_private(folder)
-        with _alone(folder):
-            if (path := _kept(folder, key)) is not None:  # by a process that was here first
-                return path
-            if sys.stderr.isatty():
-                print('building the native kernels for this processor, once', file=sys.stderr, flush=True)
-            with tempfile.TemporaryDirectory(prefix='.building-', dir=folder) as temporary:
-                built = Path(temporary) / 'kernels.so'
-                _compile(compiler, source, built)
-                built.chmod(0o755)  # whatever the umask
-                return built.replace(folder / f'{key}-{_digest(built)}.so')
-    except OSError as e:
-        raise KernelError(f'the native kernels cannot be kept in {folder} ({e.strerror}): set RANDWIRE_ZOO_CACHE to a '
-                          'folder that you may write to') from None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o755, exist_ok=True)
+    _check_private(folder)
+    with _alone(folder):
+        if (path := _kept(folder, key)) is not None:  # by a process that was here first
+            return path
+        if sys.stderr.isatty():
+            print('building the native kernels for this processor, once', file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory(prefix='.building-', dir=folder) as temporary:
+            built = Path(temporary) / 'kernels.so'
+            _compile(compiler, source, built)
+            built.chmod(0o755)  # whatever the umask
+            return built.replace(folder / f'{key}-{_digest(built)}.so')
 
 
 @contextmanager

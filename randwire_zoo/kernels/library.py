@@ -149,8 +149,16 @@ def _keep_freed_memory() -> None:
 @cache
 def _function(name: str, dtype: torch.dtype) -> Any:
     function = getattr(_library(), f'{name}_{str(dtype).removeprefix("torch.")}')
-    function.restype = ctypes.c_int64 if name == 'packed_bytes' else None
+    function.restype = {'packed_bytes': ctypes.c_int64, 'stage': ctypes.c_bool, 'stage_backward': ctypes.c_bool}.get(
+        name)
     return function
+
+
+def _compute(name: str, x: Tensor, *arguments: Any) -> None:
+    """Run one of the passes of a stage."""
+    if not _function(name, x.dtype)(*map(ctypes.byref, arguments)):
+        raise MemoryError(f'the native kernels got too little memory for a stage whose input is {tuple(x.shape)}: take '
+                          'smaller batches')
 
 
 @cache
@@ -196,6 +204,9 @@ def stage(operands: Operands, settings: Settings,
         operands, settings: What it is.
         lay_out: Gives the matrices of the 1×1 convolutions, from `pack_pointwise`, once all has been checked; None
             where they change, and each is laid out as its node comes.
+
+    Raises:
+        MemoryError: if there is too little for what lies between its passes.
     """
     check(operands, settings)
     if not operands.x.is_cpu:
@@ -234,7 +245,7 @@ def stage(operands: Operands, settings: Settings,
         arguments.biases = _addresses(biases)
     arguments.given_mean, arguments.given_variance = map(_address, of_nodes[2:])
     arguments.out = None if alone else out.data_ptr()
-    _function('stage', dtype)(ctypes.byref(arguments))
+    _compute('stage', x, arguments)
     return StageResult(out, mean, variance, nodes if settings.keep else [])
 
 
@@ -350,6 +361,9 @@ def stage_backward(grad: Tensor, operands: Operands, mean: Tensor, variance: Ten
         operands, settings: What the stage is, as in `stage`.
         mean, variance, nodes: What it put out.
         needed: Whose gradients are; x and the matrices cost less without.
+
+    Raises:
+        MemoryError: as `stage`.
     """
     x = operands.x.contiguous(memory_format=torch.channels_last)
     shape = settings.output_shape(operands)
@@ -370,7 +384,7 @@ def stage_backward(grad: Tensor, operands: Operands, mean: Tensor, variance: Ten
     of_depthwise = [empty(t) for t in depthwise]
     of_pointwise = [empty(t) if wanted else None for t, wanted in zip(pointwise, needed.pointwise, strict=True)]
     arguments = _arguments(operands, settings, x, edge_weights, nodes, norm, statistics)
-    _function('stage_backward', x.dtype)(ctypes.byref(arguments), ctypes.byref(_StageGradients(
+    _compute('stage_backward', x, arguments, _StageGradients(
         _picture(grad, shape, x.dtype), _addresses(depthwise), _addresses(pointwise), _address(x_grad),
-        *map(_address, (of_edges, of_weight, of_bias)), _addresses(of_depthwise), _addresses(of_pointwise))))
+        *map(_address, (of_edges, of_weight, of_bias)), _addresses(of_depthwise), _addresses(of_pointwise)))
     return [x_grad, of_edges, of_weight, of_bias, None, None, *of_depthwise, *of_pointwise]

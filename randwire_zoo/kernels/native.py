@@ -16,7 +16,7 @@ from .library import kernels_in_use
 from .operators import run
 from .stages import DTYPES, Operands, Settings
 
-__all__ = ['SeparableNode', 'run_stage']
+__all__ = ['SeparableNode', 'is_frozen_norm', 'is_watched', 'run_stage']
 
 # BN whose statistics and parameters are constants; named, since neither package is to be imported for it.
 FROZEN_NORMS = ('torchvision.ops.misc.FrozenBatchNorm2d', 'detectron2.layers.batch_norm.FrozenBatchNorm2d')
@@ -124,8 +124,8 @@ def _read(node: Optional[SeparableNode], x: Tensor) -> Optional[_Node]:
     if type(depthwise) is not nn.Conv2d or type(pointwise) is not nn.Conv2d:
         return None
     of_depthwise, of_pointwise = vars(depthwise), vars(pointwise)
-    if _is_watched(vars(module)) or _is_watched(of_depthwise) or _is_watched(of_pointwise) or (
-            norm is not None and _is_watched(vars(norm))):
+    if is_watched(vars(module)) or is_watched(of_depthwise) or is_watched(of_pointwise) or (
+            norm is not None and is_watched(vars(norm))):
         return None
     size, stride, padding, dilation, groups, in_channels, channels, padding_mode = _CONV(of_depthwise)
     if (size != (3, 3) or padding != dilation or padding_mode != 'zeros' or not groups == in_channels == channels
@@ -139,7 +139,7 @@ def _read(node: Optional[SeparableNode], x: Tensor) -> Optional[_Node]:
     if norm is None:
         tensors.append(read.bias)  # type: ignore[arg-type]
     else:
-        if type(norm) is not nn.BatchNorm2d and not _is_frozen(norm):
+        if type(norm) is not nn.BatchNorm2d and not is_frozen_norm(norm):
             return None
         numbers = [norm.weight, norm.bias]
         if norm.running_mean is not None or norm.running_var is not None:
@@ -161,11 +161,12 @@ def _fits(t: Any, x: Tensor, or_dtype: torch.dtype) -> bool:
     return _is_plain(t) and (t.dtype == x.dtype or t.dtype == or_dtype) and t.is_cpu
 
 
-def _is_frozen(norm: Any) -> bool:
+def is_frozen_norm(norm: Any) -> bool:
+    """Whether this is one of `FROZEN_NORMS`, and no subclass of it."""
     return f'{type(norm).__module__}.{type(norm).__qualname__}' in FROZEN_NORMS
 
 
-def _is_watched(attributes: dict[str, Any]) -> bool:
+def is_watched(attributes: dict[str, Any]) -> bool:
     """Whether this module has hooks, or a forward of its own; torch has no public way to ask."""
     return bool(attributes['_forward_hooks'] or attributes['_forward_pre_hooks'] or attributes['_backward_hooks']
                 or attributes['_backward_pre_hooks'] or 'forward' in attributes)

@@ -12,6 +12,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from ..drawing import LIGHT, graphs_figure, new_figure, run_style, style, svg_text
+from ..drawing.themes import matplotlib_settings
 from .analysis import (
     MEASURES,
     Row,
@@ -55,8 +56,7 @@ def _words_are_words(draw: Callable[..., Any]) -> Callable[..., Any]:
     """Draw with text as it stands: matplotlib would read `$x^2$` as mathematics, and fail at `$x^$`."""
     @wraps(draw)
     def drawing(*args: Any, **kwargs: Any) -> Any:
-        import matplotlib
-        with matplotlib.rc_context({'text.parse_math': False}):
+        with matplotlib_settings({'text.parse_math': False}):
             return draw(*args, **kwargs)
     return drawing
 

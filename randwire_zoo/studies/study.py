@@ -499,11 +499,13 @@ def load_generators(path: str) -> None:
 
     Raises:
         FileNotFoundError: if it is missing.
-        ValueError: if it fails, or has no random graph model in it.
+        ValueError: if it fails, has no random graph model in it, or one with the name of another.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'no file {path}, which should hold random graph models')
-    spec = importlib.util.spec_from_file_location(f'randwire_zoo_generators_{_slug(Path(path).stem)}', path)
+    # Of two files with one name, neither is to be taken for the other.
+    place = hashlib.sha256(str(Path(path).resolve()).encode()).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(f'randwire_zoo_generators_{_slug(Path(path).stem)}_{place}', path)
     assert spec is not None and spec.loader is not None
     before = set(GraphModel.registry.values())
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look it up there
@@ -536,7 +538,9 @@ def data_folder(study: Study, data_dir: str | None) -> Path:
     missing = [split for split in needed if not has_split(folder, split)]
     if not folder.is_dir() or missing:
         what = f'{folder} has no folder {" and no ".join(missing)}' if folder.is_dir() else f'no folder {folder}'
-        raise FileNotFoundError(f'the study needs the data set {study.data!r}: {what}; name its folder with --data-dir')
+        made = f'; randwire-zoo data {study.data} FOLDER makes one' if study.data in ('cifar10', 'mnist') else ''
+        raise FileNotFoundError(
+            f'the study needs the data set {study.data!r}: {what}; name its folder with --data-dir{made}')
     return folder
 
 

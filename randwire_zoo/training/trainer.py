@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import logging
 import os
 import shlex
@@ -56,7 +55,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..errors import nearest, one_line
-from ..files import atomic_path, write_atomically
+from ..files import atomic_path, read_summary, write_atomically
 from ..kernels.library import chosen
 from ..weights.description import WEIGHT_SOURCES, Description, read_settings
 from ..weights.errors import loading
@@ -184,12 +183,6 @@ def main(args: argparse.Namespace) -> int:
             print(f'best: {result.best_metric:.4g} in epoch {result.best_epoch + 1}')  # counted from 1, for people
         print(result.folder)
     return 0
-
-
-def read_summary(path: str | Path) -> list[dict[str, float]]:
-    """Read a summary.csv, one dict per row."""
-    with open(path, newline='', encoding='utf-8') as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def _resolve(config: str | Path | None, settings: dict[str, Any]) -> argparse.Namespace:

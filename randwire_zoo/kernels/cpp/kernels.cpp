@@ -15,6 +15,21 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <new>
+
+namespace {
+
+// Whether there was enough for what is called: an exception has no way through whoever calls this library.
+template <class Call> bool enough_memory(Call call) {
+  try {
+    call();
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+  return true;
+}
+
+}  // namespace
 
 #define EXPORT(NAME, T)                                                                                              \
   extern "C" int64_t packed_bytes_##NAME(int64_t in_channels, int64_t out_channels) {                                \
@@ -27,9 +42,11 @@
                                            void* packed) {                                                           \
     pack_matrix(matrix, in_channels, out_channels, static_cast<Operand<T>::type*>(packed));                          \
   }                                                                                                                  \
-  extern "C" void stage_##NAME(const StageArguments* arguments) { StageForward<T>(*arguments).run(); }               \
-  extern "C" void stage_backward_##NAME(const StageArguments* arguments, const StageGradients* gradients) {            \
-    StageBackward<T>(*arguments, *gradients).run();                                                                  \
+  extern "C" bool stage_##NAME(const StageArguments* arguments) {                                                    \
+    return enough_memory([&] { StageForward<T>(*arguments).run(); });                                                \
+  }                                                                                                                  \
+  extern "C" bool stage_backward_##NAME(const StageArguments* arguments, const StageGradients* gradients) {          \
+    return enough_memory([&] { StageBackward<T>(*arguments, *gradients).run(); });                                   \
   }
 
 // How many threads the passes take; without OpenMP it stays one.

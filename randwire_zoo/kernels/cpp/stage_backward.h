@@ -106,7 +106,8 @@ template <class T> class StageBackward {
 
   void run() {
 #pragma omp parallel num_threads(threads)
-    work();
+    team.join([&](Team::Member member) { work(member); });
+    team.check();
   }
 
  private:
@@ -119,8 +120,7 @@ template <class T> class StageBackward {
   }
 
   // What each thread does.
-  void work() {
-    Team::Member member(team);
+  void work(Team::Member& member) {
     GradientTile<T> inner_tile(of_inner.s, most_sources), input_tile(of_input.s, 1);
     Buffer<float> plain(std::max(of_inner.plain_size(), of_input.plain_size()), false);
     const int64_t last = s.num_nodes - 1, clears = of_inner.s.group, input_clears = of_input.s.group;

@@ -65,7 +65,8 @@ template <class T> class StageForward {
 
   void run() {
 #pragma omp parallel num_threads(threads)
-    work();
+    team.join([&](Team::Member member) { work(member); });
+    team.check();
   }
 
  private:
@@ -81,8 +82,7 @@ template <class T> class StageForward {
   }
 
   // What each thread does.
-  void work() {
-    Team::Member member(team);
+  void work(Team::Member& member) {
     LastRows of_input(input), of_inner(inner);
     Terms<T> terms;
     member.share(prepare_tasks(), [&](int64_t task) { prepare(0, task); });

@@ -5,6 +5,9 @@
 // scheduler from moving it by waiting busily. So whoever is free takes the next task, nobody waits for a thread but
 // only for tasks, and whoever has waited for a moment sleeps. What a task computes must not depend on who does it: sums
 // have a place for each task, not for each thread, so that the same number of threads gives the same bits.
+//
+// No exception may leave a parallel region. So a thread that gets no memory leaves the team, and the others follow when
+// they would have to wait: for what it had begun, perhaps.
 #pragma once
 
 #include <atomic>
@@ -12,6 +15,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <new>
 
 namespace {
 
@@ -22,6 +26,7 @@ class Team {
   static constexpr std::chrono::microseconds PATIENCE{30};  // about what it costs to sleep and to be woken
 
   alignas(64) std::atomic<uint64_t> next{0};  // the number of the share, and the task that is to be taken next
+  std::atomic<bool> failed{false};            // some thread got no memory; beside what whoever waits reads anyway
   alignas(64) std::atomic<int64_t> done{0};   // tasks of this share
   std::mutex mutex;
   std::condition_variable over;
@@ -55,6 +60,24 @@ class Team {
     }
   };
 
+  // What each thread of the region calls, with what it is to do as a member.
+  template <class Work> void join(Work work) noexcept {
+    try {
+      work(Member(*this));
+    } catch (const std::bad_alloc&) {
+      {
+        std::lock_guard<std::mutex> lock(mutex);
+        failed.store(true, std::memory_order_release);
+      }
+      over.notify_all();
+    }
+  }
+
+  // After the region: whether nobody has left it.
+  void check() const {
+    if (failed.load(std::memory_order_acquire)) throw std::bad_alloc();
+  }
+
  private:
   template <class Task> void work(uint32_t now, int64_t count, Task& task) {
     uint64_t place = next.load(std::memory_order_acquire);
@@ -78,7 +101,11 @@ class Team {
   }
 
   void wait(uint32_t now) {
-    auto is_over = [&] { return number(next.load(std::memory_order_acquire)) != now; };
+    auto is_over = [&] {
+      if (number(next.load(std::memory_order_acquire)) != now) return true;
+      check();
+      return false;
+    };
     const auto start = std::chrono::steady_clock::now();
     do {
       for (int i = 0; i < SPINS; i++) {
