@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/accuracy.py --json docs/data/accuracy.json
 
 The recipe is the quick start's, on its digits. No epoch is chosen: the figure is that of the last one. The file is
-written after every run. An interrupted measurement goes on where it was; runs of another commit, machine or number of
-threads are measured anew, so that what the file says of its origin is true of all its runs.
+written after every run. An interrupted measurement goes on where it was, in a checkout without changes; runs of
+another commit, machine or number of threads are measured anew, so that what the file says of its origin is true of all.
 """
 from __future__ import annotations
 

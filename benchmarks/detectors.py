@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, add_json_argument, claim, write_json
+from common import ROOT, add_json_argument, claim, describe, write_json
 from tables import detection_table, format_table
 
 from randwire_zoo.studies.processes import run_child
@@ -125,7 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                                   'TEST.EVAL_PERIOD', str(periods[index]), *budget, *args.options])
                 rows.append({'data': data, 'start': start, 'seed': seed, 'history': history})
                 print(data, start, seed, history[-1], flush=True)
-    record = write_json(args, {'rows': rows})
+    device = dict(zip(args.options[::2], args.options[1::2], strict=False)).get('MODEL.DEVICE', 'cpu')
+    record = write_json(args, {'rows': rows}, describe(args, device))
     print(format_table(detection_table(record)))
 
 

@@ -8,7 +8,7 @@ A source is
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ from randwire_zoo.weights.errors import loading
 from randwire_zoo.weights.manifest import FILENAME, HubError, PublishedWeights, download, fetch, read_weights
 from randwire_zoo.weights.mark import OPTIONAL
 
-__all__ = ['BOTTOM_UP', 'SCHEMES', 'compare_statistics', 'fit_weights', 'locate_weights', 'misfit', 'read_state',
-           'read_statistics']
+__all__ = ['BOTTOM_UP', 'SCHEMES', 'are_near', 'compare_statistics', 'fit_weights', 'locate_weights', 'misfit',
+           'pixel_statistics', 'read_state', 'read_statistics']
 
 SCHEMES = ('randwire://', 'hf-hub:')
 #: Of a classifier, what a backbone has no place for.
@@ -127,6 +127,19 @@ def _statistics(source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
         return (), ()
 
 
+def pixel_statistics(mean: Sequence[float], std: Sequence[float], channels: str) -> tuple[list[float], list[float]]:
+    """`MODEL.PIXEL_MEAN` and `PIXEL_STD` of a network's statistics: of values up to 255, in the channels' order."""
+    order = -1 if channels == 'BGR' else 1
+    own_mean, own_std = ([round(255 * value, 3) for value in values[::order]] for values in (mean, std))
+    return own_mean, own_std
+
+
+def are_near(one: Iterable[Sequence[float]], other: Iterable[Sequence[float]]) -> bool:
+    """Whether statistics of pixels are the same to half a step."""
+    return all(len(a) == len(b) and all(abs(x - y) <= 0.5 for x, y in zip(a, b, strict=True))
+               for a, b in zip(one, other, strict=True))
+
+
 def compare_statistics(source: str, mean: Sequence[float], std: Sequence[float], channels: str) -> list[str]:
     """One line if the statistics of a detectron2 config are not those that published weights were trained with.
 
@@ -145,9 +158,8 @@ def compare_statistics(source: str, mean: Sequence[float], std: Sequence[float],
         return []
     if trained is None or len(mean) != 3:
         return []
-    order = -1 if channels == 'BGR' else 1
-    wanted = [[round(255 * value, 3) for value in values[::order]] for values in trained]
-    if all(abs(one - other) <= 0.5 for one, other in zip([*wanted[0], *wanted[1]], [*mean, *std], strict=True)):
+    wanted = pixel_statistics(*trained, channels)
+    if are_near(wanted, (mean, std)):
         return []
     return [f'{source} was trained with MODEL.PIXEL_MEAN {wanted[0]} and PIXEL_STD {wanted[1]} (of {channels}), and '
             f'the config has {list(mean)} and {list(std)}']

@@ -8,13 +8,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined, UndefinedError
 
 from randwire_zoo import __version__
 from randwire_zoo.complexity import count_complexity
-from randwire_zoo.files import read_json
+from randwire_zoo.detection.weights import are_near, pixel_statistics
+from randwire_zoo.files import read_json, read_yaml
 from randwire_zoo.models import ARCHITECTURES, Architecture
 from randwire_zoo.training.recipes import CONFIGS
 from randwire_zoo.weights.files import read_metadata
@@ -157,13 +157,8 @@ def _values(folder: Path) -> dict[str, Any]:
         'metrics': [(LABELS[key], round(value, 4 if key == 'loss' else 2)) for key, value in metrics.items()]}
 
 
-def _pixels(mean: Sequence[float], std: Sequence[float]) -> list[list[float]]:
+def _pixels(mean: Sequence[float], std: Sequence[float]) -> Sequence[list[float]]:
     """Mean and deviation in detectron2's units and order, where those of the config are others; empty where not."""
-    config = yaml.safe_load(DETECTORS.read_text(encoding='utf-8'))
-    order = -1 if config['INPUT']['FORMAT'] == 'BGR' else 1
-    own = [[round(255 * value, 3) for value in values[::order]] for values in (mean, std)]
-    there = [config['MODEL'][key] for key in ('PIXEL_MEAN', 'PIXEL_STD')]
-    # Half a step of a pixel, as `detection.weights.compare_statistics` has it.
-    same = all(len(one) == len(other) and all(abs(a - b) <= 0.5 for a, b in zip(one, other, strict=True))
-               for one, other in zip(own, there, strict=True))
-    return [] if same else own
+    config = read_yaml(DETECTORS)
+    own = pixel_statistics(mean, std, config['INPUT']['FORMAT'])
+    return () if are_near(own, [config['MODEL'][key] for key in ('PIXEL_MEAN', 'PIXEL_STD')]) else own

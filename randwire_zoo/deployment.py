@@ -9,8 +9,9 @@ from typing import Any, NoReturn, Optional
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
-from .kernels.native import SeparableNode, is_frozen_norm, is_watched
+from .kernels.native import SeparableNode, changes_what_passes, is_frozen_norm
 from .network import ConvBN, Node, RandWire, Stage
 
 __all__ = ['DeployedNode', 'deploy']
@@ -138,16 +139,17 @@ def _check(model: RandWire) -> None:
     def check(conv: nn.Module, norm: nn.Module) -> None:
         """A convolution and the normalisation behind it, which become one convolution."""
         check_hooks(conv, norm)
-        if type(conv) is not nn.Conv2d:
+        if type_before_parametrizations(conv) is not nn.Conv2d:  # a parametrised weight is computed, and folded
             refuse(conv, 'cannot be deployed: it is another class than Conv2d')
         if any(getattr(norm, name, None) is None for name in ('running_mean', 'running_var')):
             refuse(norm, 'without running statistics cannot be deployed: a convolution cannot compute those of a batch')
-        if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm) and not is_frozen_norm(norm):
+        known = type(norm) is nn.SyncBatchNorm or type(norm).forward is nn.BatchNorm2d.forward
+        if not known and not is_frozen_norm(norm):
             refuse(norm, 'cannot be deployed: it is another class than BatchNorm2d, SyncBatchNorm or FrozenBatchNorm2d')
 
     def check_hooks(*modules: nn.Module) -> None:
         for module in modules:
-            if is_watched(vars(module)):
+            if changes_what_passes(module):
                 refuse(module, 'with hooks, or a forward of its own, cannot be deployed: they would be lost')
 
     for stage in model.children():

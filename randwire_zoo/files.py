@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -132,7 +133,7 @@ def read_summary(path: str | os.PathLike[str], columns: Collection[str] | None =
                     except ValueError as error:
                         raise ValueError(
                             f'{path}, line {lines.line_num}: {name} is no number ({error})') from None
-            if 'epoch' not in row:
+            if not math.isfinite(row.get('epoch', math.nan)):
                 raise ValueError(
                     f'{path}, line {lines.line_num}: no epoch; a summary.csv of timm has that column')
             while rows and rows[-1]['epoch'] >= row['epoch']:

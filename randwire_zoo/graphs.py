@@ -346,16 +346,15 @@ class WattsStrogatzFlex(GraphModel):
         return graph
 
 
-def parse_graph_model(text: str | GraphModel) -> GraphModel:
+def parse_graph_model(text: str) -> GraphModel:
     """Read a random graph model written as in the paper: `er(0.2)`, `ba(5)`, `ws(4,0.75)`; case does not matter.
 
-    One that is a `GraphModel` already is given back.
-
     Raises:
-        ValueError: if the model is unknown, or a parameter is missing, extra, no number or out of range.
+        ValueError: if the model is unknown, or a parameter is missing, extra, no number or out of range; also if it is
+            no text but a model, which timm could not write into a config.json.
     """
     if isinstance(text, GraphModel):
-        return text
+        raise ValueError(f'a random graph model is given by its text, {str(text)!r}, got {text!r}')
     match = re.fullmatch(r'\s*(\w+)\s*\(([^()]*)\)\s*', text if isinstance(text, str) else '')
     cls = GraphModel.registry.get(match[1].lower()) if match else None
     if match is None or cls is None:

@@ -465,7 +465,7 @@ class RandWire(nn.Module):
     @drop_path_rate.setter
     def drop_path_rate(self, rate: float) -> None:
         _check_rate('drop_path_rate', rate)
-        self._drop_path_rate = rate
+        self._drop_path_rate = float(rate)
         for stage in self.modules():
             if isinstance(stage, Stage):
                 # Its share of the rate, so that every edge of the network is removed equally often.

@@ -13,6 +13,9 @@ os.environ['HF_HUB_OFFLINE'] = '1'
 for name in [name for name in os.environ if name.startswith('RANDWIRE_ZOO_')]:
     if name not in ('RANDWIRE_ZOO_CACHE', 'RANDWIRE_ZOO_DATA', 'RANDWIRE_ZOO_SCREENSHOT'):
         del os.environ[name]
+# What a test sets for tests that it runs itself.
+if 'TESTED_KERNELS' in os.environ:
+    os.environ['RANDWIRE_ZOO_KERNELS'] = os.environ['TESTED_KERNELS']
 # The tests' tensors are tiny: more threads only wait for each other, above all on a busy machine.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
@@ -49,3 +52,9 @@ def builtins_are_held() -> None:
         held.append(function)
         register(function, name)
     _builtins._register_builtin = register_and_hold
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if 'TESTED_KERNELS' in os.environ:
+        from randwire_zoo.kernels.library import kernels_in_use
+        terminalreporter.write_line(f'kernels {kernels_in_use()}')

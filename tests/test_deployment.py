@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from timm.layers import BatchNormAct2d, StdConv2d, freeze_batch_norm_2d
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.nn.utils.parametrizations import weight_norm
 
 from randwire_zoo import deploy
 from randwire_zoo.network import ConvBN, Node
@@ -137,6 +138,10 @@ class AnotherStem(ConvBN):
         return 2 * super().forward(x)
 
 
+class RenamedNorm(nn.BatchNorm2d):
+    pass
+
+
 def with_standardised_stem(model: Any) -> None:
     model.conv1.conv = StdConv2d(3, 5, 3, stride=2, padding=1).eval()
 
@@ -186,6 +191,9 @@ def test_biases_paddings_and_norms_that_evaluate_alike_are_folded_as_they_are() 
     model.conv1.conv = nn.Conv2d(3, 5, 3, stride=2, padding=1, padding_mode='circular')
     model.conv3 = nn.SyncBatchNorm.convert_sync_batchnorm(model.conv3)
     model.conv4 = freeze_batch_norm_2d(model.conv4)
+    weight_norm(model.conv5.nodes[1].conv_pw)
+    model.conv5.nodes[1].bn.__class__ = RenamedNorm
+    model.conv5.nodes[2].conv_pw.register_full_backward_hook(lambda module, inputs, outputs: None)
     images = torch.randn(2, 3, 96, 64)
     with torch.no_grad():
         deployed = deploy(model)

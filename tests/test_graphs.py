@@ -431,9 +431,9 @@ def test_a_base_for_several_models_needs_no_name(registry: dict[str, type[GraphM
     assert registry == {**before, 'derived': Derived}
 
 
-def test_a_model_that_is_one_already_is_given_back() -> None:
-    model = WattsStrogatz(4, 0.75)
-    assert parse_graph_model(model) is model
+def test_a_model_is_given_by_its_text() -> None:
+    with pytest.raises(ValueError, match=r"is given by its text, 'ws\(4,0.75\)', got WattsStrogatz"):
+        parse_graph_model(WattsStrogatz(4, 0.75))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(('text', 'named'), [

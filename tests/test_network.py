@@ -842,12 +842,6 @@ def test_what_is_no_graph_is_refused_in_one_line(graphs: Any, named: str) -> Non
     assert '\n' not in str(error.value)
 
 
-def test_a_graph_model_itself_makes_the_network_that_its_text_makes() -> None:
-    by_text, by_model = (timm.create_model('randwire', graph=graph, num_nodes=8, channels=4, device='meta')
-                         for graph in ('ws(4,0.5)', WattsStrogatz(4, 0.5)))
-    assert by_model.graphs == by_text.graphs and by_model.extra_repr() == by_text.extra_repr()
-
-
 def test_without_a_head_the_network_ends_with_conv5() -> None:
     whole = timm.create_model('randwire_ws_pico', num_classes=0, global_pool='').eval()
     bare = timm.create_model('randwire_ws_pico', num_classes=0, global_pool='', head=False).eval()

@@ -124,6 +124,7 @@ def test_a_setting_without_a_value_is_named(capsys: pytest.CaptureFixture[str]) 
     add_recipe_arguments(parser)
     with pytest.raises(SystemExit):
         parser.parse_args(['--model-kwargs', 'seed=2', 'stem_stride'])
+    assert parser.parse_args(['--model-kwargs', '', 'seed=2']).model_kwargs == {'seed': 2}  # as train.py takes it
     assert capsys.readouterr().err.endswith("argument --model-kwargs: expected KEY=VALUE, got 'stem_stride'\n")
 
 

@@ -153,6 +153,10 @@ def test_a_summary_of_a_resumed_run_is_read_as_timm_trims_it(tmp_path: Path) -> 
     assert read_summary(kept, ['lr']) == [{'epoch': float(epoch), 'lr': 0.5} for epoch in range(3)]
     (tmp_path / 'some.csv').write_text('epoch,train_loss,eval_loss\n0,1,\n1,2\n\n')
     assert read_summary(tmp_path / 'some.csv') == [{'epoch': 0, 'train_loss': 1}, {'epoch': 1, 'train_loss': 2}]
+    for epoch in ('inf', 'nan', ''):
+        (tmp_path / 'some.csv').write_text(f'epoch,train_loss\n0,1\n{epoch},1\n')
+        with pytest.raises(ValueError, match=r'some.csv, line 3: no epoch'):
+            read_summary(tmp_path / 'some.csv')
 
 
 def test_two_processes_fail_together_agree_and_measure_every_held_out_image_once(images: Path, tmp_path: Path) -> None:

@@ -91,12 +91,14 @@ def test_a_wheel_is_of_the_pinned_commit_and_not_of_another_one(
     ('in the folder', False, []),
     ('in the folder', True, []),
     ('in another folder', True, ['uninstall', 'install']),
+    ('in the folder of former times', False, []),
     ('by somebody', True, []),
     ('', False, []),
 ])
 def test_what_was_installed_of_another_commit_goes_and_what_somebody_installed_stays(
         installed: str, built: bool, done: list[str], cache: Path, tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, 'version', lambda name: '2.14.1+cpu')  # whose URL has no plus sign
     wheel = upstream._wheel_folder() / 'detectron2-0.6-cp311-cp311-linux_x86_64.whl'
     if built:
         write_wheel(wheel.parent)
@@ -109,6 +111,8 @@ def test_what_was_installed_of_another_commit_goes_and_what_somebody_installed_s
         hashes = {'hashes': {'sha256': hashlib.sha256(content).hexdigest()}} if content else {}
         if installed == 'in another folder':
             url = (cache / 'wheels' / 'cp311-torch1' / 'detectron2.whl').as_uri()
+        elif installed == 'in the folder of former times':
+            url = (wheel.parent.with_name(wheel.parent.name.rpartition('-')[0]) / wheel.name).as_uri()
         (info / 'direct_url.json').write_text(json.dumps(
             {'url': 'file:///home/me/detectron2', 'dir_info': {'editable': True}} if installed == 'by somebody' else
             {'url': url, 'archive_info': hashes}))

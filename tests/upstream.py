@@ -26,6 +26,7 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,7 @@ def detectron2_wheel() -> Path | None:
     # Folders did not name the commit once. A wheel that is newer than the checkout of the pinned commit was built of
     # it: when the pin moves the checkout is fetched anew.
     stamp = cache_folder() / DETECTRON2.name / STAMP
-    folder = _wheel_folder().with_name(_wheel_folder().name.rpartition('-')[0])
-    wheels = sorted(folder.glob('detectron2-*.whl')) if checkout(DETECTRON2) is not None else []
+    wheels = sorted(_former_folder().glob('detectron2-*.whl')) if checkout(DETECTRON2) is not None else []
     return next((wheel for wheel in wheels if wheel.stat().st_mtime > stamp.stat().st_mtime), None)
 
 
@@ -102,6 +102,10 @@ def _wheel_folder() -> Path:
         raise UpstreamError('torch is not installed; run `make install` first') from None
     name = f'cp{sys.version_info[0]}{sys.version_info[1]}-torch{torch}-{DETECTRON2.commit[:12]}'
     return cache_folder() / 'wheels' / name
+
+
+def _former_folder() -> Path:
+    return _wheel_folder().with_name(_wheel_folder().name.rpartition('-')[0])
 
 
 def _run(command: list[str | Path], what: str, cwd: Path | None = None, log: Path | None = None,
@@ -238,7 +242,9 @@ def _is_of(origin: dict[str, Any], wheel: Path | None) -> bool:
     Where there is no wheel (the cache folder has been emptied or moved), the folder's name says it.
     """
     if wheel is None:
-        return str(origin['url']).split('/')[-2] == _wheel_folder().name
+        folder = unquote(origin['url']).split('/')[-2]
+        # Folders did not name the commit once: there is nothing to say that this is another one.
+        return folder in (_wheel_folder().name, _former_folder().name)
     noted = origin.get('archive_info', {}).get('hashes', {}).get('sha256')
     return bool(noted == hashlib.sha256(wheel.read_bytes()).hexdigest() if noted else origin['url'] == wheel.as_uri())
 

@@ -16,7 +16,7 @@ from .library import kernels_in_use
 from .operators import run
 from .stages import DTYPES, Operands, Settings
 
-__all__ = ['SeparableNode', 'is_frozen_norm', 'is_watched', 'run_stage']
+__all__ = ['SeparableNode', 'changes_what_passes', 'is_frozen_norm', 'is_watched', 'run_stage']
 
 # BN whose statistics and parameters are constants; named, since neither package is to be imported for it.
 FROZEN_NORMS = ('torchvision.ops.misc.FrozenBatchNorm2d', 'detectron2.layers.batch_norm.FrozenBatchNorm2d')
@@ -170,6 +170,12 @@ def is_watched(attributes: dict[str, Any]) -> bool:
     """Whether this module has hooks, or a forward of its own; torch has no public way to ask."""
     return bool(attributes['_forward_hooks'] or attributes['_forward_pre_hooks'] or attributes['_backward_hooks']
                 or attributes['_backward_pre_hooks'] or 'forward' in attributes)
+
+
+def changes_what_passes(module: Any) -> bool:
+    """Whether this module may compute something else than its class does: by a hook, or by a forward of its own."""
+    attributes = vars(module)
+    return bool(attributes['_forward_hooks'] or attributes['_forward_pre_hooks'] or 'forward' in attributes)
 
 
 def _all_are_watched() -> bool:

@@ -127,8 +127,8 @@ def _do(path: Path, held: int | None) -> None:
         made: list[dict[str, Any]] = []
         try:
             print(stack.enter_context(chosen_kernels(study, execution)), flush=True)
-            settings = execution.settings(study) if study.recipe else {}
-            made = _note_start(path, {**provenance(settings.get('device')),
+            settings = execution.settings(study) if study.recipe else {'device': _device_of_detectors(study)}
+            made = _note_start(path, {**provenance(settings['device']),
                                       **({'precision': precision_of(settings)} if study.recipe else {})})
             row.update(run_network(study, network, Path(task['folder']), task['data_dir'], execution, held),
                        status='done')
@@ -191,6 +191,12 @@ def chosen_kernels(
 def precision_of(settings: dict[str, Any]) -> str:
     """Of multiplications in training and evaluation: 'float32', or the lower one of mixed precision."""
     return settings['amp_dtype'] if settings['amp'] else 'float32'
+
+
+def _device_of_detectors(study: Study) -> str | None:
+    """What a study says of it, as detectron2's configs are for a GPU; None where it says nothing."""
+    overrides = [str(item) for item in study.detection.get('overrides', [])]
+    return dict(zip(overrides[::2], overrides[1::2], strict=False)).get('MODEL.DEVICE')
 
 
 def _environment() -> dict[str, str]:

@@ -435,7 +435,7 @@ class _ParseKwargs(argparse.Action):
         from timm.utils import ParseKwargs
 
         for value in values:  # timm's takes such a text apart before it looks
-            if '=' not in value:
+            if value and '=' not in value:
                 raise argparse.ArgumentError(self, f'expected KEY=VALUE, got {value!r}')
         ParseKwargs(self.option_strings, self.dest, nargs=self.nargs)(parser, namespace, values, option_string)
 

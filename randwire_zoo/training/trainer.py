@@ -568,8 +568,8 @@ class _Run:
                  f'({len(self.loader_train.dataset):,} images{classes}{held_out}), output {self.folder}')
         unused = args.num_classes - len(self.description.label_names)
         if self.description.label_names and unused:  # a recipe's number beside one's own images, most often
-            self.say(f'{unused} of the {args.num_classes} outputs have no images; '
-                     f'--num-classes {len(self.description.label_names)} leaves none without')
+            advice = f'; --num-classes {len(self.description.label_names)} leaves none without'
+            self.say(f'{unused} of the {args.num_classes} outputs have no images{"" if args.resume else advice}')
         if self.start_epoch == self.num_epochs:
             self.say(f'nothing left to train: all {self.num_epochs} epochs are done')
         elif self.args.resume:
