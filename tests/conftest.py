@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 
@@ -18,6 +19,11 @@ if 'TESTED_KERNELS' in os.environ:
     os.environ['RANDWIRE_ZOO_KERNELS'] = os.environ['TESTED_KERNELS']
 # The tests' tensors are tiny: more threads only wait for each other, above all on a busy machine.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+
+# What a script starts in the background ignores Ctrl-C, and so would the commands that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
