@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -659,3 +660,14 @@ def test_the_tiny_network_has_the_widths_that_the_study_gives() -> None:
     assert [(conv.out_channels, conv.kernel_size) for conv in convolutions] == [
         (32, (3, 3)), (64, (3, 3)), (64, (3, 3))]
     assert [module.out_features for module in model.modules() if isinstance(module, nn.Linear)] == [70, 30, 10]
+
+
+@pytest.mark.parametrize(('overrides', 'device'), [
+    (['MODEL.DEVICE', 'cpu'], 'cpu'), (['SOLVER.MAX_ITER', 9, 'MODEL.DEVICE', 'cuda:1'], 'cuda:1'),
+    (['SOLVER.MAX_ITER', 9], None)])
+def test_the_row_of_a_detector_is_of_the_device_that_its_study_names(
+        overrides: list[Any], device: str | None) -> None:
+    study = load_study('table5_small')
+    assert study.recipe == '' and work._device_of_detectors(study) == 'cpu'
+    assert work._device_of_detectors(
+        replace(study, detection={**study.detection, 'overrides': overrides})) == device
