@@ -169,7 +169,7 @@ def _recorded_name(path: Path) -> str:
 
 def _read_config(path: Path) -> DetectorConfig:
     """What a detectron2 config says, once it is certain that torchvision's detector can do all of it."""
-    config = dict(_leaves(read_yaml(path)))
+    config = dict(_leaves(_read_tree(path)))
     for key in (*FIXED, *TAKEN):
         if key not in config and key not in NEWER:
             raise ValueError(f'{path} lacks {key}; it must be the whole config, which detectron2 writes as '
@@ -205,6 +205,15 @@ def _read_config(path: Path) -> DetectorConfig:
         box_detections_per_img=config['TEST.DETECTIONS_PER_IMAGE'],
         sampling_ratio=config['MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO'],
         bbox_reg_weights=tuple(config['MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS']))
+
+
+def _read_tree(path: Path) -> Any:
+    # Before it is parsed, as a LazyConfig may have Python objects in it, which no safe reader takes.
+    sections = set(re.findall(r'^(\w+):', path.read_text(encoding='utf-8', errors='replace'), re.MULTILINE))
+    if sections & {'model', 'dataloader'} and 'MODEL' not in sections:
+        raise ValueError(f'{path} is of a LazyConfig, which convert does not read; it takes the config.yaml of a '
+                         'training with a yaml config')
+    return read_yaml(path)
 
 
 def _leaves(tree: Any, path: str = '') -> Iterator[tuple[str, Any]]:

@@ -1,13 +1,14 @@
 """Backbone weights: found by name or path, read safely, and checked against the network before anything is loaded.
 
 A source is
-- a file: a checkpoint of timm's train.py (its moving average where it has one) or of detectron2, whole detectors
-  included, a bare state dict, or safetensors;
+- a file: a checkpoint of timm's train.py (its moving average where it has one) or of detectron2, a bare state dict, or
+  safetensors; or a whole detector of detectron2's or torchvision's, of which the backbone is taken;
 - `randwire://<arch.tag>`: published weights, by the name under which timm knows them;
 - `hf-hub:<owner>/<name>[@<revision>]`: a model repository of the Hugging Face Hub, spelled as timm spells it.
 """
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,17 +17,19 @@ from torch import Tensor, nn
 from randwire_zoo.files import read_json
 from randwire_zoo.weights.description import Description
 from randwire_zoo.weights.errors import loading
+from randwire_zoo.weights.files import read_metadata
 from randwire_zoo.weights.manifest import FILENAME, HubError, PublishedWeights, download, fetch, read_weights
 from randwire_zoo.weights.mark import OPTIONAL
 
-__all__ = ['BOTTOM_UP', 'SCHEMES', 'are_near', 'compare_statistics', 'fit_weights', 'locate_weights', 'misfit',
-           'pixel_statistics', 'read_state', 'read_statistics']
+__all__ = ['BOTTOM_UP', 'SCHEMES', 'STAGES', 'are_near', 'compare_statistics', 'detectors_backbone', 'fit_weights',
+           'locate_weights', 'misfit', 'pixel_statistics', 'read_state', 'read_statistics', 'unneeded']
 
 SCHEMES = ('randwire://', 'hf-hub:')
 #: Of a classifier, what a backbone has no place for.
 HEAD = ('conv_head.', 'bn_head.', 'fc.', 'global_pool.')
-#: Where detectron2's detectors have their backbone.
+#: Where detectron2's detectors have their backbone, and where torchvision's have it.
 BOTTOM_UP = 'backbone.bottom_up.'
+BODY = 'backbone.body.'
 STAGES = tuple(f'conv{i}.' for i in range(1, 6))
 
 
@@ -89,7 +92,8 @@ def read_statistics(source: str) -> tuple[tuple[float, ...], tuple[float, ...]] 
     """Mean and standard deviation, within 0 … 1, of the RGB images that weights were trained with.
 
     The manifest says it of published weights, config.json of those in a repository of the Hub or in a folder staged
-    for it, and its settings of a training's checkpoint. None where nothing says it, or the images were not RGB.
+    for it, its description of a detector's file, and its settings of a training's checkpoint. None where nothing says
+    it, or the images were not RGB.
 
     Raises:
         HubError: if the Hub cannot be reached, or refuses.
@@ -121,16 +125,18 @@ def _statistics(source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
         if config is not None and config.is_file():
             cfg = read_json(config)['pretrained_cfg']
             return tuple(map(float, cfg['mean'])), tuple(map(float, cfg['std']))
+        if source.endswith('.safetensors') and 'detector' in (metadata := read_metadata(source)):
+            detector = json.loads(metadata['detector'])
+            return tuple(map(float, detector['image_mean'])), tuple(map(float, detector['image_std']))
         description = Description.from_checkpoint(source)
         return description.mean, description.std
     except (KeyError, TypeError, ValueError):  # of no network that was trained
         return (), ()
 
 
-def pixel_statistics(mean: Sequence[float], std: Sequence[float], channels: str) -> tuple[list[float], list[float]]:
-    """`MODEL.PIXEL_MEAN` and `PIXEL_STD` of a network's statistics: of values up to 255, in the channels' order."""
-    order = -1 if channels == 'BGR' else 1
-    own_mean, own_std = ([round(255 * value, 3) for value in values[::order]] for values in (mean, std))
+def pixel_statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], list[float]]:
+    """`MODEL.PIXEL_MEAN` and `PIXEL_STD` of a network's statistics: of values up to 255, of RGB as timm's networks."""
+    own_mean, own_std = ([round(255 * value, 3) for value in values] for values in (mean, std))
     return own_mean, own_std
 
 
@@ -141,14 +147,14 @@ def are_near(one: Iterable[Sequence[float]], other: Iterable[Sequence[float]]) -
 
 
 def compare_statistics(source: str, mean: Sequence[float], std: Sequence[float], channels: str) -> list[str]:
-    """One line if the statistics of a detectron2 config are not those that published weights were trained with.
+    """One line if a detectron2 config feeds published weights other images, or other statistics, than trained them.
 
     Args:
         source: `MODEL.WEIGHTS`: published weights, those of a repository of the Hub, or those of a staged folder, whose
             config.json says it. Others are not looked at, nor are those that cannot be had: whoever loads them says so.
         mean: `MODEL.PIXEL_MEAN`.
         std: `MODEL.PIXEL_STD`.
-        channels: `INPUT.FORMAT`, whose order both have.
+        channels: `INPUT.FORMAT`. Whatever it is, detectron2 hands its channels to conv1 as they come, which knows RGB.
     """
     said = source.startswith(SCHEMES) or (
         Path(source).name == FILENAME and Path(source).with_name('config.json').is_file())
@@ -158,10 +164,13 @@ def compare_statistics(source: str, mean: Sequence[float], std: Sequence[float],
         return []
     if trained is None or len(mean) != 3:
         return []
-    wanted = pixel_statistics(*trained, channels)
+    wanted = pixel_statistics(*trained)
+    if channels != 'RGB':
+        return [f'{source} was trained on RGB images, and INPUT.FORMAT is {channels}: set INPUT.FORMAT RGB, '
+                f'MODEL.PIXEL_MEAN {wanted[0]} and MODEL.PIXEL_STD {wanted[1]}']
     if are_near(wanted, (mean, std)):
         return []
-    return [f'{source} was trained with MODEL.PIXEL_MEAN {wanted[0]} and PIXEL_STD {wanted[1]} (of {channels}), and '
+    return [f'{source} was trained with MODEL.PIXEL_MEAN {wanted[0]} and PIXEL_STD {wanted[1]} (of RGB), and '
             f'the config has {list(mean)} and {list(std)}']
 
 
@@ -169,7 +178,8 @@ def fit_weights(state: Mapping[str, Tensor], model: nn.Module, name: str, source
     """Of some weights those that a backbone has a place for, once it is certain that nothing is missing or left over.
 
     Args:
-        state: Weights by plain names, of a whole classifier or of a backbone; or of a whole detector of detectron2.
+        state: Weights by plain names, of a whole classifier or of a backbone; or of a whole detector of detectron2 or
+            torchvision.
         model: A RandWire network, which may lack the head and its last stages.
         name: Its name, for the error.
         source: Where the weights come from, for the error.
@@ -177,10 +187,8 @@ def fit_weights(state: Mapping[str, Tensor], model: nn.Module, name: str, source
     Raises:
         ValueError: naming what does not fit; or that the weights were trained on other wiring.
     """
-    inside = {key.removeprefix(BOTTOM_UP): tensor for key, tensor in state.items() if key.startswith(BOTTOM_UP)}
-    state = inside or state
+    state = detectors_backbone(state) or state
     wanted = model.state_dict()
-    present = {key.partition('.')[0] + '.' for key in wanted}
     for path, module in model.named_modules():
         key = f'{path}._extra_state'
         if key in wanted and key in state:
@@ -191,13 +199,24 @@ def fit_weights(state: Mapping[str, Tensor], model: nn.Module, name: str, source
     missing = [key for key in wanted if key not in state]
     shapes = [(key, tuple(state[key].shape), tuple(tensor.shape)) for key, tensor in wanted.items()
               if key in state and state[key].shape != tensor.shape]
-    # Stages that were taken away need no weights, and neither does a head.
-    unneeded = tuple(prefix for prefix in (*STAGES, *HEAD) if prefix not in present)
-    unexpected = [key for key in state if key not in wanted and not key.startswith(unneeded)]
+    spare = unneeded(model)
+    unexpected = [key for key in state if key not in wanted and not key.startswith(spare)]
     message = misfit(missing, shapes, unexpected)
     if message:
         raise ValueError(f'{source} does not fit {name}: {message}')
     return {key: state[key] for key in wanted if key in state}
+
+
+def detectors_backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone's part of a whole detector's weights, by plain names; empty where they are of no detector."""
+    return {key.removeprefix(place): tensor for place in (BOTTOM_UP, BODY) for key, tensor in state.items()
+            if key.startswith(place)}
+
+
+def unneeded(model: nn.Module) -> tuple[str, ...]:
+    """How the names begin of what a classifier has and a backbone does without: stages taken away, and the head."""
+    present = {key.partition('.')[0] + '.' for key in model.state_dict()}
+    return tuple(prefix for prefix in (*STAGES, *HEAD) if prefix not in present)
 
 
 def misfit(missing: list[str], shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]],

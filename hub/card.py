@@ -158,7 +158,7 @@ def _values(folder: Path) -> dict[str, Any]:
 
 
 def _pixels(mean: Sequence[float], std: Sequence[float]) -> Sequence[list[float]]:
-    """Mean and deviation in detectron2's units and order, where those of the config are others; empty where not."""
-    config = read_yaml(DETECTORS)
-    own = pixel_statistics(mean, std, config['INPUT']['FORMAT'])
-    return () if are_near(own, [config['MODEL'][key] for key in ('PIXEL_MEAN', 'PIXEL_STD')]) else own
+    """Mean and deviation in detectron2's units, where those of the config are others; empty where not."""
+    config = read_yaml(DETECTORS)['MODEL']
+    own = pixel_statistics(mean, std)
+    return () if are_near(own, [config[key] for key in ('PIXEL_MEAN', 'PIXEL_STD')]) else own

@@ -1,7 +1,9 @@
 """RandWire networks as native detectron2 backbones, against timm's own features and detectron2's own ResNet."""
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 from typing import Any
 
 import pytest
@@ -192,15 +194,20 @@ def test_frozen_noise_is_warned_of(
     assert ('MODEL.WEIGHTS is empty' in caplog.text) == warns
 
 
-@pytest.mark.parametrize(('order', 'mean', 'warns'), [
-    ('RGB', [127.5] * 3, False), ('BGR', [127.5] * 3, False), ('RGB', [123.675, 116.28, 103.53], True)])
-def test_statistics_that_are_not_those_of_the_weights_are_warned_of(
-        order: str, mean: list[float], warns: bool, caplog: pytest.LogCaptureFixture) -> None:
-    cfg = config(f'build_{NAME}_backbone', 'MODEL.WEIGHTS', f'randwire://{NAME}.digits', 'INPUT.FORMAT', order,
-                 'MODEL.PIXEL_MEAN', mean, 'MODEL.PIXEL_STD', [127.5] * 3)
+PICO = f'randwire://{NAME}.digits'
+
+
+@pytest.mark.parametrize(('weights', 'order', 'mean', 'expected'), [
+    (PICO, 'RGB', [127.5] * 3, ''), (PICO, 'BGR', [127.5] * 3, 'on RGB images, and INPUT.FORMAT is BGR: set'),
+    ('', 'BGR', [127.5] * 3, ''),  # trained from scratch on whatever it is
+    (PICO, 'RGB', [123.675, 116.28, 103.53], 'with MODEL.PIXEL_MEAN [127.5, 127.5, 127.5]')])
+def test_images_that_are_not_those_of_the_weights_are_warned_of(
+        weights: str, order: str, mean: list[float], expected: str, caplog: pytest.LogCaptureFixture) -> None:
+    cfg = config(f'build_{NAME}_backbone', 'MODEL.WEIGHTS', weights, 'INPUT.FORMAT', order, 'MODEL.PIXEL_MEAN', mean,
+                 'MODEL.PIXEL_STD', [127.5] * 3)
     with caplog.at_level(logging.WARNING):
         build_backbone(cfg)
-    assert ('was trained with MODEL.PIXEL_MEAN [127.5, 127.5, 127.5]' in caplog.text) == warns
+    assert ('was trained' in caplog.text) == bool(expected) and expected in caplog.text
 
 
 def test_random_weights_with_frozen_norm_stay_within_bounds() -> None:
@@ -226,6 +233,30 @@ def test_edge_removal_is_off_unless_it_is_asked_for() -> None:
     removing = RandWireBackbone(NAME, norm='FrozenBN', drop_path_rate=1.0).train()
     with torch.no_grad():
         assert len({round(removing(images)['res5'].sum().item(), 3) for _ in range(20)}) > 1
+
+
+def test_no_edge_is_removed_in_a_frozen_stage_whatever_becomes_of_its_mode() -> None:
+    images = torch.randn(1, 3, 64, 64)
+    still = RandWireBackbone(NAME, FEATURES, freeze_at=4)
+    removing = RandWireBackbone(NAME, FEATURES, freeze_at=4, drop_path_rate=1.0)
+    removing.load_state_dict(still.state_dict())
+    removing.freeze(2)
+    modes = [False] * 4 + [True]
+    assert [getattr(removing, f'conv{i}').training for i in range(1, 6)] == modes  # before any train()
+    detector = nn.Sequential(removing)
+    copies = [removing, copy.deepcopy(detector.eval())[0].train(), pickle.loads(pickle.dumps(removing)).train(),
+              detector.train()[0]]
+    with torch.no_grad():
+        expected = still.train()(images)
+        for backbone in copies:
+            assert [getattr(backbone, f'conv{i}').training for i in range(1, 6)] == modes
+            outputs = [backbone(images) for _ in range(10)]
+            for name in FEATURES[:4]:
+                assert all(torch.equal(output[name], expected[name]) for output in outputs), name
+            assert len({round(output['res5'].sum().item(), 3) for output in outputs}) > 1
+    assert not any(module.training for module in removing.eval().modules())
+    sum(output.sum() for output in removing.train()(images).values()).backward()
+    assert all((parameter.grad is None) == (int(name[4]) <= 4) for name, parameter in removing.named_parameters())
 
 
 def test_a_whole_detector_trains_and_detects() -> None:

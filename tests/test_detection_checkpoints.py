@@ -1,6 +1,7 @@
 """What detectron2's own checkpointer makes of `MODEL.WEIGHTS` for a detector on a RandWire backbone."""
 from __future__ import annotations
 
+import functools
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 
 from randwire_zoo.cli import main
 from randwire_zoo.detection import RandWireBackbone
+from randwire_zoo.detection.detectron2.checkpoints import extend_checkpointer
 from randwire_zoo.models import WEIGHTS
 from randwire_zoo.weights.files import save_weights
 
@@ -142,6 +144,13 @@ def test_a_backbone_alone_takes_its_part_of_a_whole_detectors_checkpoint_and_no_
     assert other.param_groups[0]['lr'] == 0.1
     state = backbone.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in detector.bottom_up.state_dict().items())
+    # And of one that lies where torchvision has it.
+    checkpoint = torch.load(tmp_path / 'model_final.pth', weights_only=True)
+    state = {name.replace('.bottom_up.', '.body.'): tensor for name, tensor in checkpoint['model'].items()}
+    torch.save({**checkpoint, 'model': state}, tmp_path / 'torchvision.pth')
+    backbone = RandWireBackbone(NAME, norm='BN')
+    assert DetectionCheckpointer(backbone, optimizer=other).load(str(tmp_path / 'torchvision.pth')) == {}
+    assert torch.equal(backbone.conv5.nodes[0].conv_pw.weight, detector.bottom_up.conv5.nodes[0].conv_pw.weight)
 
 
 def test_a_detector_trained_with_bn_loads_into_frozen_bn_and_back(tmp_path: Path) -> None:
@@ -156,6 +165,59 @@ def test_a_detector_trained_with_bn_loads_into_frozen_bn_and_back(tmp_path: Path
         for detector in (frozen, again):
             for name, output in detector.eval().bottom_up(images).items():
                 torch.testing.assert_close(output, expected[name], rtol=1e-4, atol=1e-4)
+
+
+def write_pickle(path: Path, state: dict[str, torch.Tensor]) -> Path:
+    """A file as those of detectron2's model zoo are, whose names it matches by their ends."""
+    arrays = {name: tensor.numpy() for name, tensor in state.items()}
+    path.write_bytes(pickle.dumps({'model': arrays, '__author__': 'somebody', 'matching_heuristics': True}))
+    return path
+
+
+@pytest.mark.parametrize('kind', ['pth', 'pkl', 'pkl of a backbone'])
+def test_what_a_trained_backbone_has_and_this_one_does_not_is_named_but_for_stages_and_a_head(
+        kind: str, tmp_path: Path) -> None:
+    """BN's weights and biases have the names and shapes of GN's, which would normalise as nothing was trained to."""
+    arguments: dict[str, Any] = {'name': 'randwire', 'channels': 64, 'num_nodes': 6}
+    trained = Detector(**arguments)
+    DetectionCheckpointer(trained, str(tmp_path)).save('model_final')
+    path, prefix = tmp_path / 'model_final.pth', 'backbone.bottom_up.'
+    if kind == 'pkl':
+        path = write_pickle(tmp_path / 'model.pkl', trained.state_dict())
+    elif kind == 'pkl of a backbone':
+        prefix = ''
+        path = write_pickle(tmp_path / 'model.pkl', {
+            **trained.bottom_up.state_dict(), 'fc.weight': torch.zeros(2, 2), 'conv_head.weight': torch.zeros(1)})
+    with pytest.raises(ValueError, match=rf'do not fit the backbone randwire: the network has no {prefix}conv1\.bn\.'
+                                         r'running_mean, .* and \d+ more$'):
+        load(path, norm='GN', **arguments)
+    shorter = load(path, out_features=['res2', 'res3'], **arguments)
+    assert not hasattr(shorter.bottom_up, 'fc') and not list(shorter.bottom_up.conv4.parameters())
+    assert_backbone_is(shorter, trained.bottom_up)
+    if not prefix:  # into a backbone that is all of the model
+        alone = RandWireBackbone(norm='BN', **arguments)
+        DetectionCheckpointer(alone).load(str(path))
+        assert torch.equal(alone.conv5.nodes[0].conv_pw.weight, trained.bottom_up.conv5.nodes[0].conv_pw.weight)
+
+
+def test_the_checkpointer_is_extended_once_and_around_other_peoples_wrappers(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = DetectionCheckpointer._load_model
+    extend_checkpointer()
+    assert DetectionCheckpointer._load_model is ours
+
+    def foreign(method: Any) -> Any:
+        return functools.wraps(method)(lambda self, checkpoint: method(self, checkpoint))
+
+    state = RandWireBackbone(NAME, norm='BN').state_dict()
+    del state['conv4.nodes.3.bn.weight']
+    path = write_pickle(tmp_path / 'part.pkl', state)
+    for method in (foreign(ours.__wrapped__), foreign(ours)):  # below ours, and on it
+        monkeypatch.setattr(DetectionCheckpointer, '_load_model', method)
+        extend_checkpointer()
+        assert (DetectionCheckpointer._load_model is method) == (method.__wrapped__ is ours)
+        with pytest.raises(ValueError, match=r'it lacks backbone\.bottom_up\.conv4\.nodes\.3\.bn\.weight$'):
+            load(path)
 
 
 @pytest.mark.parametrize('kind', ['timm', 'detectron2'])

@@ -123,12 +123,16 @@ def test_cocos_own_names_are_found_where_detectron2_has_them(
     assert find_listing('coco_2017_minival_100') is None
 
 
-def test_data_sets_with_another_number_of_classes_than_the_config_are_named(folder: Path) -> None:
-    for name, classes in (('cells', 'abc'), ('seeds', 'ab')):
-        (folder / name / 'train').mkdir(parents=True)
-        listing = list_classes(folder / name / 'annotations/instances_train.json', *classes)
-    (folder / 'broken/train').mkdir(parents=True)
-    list_classes(folder / 'broken/annotations/instances_train.json').write_text('{')
-    names = ['cells_train', 'seeds_train', 'broken_train', 'nobodys']
-    assert compare_classes(names, 'MODEL.RETINANET.NUM_CLASSES', 3) == [
-        f'MODEL.RETINANET.NUM_CLASSES is 3, and {listing} lists 2 classes']
+def test_classes_that_are_not_those_of_the_config_or_of_the_training_are_named(tmp_path: Path) -> None:
+    cells, same, fewer, swapped, renamed = (
+        list_classes(tmp_path / f'{number}.json', *classes)
+        for number, classes in enumerate(('abc', 'abc', 'ab', 'acb', 'abx')))
+    broken, key = tmp_path / 'broken.json', 'MODEL.RETINANET.NUM_CLASSES'
+    broken.write_text('{')
+    assert compare_classes([broken, cells, fewer], [cells, same, broken, tmp_path / 'nowhere.json'], key, 3) == [
+        f'{key} is 3, and {fewer} lists 2 classes']
+    number, *others = compare_classes([broken, cells, fewer], [swapped, same, fewer, renamed, broken], key, 3)
+    assert number == f'{key} is 3, and {fewer} lists 2 classes'
+    assert [line.partition(':')[0] for line in others] == [
+        f"class 1 is 'b' in {cells} and 'c' in {swapped}", f"class 2 is 'c' in {cells} and 'x' in {renamed}"]
+    assert compare_classes([], [cells, swapped], key, 3) == compare_classes([broken], [cells, swapped], key, 3) == []

@@ -14,7 +14,7 @@ import yaml
 pytest.importorskip('detectron2', reason='detectron2 is not installed (`make upstream` builds a wheel)')
 
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import get_cfg
+from detectron2.config import LazyConfig, get_cfg
 from detectron2.modeling import build_model
 from torch import nn
 from torchvision.models.detection.image_list import ImageList
@@ -145,6 +145,15 @@ def test_what_torchvisions_detector_cannot_do_is_named(
     folder = Path(shutil.copytree(detector, tmp_path / 'detector'))
     altered(folder, key, value)
     assert message in refusal(folder, capsys)
+
+
+def test_the_config_of_a_lazyconfig_is_called_that(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As lazyconfig_train_net.py writes it, and with a Python object in it, which no safe reader takes."""
+    path = tmp_path / 'config.yaml'
+    LazyConfig.save(LazyConfig.load(str(CONFIGS / 'faster_rcnn_randwire.py')), str(path))
+    for _ in range(2):
+        assert f'{path} is of a LazyConfig, which convert does not read' in refusal(tmp_path, capsys)
+        path.write_text(f'{path.read_text()}more: !!python/tuple [1, 2]\n')
 
 
 def leaves(tree: dict[str, Any], path: str) -> dict[str, Any]:

@@ -18,9 +18,10 @@ pytest.importorskip('detectron2', reason='detectron2 is not installed (`make ups
 
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json, load_voc_instances
+from detectron2.data.datasets import load_coco_json, load_voc_instances, register_coco_instances
 from detectron2.modeling import build_backbone
 from detectron2.structures import BoxMode
+from detectron2.utils.logger import setup_logger
 
 from randwire_zoo.detection import register_coco_folders
 from randwire_zoo.detection.detectron2.datasets import load_dataset_dicts
@@ -170,7 +171,7 @@ def test_a_config_with_our_backbone_registers_what_it_names_and_nothing_else(
     build_backbone(cfg)  # detectron2's ResNet
     assert set(DatasetCatalog) == before
     cfg.MODEL.BACKBONE.NAME = 'build_randwire_ws_pico_backbone'
-    with caplog.at_level(logging.INFO, 'randwire_zoo'):
+    with caplog.at_level(logging.INFO, 'detectron2.randwire_zoo'):
         build_backbone(cfg)
         build_backbone(cfg)
     assert set(DatasetCatalog) - before == {'seeds_train', 'stems_train'}
@@ -183,3 +184,49 @@ def test_a_config_with_our_backbone_registers_what_it_names_and_nothing_else(
     assert len(load_dataset_dicts('bark_train')) == 2 and len(load_dataset_dicts(['bark_train', 'seeds_train'])) == 3
     with pytest.raises(KeyError, match="'unheard_of' is not registered"):
         load_dataset_dicts('unheard_of')
+
+
+def test_classes_of_data_sets_that_are_registered_already_are_compared_too(
+        tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As they are with DETECTRON2_ENV_MODULE, or in a program of one's own."""
+    train, val = (write_shapes(tmp_path / 'moss', split, 1) for split in ('train', 'val'))
+    listed = json.loads(val.read_text())
+    listed['categories'] = [{'id': number, 'name': name} for number, name in enumerate(CLASSES[::-1], 1)]
+    val.write_text(json.dumps(listed))
+    assert register_coco_folders(tmp_path) == ['moss_train', 'moss_val']
+    other = write_shapes(tmp_path / 'lichen', 'train', 1)
+    register_coco_instances('lichen', {}, str(other), str(tmp_path / 'lichen/train'))  # somebody's own, however it lies
+    cfg = get_cfg()
+    cfg.merge_from_list([
+        'MODEL.DEVICE', 'cpu', 'MODEL.BACKBONE.NAME', 'build_randwire_ws_pico_backbone', 'DATASETS.TRAIN',
+        ('lichen', 'moss_train'), 'DATASETS.TEST', ('moss_val', 'coco_2017_val')])
+    order = f"class 0 is 'disc' in {train} and 'square' in {val}: the AP would be of another class"
+    for num_classes, count in ((80, 1), (80, 1), (2, 2)):
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
+        build_backbone(cfg)
+        assert caplog.text.count(order) == count
+        assert all(caplog.text.count(f'NUM_CLASSES is 80, and {listing} lists 2 classes') == 1
+                   for listing in (train, val))
+    assert 'NUM_CLASSES is 2' not in caplog.text and str(other) not in caplog.text
+
+
+def test_what_is_said_while_a_backbone_is_built_is_in_detectron2s_log(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shapes(tmp_path / 'fern', 'train', 1)
+    monkeypatch.setenv('DETECTRON2_DATASETS', str(tmp_path))
+    theirs = logging.getLogger('detectron2')
+    before = {'level': theirs.level, 'propagate': theirs.propagate, 'handlers': list(theirs.handlers)}
+    try:
+        setup_logger(str(tmp_path / 'output'), configure_stdout=False)
+        cfg = get_cfg()
+        cfg.merge_from_list([
+            'MODEL.DEVICE', 'cpu', 'MODEL.BACKBONE.NAME', 'build_randwire_ws_pico_backbone', 'DATASETS.TRAIN',
+            ('fern_train',), 'DATASETS.TEST', (), 'MODEL.WEIGHTS', ''])
+        build_backbone(cfg)
+    finally:
+        vars(theirs).update(before)
+        theirs.setLevel(before['level'])  # with what loggers below it have remembered
+    log = (tmp_path / 'output/log.txt').read_text()
+    for said in ('the data set fern_train is ', 'WARNING: MODEL.ROI_HEADS.NUM_CLASSES is 80, and ',
+                 'WARNING: MODEL.WEIGHTS is empty'):
+        assert log.count(said) == 1

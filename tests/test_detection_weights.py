@@ -114,16 +114,20 @@ def test_statistics_are_read_from_where_the_weights_say_them(tmp_path: Path, mon
 def test_statistics_of_a_config_that_are_not_those_of_the_weights_are_one_line(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, half = f'randwire://{NAME}.digits', [127.5] * 3
-    assert compare_statistics(source, half, half, 'RGB') == compare_statistics(source, [127.1] * 3, half, 'BGR') == []
+    assert compare_statistics(source, half, half, 'RGB') == compare_statistics(source, [127.1] * 3, half, 'RGB') == []
     line, = compare_statistics(source, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375], 'RGB')
     assert line == (f'{source} was trained with MODEL.PIXEL_MEAN {half} and PIXEL_STD {half} (of RGB), and the config '
                     'has [123.675, 116.28, 103.53] and [58.395, 57.12, 57.375]')
     row = WEIGHTS[f'{NAME}.digits']
     monkeypatch.setitem(WEIGHTS, row.name, replace(row, mean=(0.1, 0.2, 0.3)))
     rising, falling = [25.5, 51, 76.5], [76.5, 51, 25.5]
-    for channels, right, wrong in (('RGB', rising, falling), ('BGR', falling, rising)):
-        assert compare_statistics(source, right, half, channels) == []
-        assert f'MODEL.PIXEL_MEAN {list(map(float, right))} ' in compare_statistics(source, wrong, half, channels)[0]
+    assert compare_statistics(source, rising, half, 'RGB') == []
+    assert f'MODEL.PIXEL_MEAN {list(map(float, rising))} ' in compare_statistics(source, falling, half, 'RGB')[0]
+    # Whatever order they are in, other channels are not what conv1 was trained on.
+    for channels, mean in (('BGR', falling), ('BGR', rising), ('YUV-BT.601', rising), ('L', rising)):
+        line, = compare_statistics(source, mean, half, channels)
+        assert line == (f'{source} was trained on RGB images, and INPUT.FORMAT is {channels}: set INPUT.FORMAT RGB, '
+                        f'MODEL.PIXEL_MEAN {list(map(float, rising))} and MODEL.PIXEL_STD {half}')
     # Of a folder as it is staged, and of a repository of the Hub that is in the cache; one that is not is passed over.
     folder = tmp_path / 'models--someone--pico' / 'snapshots' / ('0' * 40)
     folder.mkdir(parents=True)

@@ -49,6 +49,8 @@ class RandWireBackbone(RandWire, Backbone):
         ValueError: naming the argument, its value and what is allowed.
     """
 
+    num_frozen = 0  # of conv1 … conv5
+
     def __init__(
             self, name: str, out_features: Sequence[str] = FEATURES[1:], norm: str = 'FrozenBN', freeze_at: int = 0,
             in_chans: int = 3, **kwargs: Any,
@@ -81,17 +83,26 @@ class RandWireBackbone(RandWire, Backbone):
 
     @torch.jit.ignore
     def freeze(self, freeze_at: int = 0) -> RandWireBackbone:
-        """Freeze the first stages: no gradients, and BN that normalises with the statistics it has.
+        """Freeze the first stages: no gradients, BN that normalises with the statistics it has, and all edges kept.
 
         Args:
-            freeze_at: How many of conv1 … conv5.
+            freeze_at: How many of conv1 … conv5; what is frozen already stays so.
         """
+        self.num_frozen = max(self.num_frozen, freeze_at)
         for info in self.feature_info[:freeze_at]:
             stage = getattr(self, info['module'])
             for parameter in stage.parameters():
                 parameter.requires_grad = False
             # Our BN is torch's, without an activation in it, so that the conversion is exact.
             FrozenBatchNorm2d.convert_frozen_batchnorm(stage)
+            stage.eval()
+        return self
+
+    def train(self, mode: bool = True) -> RandWireBackbone:
+        """Set the mode of what is not frozen. Frozen stages stay in eval mode, in which no edge is removed."""
+        super().train(mode)
+        for info in self.feature_info[:self.num_frozen]:
+            getattr(self, info['module']).eval()
         return self
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]

@@ -11,7 +11,6 @@ detectron2` seconds slower.
 """
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ['build_backbone', 'build_fpn_backbone', 'build_retinanet_fpn_backbone']
 
-logger = logging.getLogger(__name__)
+#: What has been asked of data sets' classes: whoever builds the same again has been told.
+_COMPARED: set[Any] = set()
 
 
 def build_backbone(name: str, cfg: Any, input_shape: ShapeSpec) -> RandWireBackbone:
@@ -38,14 +38,18 @@ def build_backbone(name: str, cfg: Any, input_shape: ShapeSpec) -> RandWireBackb
     """
     from ..weights import compare_statistics
     from .backbone import RandWireBackbone
-    from .datasets import compare_classes, register_coco_folders
+    from .datasets import compare_classes, logger, register_coco_folders, registered_listings
 
-    registered = register_coco_folders(names=[*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    register_coco_folders(names=[*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     differences = compare_statistics(
         cfg.MODEL.WEIGHTS, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT)
     head = {'GeneralizedRCNN': 'ROI_HEADS', 'RetinaNet': 'RETINANET'}.get(cfg.MODEL.META_ARCHITECTURE)
     if head is not None:
-        differences += compare_classes(registered, f'MODEL.{head}.NUM_CLASSES', cfg.MODEL[head].NUM_CLASSES)
+        question = (*(tuple(registered_listings(names)) for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)),
+                    f'MODEL.{head}.NUM_CLASSES', cfg.MODEL[head].NUM_CLASSES)
+        if question not in _COMPARED:
+            _COMPARED.add(question)
+            differences += compare_classes(*question)
     for difference in differences:
         logger.warning('%s', difference)
     keys = cfg.MODEL.RESNETS

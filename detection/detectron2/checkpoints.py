@@ -3,9 +3,9 @@
 detectron2's checkpointer matches names and only warns where nothing matches, and its file readers know neither timm's
 checkpoints nor the Hub. Its two private methods for reading a file and for loading what was read are wrapped here: the
 first one finds the backbone's place in the detector, the second one makes sure that no tensor of the backbone was left
-as it was. This is the one place where a class of detectron2's is changed, as it has no hook for it; it happens when
-`backbone` is imported, so where no RandWire backbone is built, detectron2 is as it was, and models without one are
-loaded by the methods as they were.
+as it was, and that none was left over. This is the one place where a class of detectron2's is changed, as it has no
+hook for it; it happens when `backbone` is imported, so where no RandWire backbone is built, detectron2 is as it was,
+and models without one are loaded by the methods as they were.
 """
 from __future__ import annotations
 
@@ -22,13 +22,24 @@ from torch import nn
 
 from randwire_zoo.network import RandWire
 
-from ..weights import BOTTOM_UP, SCHEMES, fit_weights, locate_weights, misfit, read_state
+from ..weights import (
+    SCHEMES,
+    STAGES,
+    detectors_backbone,
+    fit_weights,
+    locate_weights,
+    misfit,
+    read_state,
+    unneeded,
+)
 
 __all__ = ['WeightsHandler', 'extend_checkpointer']
 
 #: What the checkpointer has been given as a local file and is about to open, by that file: published weights are read
 #: by their name, so that what is hashed is what is loaded.
 _SOURCES: dict[str, str] = {}
+#: An attribute of the methods that are ours. Whoever wraps them with functools.wraps takes it over.
+MARK = '_loads_randwire_backbones'
 
 
 class WeightsHandler(PathHandler):
@@ -65,7 +76,7 @@ def _wrap_torch_load(original: Any) -> Any:
             return original(self, f) if pickled else {'model': state}
         # With a backbone alone its own checkpoint looks as weights from elsewhere do, but has more in it. What a whole
         # detector's has is of another training.
-        own = pickled and '' in backbones and not any(name.startswith(BOTTOM_UP) for name in state)
+        own = pickled and '' in backbones and not detectors_backbone(state)
         rest = _other_entries(original, self, f) if own else {}
         return {**rest, 'model': {prefix + name: tensor for prefix, backbone in backbones.items()
                                   for name, tensor in fit_weights(state, backbone, backbone.name, f).items()}}
@@ -88,9 +99,13 @@ def _wrap_load_model(original: Any) -> Any:
     def _load_model(self: DetectionCheckpointer, checkpoint: Any) -> Any:
         incompatible = original(self, checkpoint)
         for prefix, backbone in _backbones(self.model).items():
+            spare = unneeded(backbone)
+            # detectron2 finds places for names without the prefix, too; others stay as they are.
+            surplus = [name for name in incompatible.unexpected_keys if name.startswith((prefix, *STAGES))
+                       and not name.removeprefix(prefix).startswith(spare)]
             message = misfit(
                 [name for name in incompatible.missing_keys if name.startswith(prefix)],
-                [row for row in incompatible.incorrect_shapes if row[0].startswith(prefix)], [])
+                [row for row in incompatible.incorrect_shapes if row[0].startswith(prefix)], surplus)
             if message:
                 raise ValueError(f'the weights do not fit the backbone {backbone.name}: {message}')
         return incompatible
@@ -103,5 +118,7 @@ def extend_checkpointer() -> None:
     PathManager.register_handler(WeightsHandler(), allow_override=True)
     for name, wrap in (('_torch_load', _wrap_torch_load), ('_load_model', _wrap_load_model)):
         method = getattr(DetectionCheckpointer, name)
-        if not hasattr(method, '__wrapped__'):
-            setattr(DetectionCheckpointer, name, wrap(method))
+        if not hasattr(method, MARK):  # and not `__wrapped__`, which other people's wrappers have too
+            method = wrap(method)
+            setattr(method, MARK, True)
+            setattr(DetectionCheckpointer, name, method)

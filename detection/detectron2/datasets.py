@@ -9,7 +9,8 @@ is the data set `bccd_train`, with the classes that the file lists. detectron2 l
   built;
 - by `register_coco_folders()`, which registers all of them, in a program of one's own;
 - by DETECTRON2_ENV_MODULE=randwire_zoo.detection.datasets in the environment, which is detectron2's own way to run such
-  a call, for those of its tools that read data before they build a model (visualize_data.py) or build none.
+  a call, for those of its tools that build no model (visualize_data.py) or read data before they do
+  (analyze_model.py).
 
 Importing this module registers nothing, so that every name is still the user's to register.
 """
@@ -18,16 +19,19 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from randwire_zoo.files import read_json
 
-__all__ = ['compare_classes', 'find_listing', 'load_dataset_dicts', 'read_classes', 'register_coco_folders',
-           'setup_environment']
+__all__ = ['compare_classes', 'find_listing', 'load_dataset_dicts', 'logger', 'read_classes', 'register_coco_folders',
+           'registered_listings', 'setup_environment']
 
-logger = logging.getLogger(__name__)
+#: Below detectron2's own logger: what comes by that one is in its log.txt, and on the screen only once of all ranks.
+logger = logging.getLogger('detectron2.randwire_zoo')
+LAYOUT = '*/annotations/instances_*.json'
 
 
 def register_coco_folders(root: str | os.PathLike[str] | None = None, names: Sequence[str] | None = None) -> list[str]:
@@ -87,22 +91,41 @@ def read_classes(path: str | Path) -> list[str]:
         raise ValueError(f'{path} lists no categories as COCO does') from None
 
 
-def compare_classes(names: Sequence[str], key: str, num_classes: int) -> list[str]:
-    """One line about each data set that is a COCO-like folder with another number of classes than a config has.
+def registered_listings(names: Iterable[str]) -> list[Path]:
+    """The annotations of those of these data sets that are registered and are the COCO-like folders of their names."""
+    from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
+
+    listings = [(name, Path(str(MetadataCatalog.get(name).get('json_file'))))
+                for name in names if name in DatasetCatalog]
+    # Others may be anything: COCO itself is not read for this, as that takes long.
+    return [listing for name, listing in listings if listing.match(LAYOUT) and _name_and_images(listing)[0] == name]
+
+
+def compare_classes(train: Sequence[Path], test: Sequence[Path], key: str, num_classes: int) -> list[str]:
+    """One line about each COCO file with another number of classes than a config has, and about each that is tested on
+    and has other classes, or the same in another order, than the first one that is trained on.
 
     Args:
-        names: Of the data sets.
+        train: The files of the data sets that are trained on.
+        test: Of those that are tested on.
         key: The config's key.
         num_classes: Its value.
     """
-    lines = []
-    for name in names:
-        try:
-            count = len(read_classes(listing)) if (listing := find_listing(name)) is not None else num_classes
-        except (OSError, ValueError):  # for whoever needs its images to say
-            continue
-        if count != num_classes:
-            lines.append(f'{key} is {num_classes}, and {listing} lists {count} classes')
+    classes = {}
+    for listing in dict.fromkeys((*train, *test)):
+        with suppress(OSError, ValueError):  # for whoever needs its images to say
+            classes[listing] = read_classes(listing)
+    lines = [f'{key} is {num_classes}, and {listing} lists {len(names)} classes'
+             for listing, names in classes.items() if len(names) != num_classes]
+    first = next((listing for listing in train if listing in classes), None)
+    if first is None:
+        return lines
+    for listing in test:
+        for index, (own, other) in enumerate(zip(classes[first], classes.get(listing, ()), strict=False)):
+            if own != other:
+                lines.append(f'class {index} is {own!r} in {first} and {other!r} in {listing}: the AP would be of '
+                             'another class than the one that was trained')
+                break
     return lines
 
 
@@ -113,11 +136,16 @@ def _root() -> Path:
 def _coco_folders(root: str | os.PathLike[str] | None = None) -> Iterator[tuple[str, Path, Path]]:
     """Name, annotations and images of each data set."""
     folder = _root() if root is None else Path(root).expanduser()
-    for listing in sorted(folder.glob('*/annotations/instances_*.json')):
-        split = listing.stem.removeprefix('instances_')
-        images = listing.parent.parent / split
+    for listing in sorted(folder.glob(LAYOUT)):
+        name, images = _name_and_images(listing)
         if images.is_dir():
-            yield f'{images.parent.name}_{split}', listing, images
+            yield name, listing, images
+
+
+def _name_and_images(listing: Path) -> tuple[str, Path]:
+    split = listing.stem.removeprefix('instances_')
+    folder = listing.parent.parent
+    return f'{folder.name}_{split}', folder / split
 
 
 def load_dataset_dicts(names: str | Sequence[str], **kwargs: Any) -> Any:

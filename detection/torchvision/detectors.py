@@ -332,25 +332,34 @@ def _describe(detector: Any) -> DetectorConfig:
                     for one in (detector, rebuilt))
     odd = sorted(name for name in ours.keys() | theirs.keys()
                  if ours.get(name) != theirs.get(name) and not name.endswith('num_batches_tracked'))
-    ours, theirs = map(_settings, (detector, rebuilt))
-    odd += sorted(name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name])
+    parts, usual = map(_parts, (detector, rebuilt))
+    odd += sorted(name for name in parts.keys() | usual.keys() if type(parts.get(name)) is not type(usual.get(name)))
+    settings, expected = map(_settings, (parts, usual))
+    odd += sorted(name for name in settings.keys() & expected.keys() if settings[name] != expected[name])
     if odd or len(set(anchors.aspect_ratios)) > 1 or any(len(sizes) > 1 for sizes in anchors.sizes):
         raise ValueError('a detector file describes torchvision\'s own parts only; here differ '
                          + (', '.join(odd[:3]) or 'the anchors'))
     return described
 
 
-def _settings(detector: FasterRCNN) -> dict[str, Any]:
-    """What the parts behind the backbone keep of their arguments, by the part's name and their own."""
+def _parts(detector: FasterRCNN) -> dict[str, Any]:
+    """What computes something behind the backbone, by its name: modules, and the coders of boxes, which are none."""
+    modules = {name: module for name, module in detector.named_modules()
+               if name.partition('.')[0] in ('rpn', 'roi_heads', 'transform')}
+    coders = {f'{name}.box_coder': modules[name].box_coder for name in ('rpn', 'roi_heads')}
+    return {**modules, **coders}
+
+
+def _settings(parts: dict[str, Any]) -> dict[str, Any]:
+    """What parts keep of their arguments, by the part's name and their own."""
     found = {}
-    for part, module in detector.named_modules():
-        if part.partition('.')[0] in ('rpn', 'roi_heads', 'transform'):
-            for name, value in vars(module).items():
-                value = tuple(value) if isinstance(value, list) else value
-                plain = all(one is None or isinstance(one, (str, int, float)) for one in (
-                    value if isinstance(value, tuple) else (value,)))
-                if plain and name not in PASSING and (part, name) != ('transform', 'min_size'):
-                    found[f'{part}.{name}'] = value
+    for part, module in parts.items():
+        for name, value in vars(module).items():
+            value = tuple(value) if isinstance(value, list) else value
+            plain = all(one is None or isinstance(one, (str, int, float)) for one in (
+                value if isinstance(value, tuple) else (value,)))
+            if plain and name not in PASSING and (part, name) != ('transform', 'min_size'):
+                found[f'{part}.{name}'] = value
     return found
 
 
