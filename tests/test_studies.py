@@ -1,6 +1,7 @@
 """Studies: their yaml files, C, and real runs of tiny networks; what survives is in test_study_survival."""
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import os
@@ -33,9 +34,11 @@ from randwire_zoo.studies import cli as studies_cli
 from randwire_zoo.studies import cost, running, work
 from randwire_zoo.studies import study as studies
 from randwire_zoo.studies.engines import LocalEngine, create_engine
+from randwire_zoo.studies.report import report_table
 from randwire_zoo.studies.results import read_results
 from randwire_zoo.studies.running import run_study
 from randwire_zoo.studies.study import data_folder, load_study, study_names
+from randwire_zoo.training.evaluation import default_device, evaluate_folder
 from randwire_zoo.training.recipes import load_recipe
 from randwire_zoo.weights.description import Description, build_model
 
@@ -439,7 +442,7 @@ def test_a_study_says_its_kernels_and_can_be_told_others(
     monkeypatch.delenv('RANDWIRE_ZOO_KERNELS', raising=False)
     monkeypatch.setattr(studies_cli, 'create_engine', lambda *args: HereAndLocal())
     file = write(tmp_path, graphs=['ws(2,0.5)'], models=None, eval_sizes=None, damage=None, paper=None,
-                 settings={**SPEC['settings'], 'epochs': 1, 'warmup_epochs': 0})
+                 settings={**SPEC['settings'], 'epochs': 1, 'warmup_epochs': 0, 'device': 'cpu'})
     for name, more, said in (('ours', (), f'native ({kernels.instruction_set()})'),
                              ('torch', ('--kernels', 'torch'), 'torch')):
         assert cli.main(arguments(file, data, tmp_path / name, *more)) == 0
@@ -510,11 +513,19 @@ def test_a_study_trains_and_evaluates_every_network(uninterrupted: Path, data: P
     for name, row in rows.items():
         assert row['status'] == 'done' and row['epochs'] == 12 and row['params'] > 0 and row['macs'] > 0
         assert [point[0] for point in row['history']] == list(range(1, 13)) and row['history'][-1][2] == row['top1']
-        summary = (uninterrupted / 'runs' / name / 'summary.csv').read_text().splitlines()
-        assert len(summary) == 13 and float(summary[-1].split(',')[3]) == row['top1']
-        # The same pictures at the same size again.
+        with open(uninterrupted / 'runs' / name / 'summary.csv', newline='') as file:
+            summary = list(csv.DictReader(file))
+        assert len(summary) == 12
+        assert [row[key] for key in ('top1', 'top5', 'loss')] == [
+            float(summary[-1][f'eval_{key}']) for key in ('top1', 'top5', 'loss')]
+        # The same pictures at the same size again, and at another one.
         assert row['eval_sizes']['32']['top1'] == pytest.approx(row['top1'])
-        assert set(row['eval_sizes']) == {'32', '24'}
+        assert set(row['eval_sizes']) == {'32', '24'} and row['eval_sizes']['24']['img_size'] == 24
+        last = uninterrupted / 'runs' / name / 'last.pth.tar'
+        model = Description.from_checkpoint(last).create_model(checkpoint_path=str(last))
+        smaller = evaluate_folder(model, data / 'colours', img_size=24, batch_size=9, workers=0,
+                                  device=default_device(), progress=False)
+        assert row['eval_sizes']['24'] == pytest.approx(smaller, rel=1e-4)
     for name, series in (('ws-2-0.5-s1', 'ws(2,0.5)'), ('er-0.5-s1', 'er(0.5)')):
         row = rows[name]
         assert (row['series'], row['graph'], row['channels']) == (series, series, 3)
@@ -534,9 +545,19 @@ def test_a_study_trains_and_evaluates_every_network(uninterrupted: Path, data: P
     assert said['torch'] == torch.__version__ and said['timm'] == timm.__version__
     assert said['threads'] == torch.get_num_threads() and said['processor']
     compiler = shutil.which(os.environ.get('CXX', 'c++').split()[0])
-    assert said['kernels'] == (os.environ.get(kernels.VARIABLE) or ('native' if compiler else 'torch'))
+    chosen = os.environ.get(kernels.VARIABLE) or ('native' if compiler else 'torch')
+    assert said['kernels'] == ('torch' if torch.cuda.is_available() else chosen)  # the native ones are the CPU's
     commit = subprocess.run(['git', '-C', str(ROOT), 'rev-parse', 'HEAD'], capture_output=True, text=True)
     assert commit.returncode or (said['commit'] or '').rstrip('+') == commit.stdout.strip()
+
+
+def test_the_table_is_printed_in_markdown_where_that_is_asked_for(
+        uninterrupted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for more, style in (((), 'simple'), (('--markdown',), 'github')):
+        assert cli.main(['study', 'report', str(uninterrupted), *more]) == 0
+        said = capsys.readouterr().out
+        assert said == report_table(uninterrupted, style) + '\n'
+        assert bool(re.search(r'^\|:?---', said, re.MULTILINE)) == (style == 'github')  # the line under the heads
 
 
 def test_a_network_that_diverges_is_one_of_its_series(

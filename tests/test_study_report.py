@@ -4,6 +4,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import itertools
 import json
 import os
 import random
@@ -82,9 +83,9 @@ def failed(series: str, seed: int, reason: str) -> dict[str, Any]:
     return {**kept, 'status': 'failed', 'reason': reason}
 
 
-def write(folder: Path, rows: list[dict[str, Any]], **spec: Any) -> Path:
+def write(folder: Path, rows: list[dict[str, Any]], said: dict[str, Any] | None = None, **spec: Any) -> Path:
     header = {'study': spec.get('title', SPEC['title']), 'sha256': '0' * 64, 'randwire_zoo': '0', 'spec': {
-        **SPEC, **spec}}
+        **SPEC, **spec}, **(said or {})}
     folder.mkdir(exist_ok=True)
     (folder / 'results.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in [header, *rows]))
     return folder
@@ -157,7 +158,7 @@ def test_series_stand_in_the_order_of_the_study(tmp_path: Path) -> None:
 
 
 def test_correlations_are_those_of_numpy_over_all_and_within_generators(tmp_path: Path) -> None:
-    rng = random.Random(1)
+    rng, numbers = random.Random(1), np.random.default_rng(1)
     names = ('degree', 'path length', 'clustering', 'depth')
     rows = [row(f'{graph} {operation}', seed, rng.uniform(30, 60), graph=graph, node_op=operation,
                 measures={name: rng.uniform(1, 4) + 3 * i for name in names})
@@ -177,14 +178,18 @@ def test_correlations_are_those_of_numpy_over_all_and_within_generators(tmp_path
             y = np.array([one['top1'] for one in same]).reshape(4, -1)
             assert [one['graph'] for one in same] == sorted((one['graph'] for one in same), key=[
                 one['graph'] for one in same].index)
-            within = np.corrcoef((x - x.mean(1, keepdims=True)).ravel(), (y - y.mean(1, keepdims=True)).ravel())[0, 1]
-            # Fisher's z of 16 points after four means were taken off: as many degrees of freedom as 13 plain points.
-            low, high = np.tanh(np.arctanh(within) + np.array([-1, 1]) * stats.norm.ppf(0.975) / np.sqrt(13 - 3))
-            whole = stats.pearsonr([one['measures'][name] for one in same], [one['top1'] for one in same])
-            below, above = whole.confidence_interval()
-            assert found[f'{name}, {operation}'] == [
-                '16', f'{r(same, name):.2f} ({below:.2f} to {above:.2f})', f'{min(left):.2f} to {max(left):.2f}', '12',
-                f'{within:.2f} ({low:.2f} to {high:.2f})']
+            x, y = (side - side.mean(1, keepdims=True) for side in (x, y))
+            within = np.corrcoef(x.ravel(), y.ravel())[0, 1]
+            # Each generator's accuracies in 4,000 random orders of the test's own.
+            orders = np.take_along_axis(y[None].repeat(4000, 0), numbers.random((4000, 4, 4)).argsort(2), 2)
+            as_far = np.abs((orders * x).sum((1, 2))) >= abs((x * y).sum())
+            others = [np.corrcoef(np.delete(x, i, 0).ravel(), np.delete(y, i, 0).ravel())[0, 1] for i in range(4)]
+            line = found[f'{name}, {operation}']
+            # Several wirings of several generators are not independent, and r over all of them has no interval.
+            assert line[:5] == ['16', f'{r(same, name):.2f}', f'{min(left):.2f} to {max(left):.2f}', '12',
+                                f'{within:.2f}']
+            assert float(line[5]) == pytest.approx(as_far.mean(), abs=0.07)
+            assert line[6] == f'{min(others):.2f} to {max(others):.2f}'
 
 
 def test_predictions_are_compared_by_rank(tmp_path: Path) -> None:
@@ -196,15 +201,14 @@ def test_predictions_are_compared_by_rank(tmp_path: Path) -> None:
     for name in ('synflow', 'naswot'):
         x, y = [one['proxies'][name] for one in rows], [one['top1'] for one in rows]
         rho = stats.spearmanr(x, y)[0]
-        half = 1.959964 * (1.06 / (18 - 3)) ** 0.5
-        low, high = np.tanh(np.arctanh(rho) + np.array([-half, half]))
-        # Equal groups without ties: the mean of the three correlations of ranks.
-        within = np.mean([stats.spearmanr(x[i:i + 6], y[i:i + 6])[0] for i in (0, 6, 12)])
-        half = 1.959964 * (1.06 / (18 - 3 - 2)) ** 0.5
-        lower, upper = np.tanh(np.arctanh(within) + np.array([-half, half]))
-        assert found[name][:2] == ['18', f'{rho:.2f} ({low:.2f} to {high:.2f})']
-        assert found[name][-2:] == ['15', f'{within:.2f} ({lower:.2f} to {upper:.2f})']
-    assert 'gradient norm' not in found
+        # Equal groups without ties: the mean of the three correlations of ranks, or of two where one is left out.
+        each = [stats.spearmanr(x[i:i + 6], y[i:i + 6])[0] for i in (0, 6, 12)]
+        pairs = [np.mean(each[:2]), np.mean(each[1:]), np.mean(each[::2])]
+        assert found[name][:2] == ['18', f'{rho:.2f}'] and found[name][3:5] == ['15', f'{np.mean(each):.2f}']
+        assert found[name][6] == f'{min(pairs):.2f} to {max(pairs):.2f}'
+    assert 'gradient norm' not in found and found['prediction'][1:3] == ['ρ over all', 'ρ without one generator']
+    # What synflow says was made of the accuracies, what NASWOT says was not.
+    assert found['synflow'][5] == '0.001' and float(found['naswot'][5]) > 0.05
 
 
 def test_r_is_not_said_of_few_wirings_or_of_networks_at_chance(tmp_path: Path) -> None:
@@ -232,7 +236,8 @@ def test_r_is_not_said_of_few_wirings_or_of_networks_at_chance(tmp_path: Path) -
     means = [[one['top1'] for one in rows if one['node_op'] == operation] for operation in ('sep_conv', 'conv')]
     r, (low, high) = (result := stats.pearsonr(*means))[0], result.confidence_interval()
     both = f'{r:.2f} ({low:.2f} to {high:.2f})'  # a wiring each: r of wirings is that of generators
-    assert cells(text[text.index('one node operation'):])['sep_conv, conv'] == ['10', both, '10', both, '–', '0', '–']
+    assert cells(text[text.index('one node operation'):])['sep_conv, conv'] == [
+        '10', both, '10', both, '–', '0', '–', '–', '–']
 
 
 def test_node_operations_are_compared_wiring_by_wiring(tmp_path: Path) -> None:
@@ -251,14 +256,13 @@ def test_node_operations_are_compared_wiring_by_wiring(tmp_path: Path) -> None:
     x, y = ([[np.mean([one['top1'] for one in rows if (one['graph'], one['graph_seed'], one['node_op'])
                        == (graph, seed, operation)]) for seed in range(1, 6) if (graph, seed) != ('ba(2)', 4)]
              for graph in graphs] for operation in ('sep_conv', 'conv'))
-    whole = stats.pearsonr(np.concatenate(x), np.concatenate(y))
-    below, above = whole.confidence_interval()
-    centred = [np.concatenate([np.array(group) - np.mean(group) for group in side]) for side in (x, y)]
-    within = np.corrcoef(*centred)[0, 1]
-    low, high = np.tanh(np.arctanh(within) + np.array([-1, 1]) * stats.norm.ppf(0.975) / np.sqrt(14 - 3 - 2))
-    assert cells(table)['sep_conv, conv'] == [
-        '3', '–', '14', f'{whole[0]:.2f} ({below:.2f} to {above:.2f})', '–', '11',  # of nine without one
-        f'{within:.2f} ({low:.2f} to {high:.2f})']
+    centred = [[np.array(group) - np.mean(group) for group in side] for side in (x, y)]
+    within, *others = (np.corrcoef(*(np.concatenate([side[i] for i in left]) for side in centred))[0, 1]
+                       for left in ((0, 1, 2), (0, 1), (0, 2), (1, 2)))
+    line = cells(table)['sep_conv, conv']
+    assert line[:7] == ['3', '–', '14', f'{np.corrcoef(np.concatenate(x), np.concatenate(y))[0, 1]:.2f}', '–', '11',
+                        f'{within:.2f}']  # of nine without one
+    assert line[8] == f'{min(others):.2f} to {max(others):.2f}' and 0.05 < float(line[7]) < 1
     assert '1 networks at chance are left out' in table
 
 
@@ -268,7 +272,7 @@ def test_one_generator_alone_does_not_make_a_correlation() -> None:
     # 25 networks, but WS(4, 0) has one wiring. Without it nothing is left of r, or it turns.
     assert found.wirings == 21 and found.over_all is not None and found.over_all < -0.8
     assert found.without_one is not None and found.without_one[1] == pytest.approx(0.36, abs=0.01)
-    assert found.low is not None and found.high is not None and found.low < 0 < found.high
+    assert found.within_without_one is not None and found.p is not None and found.p > 0.05
 
 
 def test_who_has_learned() -> None:
@@ -298,20 +302,106 @@ def test_correlations_at_their_edges() -> None:
     # A generator within which the measure does not vary adds nothing within generators.
     alone, beside = correlate(points(half)), correlate(points(half, [7.0] * 12))
     assert alone.free_within == beside.free_within == 11 and alone.within == pytest.approx(beside.within)
-    assert (alone.low, alone.high) == pytest.approx((beside.low, beside.high)) and beside.wirings == 24
+    assert alone.p == beside.p and beside.wirings == 24
     # Without one generator: of one there is nothing left, of two the other, and all of them have to be enough.
     assert alone.without_one is None and beside.without_one is None
     both = correlate(points(half, half))
     assert both.without_one == pytest.approx(sorted(
         np.corrcoef(half, noise[start:start + 12])[0, 1] for start in (0, 12)))
-    # An exact line has no interval; where each two networks lose a mean half of them are free, and nine have to be.
+    # r over all has an interval where wirings are independent, of one generator or one of each; ranks' is wider.
+    assert both.over_all_interval is None
+    result = stats.pearsonr(half, noise[:12])
+    for lone in (alone, correlate({str(i): [pair] for i, pair in enumerate(zip(half, noise, strict=False))})):
+        assert lone.over_all_interval == pytest.approx(tuple(result.confidence_interval()))
+    ranks = correlate({'a': list(zip(noise[:12], noise[12:], strict=True))}, rank=True).over_all_interval
+    assert ranks == pytest.approx(tuple(np.tanh(np.arctanh(stats.spearmanr(noise[:12], noise[12:])[0]) + np.array(
+        [-1, 1]) * 1.959964 * (1.06 / 9) ** 0.5)))
+    # An exact line has no interval, and no other order is as far from 0.
     exact = correlate({'a': [(float(i), 2.0 * i) for i in range(12)]})
-    assert exact.within == pytest.approx(1) and exact.low is None
+    assert exact.within == pytest.approx(1) and exact.over_all_interval is None and exact.p == 0.001
+    # Where each two networks lose a mean half of them are free, and nine have to be.
     pairs = correlate(points(*([i / 3, i + 1.0] for i in range(9))))
-    assert pairs.free_within == 9 and pairs.low is not None and pairs.high is not None
-    assert np.arctanh(pairs.high) - np.arctanh(pairs.low) == pytest.approx(2 * 1.959964 / (18 - 9 - 2) ** 0.5)
+    assert pairs.free_within == 9 and pairs.within is not None and pairs.p is not None
     few = correlate(points(*([i / 3, i + 1.0] for i in range(8))))
-    assert few.free_within == 8 and few.within is None and few.low is None and few.over_all is not None
+    assert few.free_within == 8 and few.over_all is not None
+    assert few.within is few.p is few.within_without_one is None
+    # Within generators, too, one is left out of two or more; what is left of two wirings is nothing but a sign.
+    assert alone.within_without_one is None and beside.within_without_one is None
+    assert both.within_without_one == both.without_one
+    assert correlate(points(half, [1.0, 2.0])).within_without_one is None
+    assert correlate(points(half, [1.0, 2.0], [1.0, 2.0])).within_without_one is not None
+
+
+def grouped(x: Sequence[Sequence[float]], y: Sequence[Sequence[float]]) -> dict[str, list[tuple[float, float]]]:
+    return {str(i): list(zip(*pair, strict=True)) for i, pair in enumerate(zip(x, y, strict=True))}
+
+
+def test_p_within_generators_is_the_share_of_all_orders_that_are_as_far_from_nothing() -> None:
+    rng = np.random.default_rng(7)
+    for scale in ((1, 1, 1), (1, 0.2, 8)):
+        x, y = rng.normal(size=(2, 3, 4)) * np.array(scale)[:, None]
+        y += 0.5 * x
+        found = correlate(grouped(x, y), orders=9999)
+        assert correlate(grouped(x, y), orders=9999) == found
+        # 24 orders of each of three generators' four accuracies: 13,824 sums of products of deviations.
+        x, y = (side - side.mean(1, keepdims=True) for side in (x, y))
+        first, second, third = (np.array([np.dot(one, order) for order in itertools.permutations(other)])
+                                for one, other in zip(x, y, strict=True))
+        sums = first[:, None, None] + second[:, None] + third
+        assert found.within == pytest.approx((x * y).sum() / (np.square(x).sum() * np.square(y).sum()) ** 0.5)
+        exact = (np.abs(sums) >= abs((x * y).sum()) - 1e-9).mean()
+        assert 0.01 < exact < 0.6 and found.p == pytest.approx(exact, abs=0.02)
+
+
+def test_chance_is_told_from_more_however_differently_generators_spread() -> None:
+    rng = np.random.default_rng(8)
+
+    def significant(sizes: Sequence[int], scales: Sequence[float], rank: bool = False) -> tuple[float, float]:
+        """In how many of 300 studies, where accuracy is chance within generators, p is at most 0.05.
+
+        And how many of them Fisher's interval of as many independent pairs, or Fieller's of ranks, would leave 0 out.
+        """
+        found = []
+        for _ in range(300):
+            sides = [[rng.normal(rng.normal(0, 9), scale, size) for size, scale in zip(sizes, scales, strict=True)]
+                     for _ in 'xy']
+            one = correlate(grouped(*sides), rank, orders=99)
+            assert one.p is not None and one.within is not None
+            half = 1.96 * ((1.06 if rank else 1) / (one.free_within - 2)) ** 0.5
+            found.append((one.p <= 0.05, abs(np.arctanh(one.within)) > half))
+        of_orders, of_intervals = np.mean(found, axis=0)
+        return float(of_orders), float(of_intervals)
+
+    by_orders, by_interval = significant([5] * 6, [1] * 5 + [8])  # one generator is wide in both
+    assert 0.02 <= by_orders <= 0.08 and by_interval > 0.2
+    by_orders, by_interval = significant([10] + [2] * 10, [1] * 11, rank=True)
+    assert 0.02 <= by_orders <= 0.08 and by_interval > 0.1
+
+
+def test_pairs_that_share_a_wiring_count_once() -> None:
+    def series(name: str, wirings: str, *top1: float) -> list[dict[str, Any]]:
+        return [row(name, seed, value, wiring=f'{name} {wiring}')
+                for seed, (wiring, value) in enumerate(zip(wirings, top1, strict=True), 1)]
+
+    # Three seeds of graphs give one of the two the same wiring; the other has one for each.
+    one, other = series('one', 'AAAB', 50, 52, 57, 60), series('other', 'CDEF', 49, 50, 51, 52)
+    welch, = differences({'one': one, 'other': other})
+    found, = paired_differences({'one': one, 'other': other})
+    assert welch.n == (2, 4) and found.n == (2, 2)
+    test = stats.ttest_1samp([(1 + 2 + 6) / 3, 8], 0)
+    assert (found.mean, found.p) == pytest.approx((5.5, test.pvalue))
+    swapped, = paired_differences({'other': other, 'one': one})
+    assert swapped.n == (2, 2) and swapped.mean == pytest.approx(-5.5)
+    # A chain: the first two pairs share A, the second and third D. The last has nothing of theirs.
+    chain = {'one': series('one', 'AABE', 50, 52, 57, 60), 'other': series('other', 'CDDF', 49, 50, 51, 52)}
+    found, = paired_differences(chain)
+    assert found.n == (2, 2) and found.p == pytest.approx(test.pvalue)
+    # All in one chain are one value, and no test.
+    assert paired_differences({
+        'one': series('one', 'AAB', 50, 52, 57), 'other': series('other', 'CDD', 49, 50, 51)}) == []
+    # Beside a generator with one wiring it is the other's that count, with the mean of their pairs.
+    found, = paired_differences({'one': one, 'lone': series('lone', 'GGGG', 49, 50, 51, 52)})
+    assert found.n == (2, 2) and found.p == pytest.approx(test.pvalue)
 
 
 def test_variance_is_split_between_wirings_and_trainings() -> None:
@@ -372,6 +462,30 @@ def test_a_series_that_is_not_done_has_not_one_wiring_for_that(tmp_path: Path) -
                               graphs=['er(0.2)', 'ws(4,0)', 'own(3)']), 'github')
     assert text.count('| ws(4,0)') > text.count('| own(3)') and 'Welch' in text
 
+
+def test_the_line_about_the_study_says_what_has_one_wiring_and_how_many_networks_there_will_be(tmp_path: Path) -> None:
+    rows = [row(series, 1, top1 + training, training_seed=training, id=f'{series}{training}', graph=series)
+            for series, top1 in (('own(3)', 50.0), ('own(4)', 53.0), ('own(5)', 57.0)) for training in (1, 2)]
+
+    def report(said: dict[str, Any]) -> str:
+        return report_table(write(tmp_path, rows, said, seeds=None, graph_seeds=[1, 2], training_seeds=[1, 2],
+                                  graphs=['own(3)', 'own(4)', 'own(5)']))
+
+    # Their generators are not here to be asked.
+    before = report({})
+    assert before.splitlines()[1].startswith('6 of 6 networks that ended') and 'Welch' not in before
+    assert 'own(3), own(4), own(5): one wiring so far' in before and 'all seeds give' not in before
+    assert report({'one_wiring': [], 'networks': 6}) == before
+    # What two series are named for is believed; the third may still have others.
+    text = report({'one_wiring': ['own(3)', 'own(4)'], 'networks': 8})
+    assert text.splitlines()[1].startswith('Not done yet: 6 of 8 networks have ended. 6 of 6 networks that ended gave')
+    assert 'own(3), own(4): all seeds give the same graphs' in text and 'own(5): one wiring so far' in text
+    welch = text[text.index('Welch'):text.index('n: wirings')]
+    assert 'own(3)   own(4)' in welch and 'own(5)' not in welch
+    # Rows with other graphs are believed more.
+    rows.append(row('own(3)', 2, 52.0, training_seed=1, id='own(3)3', graph='own(3)'))
+    text = report({'one_wiring': ['own(3)', 'own(4)']})
+    assert '\nown(4): all seeds give' in text and 'Not done' not in text
 
 
 def test_given_widths_are_correlated_apart_as_node_operations_are(tmp_path: Path) -> None:
@@ -653,16 +767,15 @@ def test_every_network_its_mean_and_the_papers_figure_are_shown() -> None:
 
 
 def test_trainings_of_the_only_wiring_so_far_are_drawn_as_points_and_not_as_a_distribution() -> None:
-    def drawn(graph_seeds: list[int], *wirings: int) -> bool:
+    def drawn(to_come: list[str], *wirings: int) -> bool:
         rows = [row('er(0.2)', seed, 50.0 + training, graph_seed=seed, training_seed=training, id=f'{seed}-{training}')
                 for seed in wirings for training in (1, 2, 3)]
-        pictures = {picture.title for picture in draw_pictures({'er(0.2)': rows}, {}, graph_seeds=graph_seeds)}
+        pictures = {picture.title for picture in draw_pictures({'er(0.2)': rows}, {}, to_come=to_come)}
         assert 'top-1 (%) by series' in pictures
         return 'Error distribution of each series' in pictures
 
-    assert not drawn([1, 2], 1)
-    assert drawn([1, 2], 1, 2)
-    assert drawn([1], 1)  # the study asks for no other
+    assert not drawn(['er(0.2)'], 1)
+    assert drawn([], 1) and drawn([], 1, 2)
 
 
 def test_the_distribution_is_of_errors_and_rises_by_one_network_at_each() -> None:
@@ -807,7 +920,7 @@ def study_of_everything(folder: Path) -> Path:
     return write(folder, [*rows, hand_made, {**lost, 'graph': 'ba(2)', 'node_op': 'conv'}],
                  title='Everything <at once>', notes='Figures of no study: they show every picture & its labels.',
                  eval_sizes=[64], paper={'er(0.2) sep_conv': 62.5, 'ws(4,0.75) sep_conv': '73.8 ± 0.2'}, damage=300,
-                 graphs=['er(0.2)', 'ba(2)', 'ws(4,0.75)', 'ws(4,0)'], node_ops=list(NODE_OPS))
+                 graphs=['ws(4,0.75)', 'er(0.2)', 'ba(2)', 'ws(4,0)'], node_ops=list(NODE_OPS))
 
 
 TITLES = ['top-1 (%) by series', 'Error distribution of each series', 'Accuracy against graph measures',
@@ -832,6 +945,10 @@ def test_the_page_is_complete_in_one_file(page_of_everything: Path) -> None:
     assert page.count('<figure>') == len(TITLES)
     assert '<title>Everything &lt;at once&gt;</title>' in page and 'ended 2 times &amp; &lt;left&gt; no' in page
     assert '73.8 ± 0.2' in page and '25 of 26 networks' in page and '58.30' in page
+    # Names are sorted as such: the page says which columns have them.
+    named = re.findall(r'<th scope="col" class="words">([^<]*)</th>', page)
+    assert [named.count(name) for name in ('series', 'first', 'second', 'measure', 'network', 'n', 'C')] == [
+        6, 3, 3, 1, 1, 0, 0]
     assert 'src=' not in page and '@import' not in page
     ids = [part.split('"')[0] for part in page.split(' id="')[1:]]
     assert len(ids) == len(set(ids)), 'two pictures share an id'
@@ -895,6 +1012,9 @@ def test_a_browser_shows_every_picture_and_asks_the_network_for_nothing(
         column = table.locator('th').all_inner_texts().index('top-1 (%)')
         table.locator('th').nth(column).click()
         ordered = [float(text.split()[0]) for text in table.locator(f'td:nth-child({column + 1})').all_inner_texts()]
+        tests = page.locator('table', has=page.locator('th', has_text='second')).first
+        tests.locator('th').nth(1).click()
+        seconds = tests.locator('td:nth-child(2)').all_inner_texts()
         page.locator('[id*="-network-0"]').first.hover(force=True)
         card = page.locator('#card')
         shown = card.inner_text(), card.locator('svg').count(), card.locator('circle').count()
@@ -904,7 +1024,9 @@ def test_a_browser_shows_every_picture_and_asks_the_network_for_nothing(
         narrow = page.evaluate('document.documentElement.scrollWidth')
         browser.close()
     assert dark == 'rgb(21, 24, 29)' and ordered == sorted(ordered, reverse=True) and len(ordered) > 5
-    assert 'er-0-2--sep-conv-s1' in shown[0] and shown[1:] == (3, 24) and hidden_again
+    # By the letters of the names: by the numbers in them, er(0.2) would be the last.
+    assert [name[:2] for name in seconds] == ['ws', 'ws', 'ws', 'er', 'ba', 'ba']
+    assert 'ws-4-0-75--sep-conv-s1' in shown[0] and shown[1:] == (3, 24) and hidden_again
     assert len(boxes) == len(TITLES) and all(box and box['width'] > 300 and box['height'] > 100 for box in boxes), boxes
     # The page itself, and its empty icon.
     assert [line for line in said if line not in (page_path.as_uri(), hostile_path.as_uri(), 'data:,')] == []

@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +19,9 @@ from randwire_zoo import GraphModel, cli
 from randwire_zoo.studies import cli as studies_cli
 from randwire_zoo.studies import running, study
 from randwire_zoo.studies.search import Search, load_search, run_search, search_names, search_table
-from randwire_zoo.studies.study import Study
+from randwire_zoo.studies.study import Network, Study
 from randwire_zoo.studies.work import row_path
+from randwire_zoo.training.recipes import CONFIGS
 
 pytest.importorskip('optuna')
 data = tiny_study.data  # a fixture
@@ -67,7 +70,8 @@ class MadeUp:
                 raise KeyboardInterrupt
             task = json.loads(path.read_text())
             self.done.append(task['network']['id'])
-            row = {**task['network'], 'channels': 3, 'epochs': task['study']['settings']['epochs'], 'top5': 99.0}
+            row = {**task['network'], 'sha256': task['sha256'], 'channels': 3, 'top5': 99.0,
+                   'epochs': task['study']['settings']['epochs']}
             value = self.top1(task)
             row_path(path).write_text(json.dumps(
                 {**row, 'status': 'failed', 'reason': 'MemoryError: no more'} if value is None else
@@ -195,6 +199,62 @@ def test_after_a_retry_no_candidate_has_the_accuracy_of_another(data: Path, tmp_
     assert {name for name in before if before[name]['kwargs'] != expected.get(name, before[name])['kwargs']}
     again = run_search(short, tmp_path / 'parts', MadeUp(), str(data), progress=False, retry_failed=True).rows
     assert again == expected
+
+
+@pytest.mark.usefixtures('quick')
+def test_a_row_of_other_settings_is_not_taken_for_a_candidates(
+        data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = search(seeds=[1], trials=3, confirm=[])
+    expected = run(tmp_path, data, MadeUp(), short)
+    path, name = tmp_path / 'results.jsonl', 'halving-1-1-e1'
+    other = search(seeds=[1], study={**SPEC['study'], 'settings': {**SPEC['study']['settings'], 'lr': 0.5}})
+    network = Network(**{entry.name: expected[name][entry.name] for entry in fields(Network)})
+    elsewhere = other.study_of({'k': 4, 'p': 0.5, 'num_nodes': 9}, 1, 1).network_sha256(network)
+    assert expected[name]['sha256'] in path.read_text() and elsewhere != expected[name]['sha256']
+    path.write_text(path.read_text().replace(expected[name]['sha256'], elsewhere) + 'no row\n')
+    engine = MadeUp()
+    assert run(tmp_path, data, engine, short) == expected and engine.done == [name]
+    said = capsys.readouterr()
+    assert f'{name}: the row of another network, and dropped' in said.out
+    assert f'{path}: line {len(expected) + 2} is broken' in said.err
+    # Rows of an earlier release do not say of which settings they are.
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text(''.join(json.dumps(
+        {key: value for key, value in line.items() if key != 'sha256' or 'spec' in line}) + '\n' for line in lines))
+    assert set(run(tmp_path, data, MadeUp(most=0), short)) == set(expected)
+
+
+@pytest.mark.usefixtures('quick')
+def test_a_recipe_that_changes_during_a_search_ends_it(data: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / 'recipe.yaml'
+    shutil.copy(CONFIGS / 'cifar10' / 'study.yaml', recipe)
+    kept = recipe.read_text()
+    short = search(seeds=[1], trials=3, confirm=[], study={**SPEC['study'], 'recipe': str(recipe)})
+
+    def change(task: dict[str, Any]) -> float:
+        recipe.write_text(kept + '\nweight_decay: 0.25\n')
+        return quality(task)
+
+    engine = MadeUp(change)
+    with pytest.raises(ValueError, match=rf'^{recipe} has changed since the study was started; put back what it was'):
+        run(tmp_path / 'output', data, engine, short)
+    recipe.write_text(kept)
+    expected = run(tmp_path / 'whole', data, MadeUp(), short)
+    assert engine.done == [name for name in expected if name.endswith('-e1')], 'a rung was trained by another recipe'
+    assert run(tmp_path / 'output', data, MadeUp(), short) == expected
+
+
+@pytest.mark.usefixtures('quick')
+def test_random_search_says_where_it_had_to_end_before_it_cost_as_much_as_halving(
+        data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for trials, ended in ((1, True), (6, False)):
+        rows = run(tmp_path / str(trials), data, MadeUp(), search(seeds=[1], trials=trials, confirm=[]))
+        cost = {method: sum(row['epochs'] * row['macs'] for name, row in rows.items() if name.startswith(method))
+                for method in ('halving', 'random')}
+        assert cost['random'] <= 1.05 * cost['halving']
+        line = (f'random-1: drew as many as trials allows ({trials}), which cost '
+                f'{round(100 * cost["random"] / cost["halving"])}% of what halving did')
+        assert ('random-1: drew' in (said := capsys.readouterr().out)) is ended and (line in said) is ended
 
 
 @pytest.mark.usefixtures('quick')

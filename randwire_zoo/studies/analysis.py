@@ -8,27 +8,31 @@ from __future__ import annotations
 import math
 import statistics
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..architectures import stage_names
 from ..graphs import Graph, graphs_sha256
 from .measures import depths, edge_betweenness, node_betweenness
 from .study import Network, graphs_of
 
-__all__ = ['ENOUGH', 'MEASURES', 'Correlation', 'DamageCorrelation', 'Difference', 'Distance', 'OperationCorrelation',
-           'Row', 'Variance', 'accuracy', 'band', 'by_series', 'by_wiring', 'correlate', 'damage_correlation',
-           'differences', 'distances', 'error_distribution', 'graphs_of_row', 'has_one_wiring', 'has_wirings_to_come',
-           'holm', 'learned', 'losses_by_degree', 'mean_interval', 'measure_correlation', 'operation_correlations',
-           'operation_means', 'paired_differences', 'pearson', 'spread', 'units', 'variance', 'width_of',
-           'wiring_means', 'worth_showing']
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ['ENOUGH', 'MEASURES', 'ORDERS', 'Correlation', 'DamageCorrelation', 'Difference', 'Distance',
+           'OperationCorrelation', 'Row', 'Variance', 'accuracy', 'band', 'by_series', 'by_wiring', 'correlate',
+           'damage_correlation', 'differences', 'distances', 'error_distribution', 'graphs_of_row', 'has_one_wiring',
+           'has_wirings_to_come', 'holm', 'learned', 'losses_by_degree', 'mean_interval', 'measure_correlation',
+           'operation_correlations', 'operation_means', 'paired_differences', 'pearson', 'spread', 'units', 'variance',
+           'width_of', 'wiring_means', 'worth_showing']
 
 Row = dict[str, Any]
 MEASURES = ('degree', 'path length', 'clustering', 'betweenness', 'depth', 'edge depth', 'paths', 'peak memory')
 ENOUGH = 10  # values that a correlation is worth giving for, or that can be drawn from again and again
+ORDERS = 999  # random ones that a correlation is compared with
 ABOVE_CHANCE = 1.2  # times the accuracy of guessing: what has less has not begun to learn
 
 
@@ -88,9 +92,9 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """The 95 % interval of a mean.
 
     Of fewer than `ENOUGH` values it is Student's, as what is drawn from a few values cannot leave their range. Of more
-    it is the bootstrap's (Efron, 1979), which assumes no normal distribution, always with the same draws; its
-    percentiles lie as far out as Student's t is wider than the normal distribution (Hesterberg, The American
-    Statistician 69, 2015), as they would cover too little of ten values otherwise.
+    it is the bootstrap's (Efron, 1979), always with the same draws; its percentiles lie as far out as Student's t is
+    wider than the normal distribution (Hesterberg, The American Statistician 69, 2015), as they would cover too little
+    of ten values otherwise. Of few values of a skewed distribution either holds the mean less often than it says.
 
     Returns:
         None of fewer than three values, or without spread.
@@ -228,30 +232,29 @@ def paired_differences(groups: Mapping[str, Sequence[Row]]) -> list[Difference]:
     """Compare series at equal seeds, by the t test of pairs: what a seed does to both of them falls out.
 
     Networks are paired by both seeds; by that of the training alone where one of the two has one wiring. Pairs that
-    share a wiring on either side count once, with their mean. Where one of the two has one wiring, and the other's
-    wirings share seeds of training, all pairs have the same wirings, so that none is independent of the next: these two
-    are not compared here.
+    share a wiring on either side, be it through pairs between them, count once, with their mean; of a series that has
+    one wiring it is the training that pairs may share, as in `units`. Where one of the two has one wiring, and all
+    wirings of the other were trained with the same seeds, that leaves one value: these two are not compared here.
     """
+    import networkx
     from scipy.stats import ttest_1samp
     tested = []
     for one, other in _pairs(groups):
-        wirings = {series: by_wiring(groups[series]) for series in (one, other)}
-        both_random = all(len(found) > 1 for found in wirings.values())
-        if not both_random and any(_share_trainings(found) for found in wirings.values()):
-            continue
-
-        def seeds(row: Row, whole: bool = both_random) -> tuple[Any, ...]:
-            return (row['graph_seed'], row['training_seed']) if whole else (row['training_seed'],)
-
-        both: dict[tuple[Any, ...], tuple[list[float], list[float]]] = {}
+        several = {series: len(by_wiring(groups[series])) > 1 for series in (one, other)}
+        names = ('graph_seed', 'training_seed') if all(several.values()) else ('training_seed',)
+        both: dict[tuple[int, ...], tuple[list[Row], list[Row]]] = {}
         for place, series in enumerate((one, other)):
             for row in groups[series]:
-                both.setdefault(seeds(row), ([], []))[place].append(accuracy(row))
-        pairs: dict[Any, list[float]] = {}
-        for key, (first, second) in both.items():
-            if first and second:
-                pairs.setdefault(key[0], []).append(statistics.mean(first) - statistics.mean(second))
-        values = [round(statistics.mean(found), 9) for found in pairs.values()]  # equal ones without their rounding
+                both.setdefault(tuple(row[name] for name in names), ([], []))[place].append(row)
+        pairs = {seeds: statistics.mean(map(accuracy, first)) - statistics.mean(map(accuracy, second))
+                 for seeds, (first, second) in both.items() if first and second}
+        shared = networkx.Graph()  # each pair beside what it shares with others
+        for seeds in pairs:
+            for series, rows in zip((one, other), both[seeds], strict=True):
+                name = 'wiring' if several[series] else 'training_seed'
+                shared.add_edges_from(((None, seeds), (series, row.get(name))) for row in rows)
+        values = [round(statistics.mean(pairs[seeds] for series, seeds in found if series is None), 9)
+                  for found in networkx.connected_components(shared)]  # equal ones without their rounding
         if len(values) > 1 and _varies(values):
             result = ttest_1samp(values, 0)
             low, high = result.confidence_interval()
@@ -259,12 +262,6 @@ def paired_differences(groups: Mapping[str, Sequence[Row]]) -> list[Difference]:
                 one, other, (len(values), len(values)), statistics.mean(values), float(low), float(high),
                 float(result.statistic), float(result.df), float(result.pvalue)))
     return tested
-
-
-def _share_trainings(wirings: Mapping[Any, Sequence[Row]]) -> bool:
-    """Whether a seed of training stands for more than one wiring."""
-    seeds = [seed for rows in wirings.values() for seed in {row['training_seed'] for row in rows}]
-    return len(seeds) > len(set(seeds))
 
 
 @dataclass(frozen=True)
@@ -307,11 +304,26 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected
 
 
-def pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Pearson's correlation; None of fewer than `ENOUGH` values, or where one of the two does not vary."""
-    if len(x) < ENOUGH or not _varies(x) or not _varies(y):
+def pearson(x: Sequence[float], y: Sequence[float], least: int = ENOUGH) -> float | None:
+    """Pearson's correlation; None of fewer than so many values, or where one of the two does not vary."""
+    if len(x) < least or not _varies(x) or not _varies(y):
         return None
     return statistics.correlation(x, y)
+
+
+def _in_random_order(x: Sequence[Sequence[float]], y: Sequence[Sequence[float]], orders: int,
+                     rng: np.random.Generator) -> np.ndarray:
+    """Pearson's r of deviations from the means of groups, with the second ones of each group in random order."""
+    import numpy as np
+    whole = np.concatenate(x)
+    shuffled = np.concatenate([rng.permuted(np.tile(group, (orders, 1)), axis=1) for group in y], axis=1)
+    return shuffled @ whole / math.sqrt(float(np.square(whole).sum() * np.square(shuffled[0]).sum()))
+
+
+def _permutation_p(true: float, random: np.ndarray) -> float:
+    """The share of orders, of random ones and the true one, whose value is as far from 0 as the true one's."""
+    as_far = int((abs(random) >= abs(true) - 1e-12).sum())  # the same value may be rounded to another
+    return (as_far + 1) / (len(random) + 1)
 
 
 @dataclass(frozen=True)
@@ -321,12 +333,16 @@ class Correlation:
     Args:
         wirings: How many wirings: each counts once.
         over_all: r over all of them, which is made of differences between generators too.
-        over_all_interval: Its 95 % interval by Fisher's z, as if wirings of one generator were as far apart as others.
+        over_all_interval: Its 95 % interval by Fisher's z, where wirings are independent of each other: of one
+            generator, or one of each. Those of one generator are more alike than others, so that several of several
+            say less than their number.
         without_one: The smallest and the largest r that is left when one generator is left out.
         free_within: How many of the deviations from generators' means are free: the wirings of generators within which
             the number varies, less one for each of these.
         within: r of these deviations; None where fewer are free than of `ENOUGH` wirings of one generator.
-        low, high: Its 95 % interval, likewise.
+        p: How often it is as far from 0 with the accuracies of each generator in random order.
+        within_without_one: The smallest and the largest r of deviations that is left when one generator is left out;
+            None where it leaves less than two that are free.
     """
 
     wirings: int
@@ -335,8 +351,8 @@ class Correlation:
     without_one: tuple[float, float] | None
     free_within: int
     within: float | None
-    low: float | None
-    high: float | None
+    p: float | None
+    within_without_one: tuple[float, float] | None
 
 
 def measure_correlation(rows: Iterable[Row], measure: str, kind: str = 'measures', rank: bool = False) -> Correlation:
@@ -345,12 +361,17 @@ def measure_correlation(rows: Iterable[Row], measure: str, kind: str = 'measures
                       if (points := wiring_means(group, measure, kind))}, rank)
 
 
-def correlate(points: Mapping[str, Sequence[tuple[float, float]]], rank: bool = False) -> Correlation:
+def correlate(points: Mapping[str, Sequence[tuple[float, float]]], rank: bool = False,
+              orders: int = ORDERS) -> Correlation:
     """Correlate pairs, given by the group that they belong to.
+
+    What is left within groups is tested by a permutation test, which holds however differently the groups spread: an
+    interval of Fisher's is of deviations that are all of one distribution.
 
     Args:
         points: The pairs.
         rank: Spearman's correlation instead of Pearson's: of ranks, over all, or within each group.
+        orders: How many random orders of the second values of each group the test takes, always the same ones.
     """
     def ranked(pairs: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
         if not rank or not pairs:
@@ -362,28 +383,41 @@ def correlate(points: Mapping[str, Sequence[tuple[float, float]]], rank: bool = 
         pairs = ranked([pair for group in groups for pair in group])
         return pearson([pair[0] for pair in pairs], [pair[1] for pair in pairs])
 
-    def interval(value: float | None, free: int) -> tuple[float, float] | None:
-        """Fisher's, of so many values less the means that were taken off them; that of ranks is Fieller's (1957)."""
-        if value is None or abs(value) >= 1 or free < 3:
+    def interval(value: float | None, count: int) -> tuple[float, float] | None:
+        """Fisher's; that of ranks is Fieller's (1957)."""
+        if value is None or abs(value) >= 1:
             return None
-        half = 1.959964 * math.sqrt((1.06 if rank else 1) / (free - 2))
+        half = 1.959964 * math.sqrt((1.06 if rank else 1) / (count - 3))
         return math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half)
 
+    def r_within(groups: Sequence[tuple[list[float], list[float]]], least: int) -> float | None:
+        """Of deviations, so many of which have to be free: those of two wirings are one, twice, nothing but a sign."""
+        x, y = ([value for group in groups for value in group[side]] for side in (0, 1))
+        return pearson(x, y, 0) if len(x) - len(groups) >= least else None
+
     total = sum(map(len, points.values()))
-    left = [r(group for name, group in points.items() if name != series) for series in points]
-    known = [value for value in left if value is not None]
-    varying = [ranked(group) for group in points.values() if _varies([pair[0] for pair in group])]
-    centred = [list(zip(*(_centred(side) for side in zip(*group, strict=True)), strict=True)) for group in varying]
-    # A mean of each group was taken off within, where a plain correlation takes off one in all. Two wirings of a group
-    # have one deviation, twice: ranks of such pairs are nothing but signs.
-    free = sum(map(len, centred)) - len(centred)
-    within = None if free < ENOUGH - 1 else pearson([x for group in centred for x, _ in group],
-                                                    [y for group in centred for _, y in group])
     over_all = r(points.values())
-    low, high = interval(within, free) or (None, None)
-    return Correlation(total, over_all, interval(over_all, total - 1),
-                       (min(known), max(known)) if known and len(known) == len(left) else None,
-                       free, within, low, high)
+    independent = len(points) == 1 or total == len(points)
+    varying = [ranked(group) for group in points.values() if _varies([x for x, _ in group])]
+    # A mean of each group was taken off within, where a plain correlation takes off one in all.
+    centred = [(_centred([x for x, _ in group]), _centred([y for _, y in group])) for group in varying]
+    within, p = r_within(centred, ENOUGH - 1), None
+    if within is not None:
+        import numpy as np
+        x, y = ([group[side] for group in centred] for side in (0, 1))
+        p = _permutation_p(within, _in_random_order(x, y, orders, np.random.default_rng(0)))
+    return Correlation(
+        total, over_all, interval(over_all, total) if independent else None,
+        _range(r(group for name, group in points.items() if name != series) for series in points),
+        sum(len(x) - 1 for x, _ in centred), within, p, None if within is None else _range(
+            r_within(centred[:i] + centred[i + 1:], 2) for i in range(len(centred))))
+
+
+def _range(values: Iterable[float | None]) -> tuple[float, float] | None:
+    """The smallest and the largest, where all are known."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return (min(known), max(known)) if known and len(known) == len(found) else None
 
 
 def width_of(row: Row) -> int | None:
@@ -494,32 +528,34 @@ def graphs_of_row(row: Row) -> tuple[Graph, ...]:
         return ()
 
 
-def has_one_wiring(rows: Sequence[Row], graph_seeds: Iterable[int]) -> bool:
+def has_one_wiring(rows: Sequence[Row], graph_seeds: Iterable[int], named: Container[str] = ()) -> bool:
     """Whether a series' graphs do not depend on the seed.
 
     Args:
         rows: Of the series.
         graph_seeds: Those that the study asks for. Where all give one wiring it is trained under the first of them, and
             where the study is not done the others may be still to come: what no row has is sampled, if it can be.
+        named: Series of which the file of results says so itself. It knows of generators that are not here.
     """
     trained = {row['graph_seed'] for row in rows if row['graph_seed'] is not None}
     if len(by_wiring(rows)) != 1 or not rows[0].get('wiring'):
         return False
     left = set(graph_seeds) - trained
-    return len(trained | left) > 1 and all(
-        graphs_of_row({**rows[0], 'graphs': None, 'kwargs': {**rows[0]['kwargs'], 'seed': seed}}) for seed in left)
+    return rows[0]['series'] in named or (len(trained | left) > 1 and all(
+        graphs_of_row({**rows[0], 'graphs': None, 'kwargs': {**rows[0]['kwargs'], 'seed': seed}}) for seed in left))
 
 
-def has_wirings_to_come(rows: Sequence[Row], graph_seeds: Iterable[int]) -> bool:
+def has_wirings_to_come(rows: Sequence[Row], graph_seeds: Iterable[int], named: Container[str] = ()) -> bool:
     """Whether a series has one wiring only because its study is not done: then its trainings stand for no others.
 
     Args:
         rows: Of the series.
         graph_seeds: Those that the study asks for.
+        named: Series that have one wiring, as the file of results says.
     """
     seeds = set(graph_seeds)
     return (len(seeds) > 1 and len(by_wiring(rows)) == 1 and bool(rows[0].get('wiring'))
-            and not has_one_wiring(rows, seeds))
+            and not has_one_wiring(rows, seeds, named))
 
 
 DAMAGE_MEASURES = ('degree', 'betweenness', 'depth')
@@ -586,7 +622,7 @@ class DamageCorrelation:
     p: float | None
 
 
-def damage_correlation(rows: Iterable[Row], kind: str, measure: str, orders: int = 999) -> DamageCorrelation:
+def damage_correlation(rows: Iterable[Row], kind: str, measure: str, orders: int = ORDERS) -> DamageCorrelation:
     """Correlate within each stage of each wiring of a series, and test the mean of the wirings.
 
     Trainings of one wiring lose alike, so that what is compared is the mean loss of each removal over them. So do edges
@@ -607,16 +643,10 @@ def damage_correlation(rows: Iterable[Row], kind: str, measure: str, orders: int
             continue
         x = [_centred([removal.measures[measure] for removal in found]) for found in stages.values()]
         y = [_centred([removal.loss for removal in found]) for found in stages.values()]
-        whole = [value for found in x for value in found]
-        r = pearson(whole, [value for found in y for value in found])
-        if r is None:
-            continue
-        values.append(r)
-        shuffled = np.concatenate([rng.permuted(np.tile(found, (orders, 1)), axis=1) for found in y], axis=1)
-        random.append(shuffled @ np.asarray(whole) / math.sqrt(
-            sum(value ** 2 for value in whole) * float(np.square(shuffled[0]).sum())))
+        r = pearson([value for found in x for value in found], [value for found in y for value in found])
+        if r is not None:
+            values.append(r)
+            random.append(_in_random_order(x, y, orders, rng))
     if not values:
         return DamageCorrelation([], None)
-    means = np.mean(random, axis=0)
-    as_far = int((np.abs(means) >= abs(statistics.mean(values)) - 1e-12).sum())
-    return DamageCorrelation(values, (as_far + 1) / (orders + 1))
+    return DamageCorrelation(values, _permutation_p(statistics.mean(values), np.mean(random, axis=0)))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .arguments import ENGINES
-from .work import CANNOT_WRITE, WATCH, CannotWrite, run_task
+from .work import CANNOT_WRITE, CHANGED, WATCH, CannotWrite, Changed, run_task
 
 __all__ = ['Engine', 'Job', 'LocalEngine', 'SubmititEngine', 'create_engine']
 
@@ -27,7 +27,8 @@ class Job(Protocol):
     def poll(self) -> str | None:
         """How it ended, in a few words such as `exit code 0`, or None while it goes on.
 
-        `CANNOT_WRITE` is among them if it ended because its files could not be written.
+        `CANNOT_WRITE` is among them if it ended because its files could not be written, and `CHANGED` if because what
+        it would be trained by has changed.
         """
 
     def stop(self) -> None:
@@ -35,13 +36,11 @@ class Job(Protocol):
 
 
 class Engine(Protocol):
-    """Runs tasks in processes of their own.
+    """Runs tasks in processes of their own."""
 
-    Args:
-        places: How many tasks may be started at a time.
-    """
-
-    places: int
+    @property
+    def places(self) -> int:
+        """How many tasks may have been started and not have ended; may change with every start."""
 
     def start(self, tasks: list[Path], places: list[int]) -> list[Job]:
         """Start tasks, given the number of a free place for each."""
@@ -107,9 +106,9 @@ class _Process:
         code = self.process.poll()
         if code is None:
             return None
-        if code == os.EX_IOERR:
+        if word := {os.EX_IOERR: CANNOT_WRITE, os.EX_CONFIG: CHANGED}.get(code):
             said = [line for line in self.log.read_text(encoding='utf-8', errors='replace').splitlines() if line]
-            return said[-1] if said and CANNOT_WRITE in said[-1] else CANNOT_WRITE
+            return said[-1] if said and word in said[-1] else word
         return f'exit code {code}' if code >= 0 else f'signal {-code} ({signal.Signals(-code).name})'
 
     def stop(self) -> None:
@@ -126,8 +125,9 @@ class SubmititEngine:
     """Jobs of a SLURM cluster, or of submitit's own local executor, through submitit.
 
     Args:
-        workers: How many jobs may be at work at a time. On SLURM all networks are queued at once, as arrays of jobs of
-            which the cluster runs so many.
+        workers: How many jobs may be at work at a time. On SLURM up to `LARGEST_ARRAY` networks are queued at once, as
+            an array of jobs of which the cluster runs so many; what is more, or is queued again, is a job of its own
+            once fewer than so many are left.
         folder: Where submitit keeps its logs; all machines have to see it.
         options: Of submitit's executor, such as `partition`, `gpus_per_node`, `timeout_min`; `cluster=local` runs the
             jobs here.
@@ -146,18 +146,31 @@ class SubmititEngine:
             self.executor = submitit.AutoExecutor(folder=str(folder / 'jobs'), cluster=cluster,
                                                   slurm_max_num_timeout=TIMEOUTS, local_max_num_timeout=TIMEOUTS)
             options = {'timeout_min': '4320', **options}
-            is_slurm = self.executor.cluster == 'slurm'
-            if is_slurm:
-                options = {'slurm_array_parallelism': str(workers or 64), **options}
+            self.is_slurm = self.executor.cluster == 'slurm'
+            self.workers = workers or 64
+            if self.is_slurm:
+                options = {'slurm_array_parallelism': str(self.workers), **options}
+                asked = options['slurm_array_parallelism']
+                if not asked.isdecimal() or int(asked) < 1:
+                    raise ValueError(f'slurm_array_parallelism must be an integer of at least 1, got {asked!r}')
+                self.workers = int(asked)
             self.executor.update_parameters(**{
                 name: int(value) if value.isdigit() else value for name, value in options.items()})
         except (RuntimeError, TypeError, AssertionError, NameError) as error:
             raise ValueError(f'submitit: {" ".join(str(error).split())}') from error
-        self.places = LARGEST_ARRAY if is_slurm else workers or 64
+        self.left: list[_SubmititJob] = []
+
+    @property
+    def places(self) -> int:
+        """On SLURM an array while there is no job, and then as many as may be at work: no array knows of another's."""
+        self.left = [job for job in self.left if not job.ended]
+        return self.workers if self.left or not self.is_slurm else LARGEST_ARRAY
 
     def start(self, tasks: list[Path], places: list[int]) -> list[Job]:
         """Queue jobs, on SLURM as one array."""
-        return [_SubmititJob(job) for job in self.executor.map_array(_Requeued(), list(map(str, tasks)))]
+        jobs = [_SubmititJob(job) for job in self.executor.map_array(_Requeued(), list(map(str, tasks)))]
+        self.left += jobs
+        return [*jobs]
 
 
 class _Requeued:
@@ -174,16 +187,19 @@ class _Requeued:
 
 class _SubmititJob:
     def __init__(self, job: Any) -> None:
-        self.job = job
+        self.job, self.ended = job, False
 
     def poll(self) -> str | None:
         if not self.job.done():
             return None
+        self.ended = True
         said = str(self.job.exception() or '').strip().splitlines()
-        reasons = [line for line in said if line.startswith(f'{CannotWrite.__module__}.{CannotWrite.__qualname__}')]
+        reasons = [line for line in said if line.startswith(tuple(
+            f'{kind.__module__}.{kind.__qualname__}: ' for kind in (CannotWrite, Changed)))]
         return reasons[-1].partition(': ')[2] if reasons else f'job {self.job.job_id} {self.job.state}'
 
     def stop(self) -> None:
+        self.ended = True
         self.job.cancel()
 
 

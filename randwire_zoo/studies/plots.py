@@ -6,7 +6,7 @@ Panels are narrow, and stand beside each other or below each other as the page h
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,6 @@ from .analysis import (
     by_wiring,
     error_distribution,
     graphs_of_row,
-    has_wirings_to_come,
     learned,
     losses_by_degree,
     mean_interval,
@@ -63,22 +62,23 @@ def _words_are_words(draw: Callable[..., Any]) -> Callable[..., Any]:
 
 @_words_are_words
 def draw_pictures(groups: Groups, paper: Mapping[str, Any], classes: int | None = None,
-                  graph_seeds: Iterable[int] = ()) -> list[Picture]:
+                  to_come: Container[str] = ()) -> list[Picture]:
     """Every picture that the rows have data for.
 
     Args:
         groups: Rows that are done, by series.
         paper: The paper's mean accuracy by series, where there is one.
         classes: Classes of the data set, for rows that do not say it.
-        graph_seeds: Those that the study asks for: a series of which only one wiring is there yet has no distribution.
+        to_come: Series of which one wiring is there so far, which stands for no others: they have no distribution.
     """
+    alone = {_label(series, i) for i, series in enumerate(groups) if series in to_come}
     paper = {_label(series, i): paper[series] for i, series in enumerate(groups) if series in paper}
     groups = {_label(series, i): group for i, (series, group) in enumerate(groups.items())}
     rows = [row for group in groups.values() for row in group]
     numbers = {row['id']: number for number, row in enumerate(rows)}
     better = {series: found for series, group in groups.items() if (found := learned(group, classes))}
     metric = 'AP' if any('detection' in row for row in rows) else 'top-1 (%)'
-    ids, seeds = iter(range(1 << 30)), tuple(graph_seeds)
+    ids = iter(range(1 << 30))
     pictures: list[Picture] = []
 
     def add(title: str, figures: Iterator[Figure] | Sequence[Figure], note: str = '', legend: bool = True) -> None:
@@ -91,7 +91,7 @@ def draw_pictures(groups: Groups, paper: Mapping[str, Any], classes: int | None 
 
     given = (" Squares are the paper's; an arrow points to one that lies outside."
              if any(_number(value) is not None for value in paper.values()) else '')
-    populations = {series: group for series, group in groups.items() if not has_wirings_to_come(group, seeds)}
+    populations = {series: group for series, group in groups.items() if series not in alone}
     add(f'{metric} by series', [accuracies_figure(groups, paper, metric, numbers, populations)],
         'A point is a network. Diamonds are means over wirings, with their 95 % intervals; n counts networks, and '
         'wirings in brackets.' + given, legend=False)

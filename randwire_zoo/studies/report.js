@@ -1,6 +1,6 @@
 'use strict';
 
-// Tables sort by the column whose head is clicked, by the first number in its cells, or else by their words.
+// Tables sort by the column whose head is clicked: names by their letters, other cells by the first number in them.
 function sortable(table) {
   const body = table.tBodies[0], original = [...body.rows];
   const number = cell => {
@@ -11,7 +11,7 @@ function sortable(table) {
     head.tabIndex = 0;
     const sort = () => {
       const order = {none: 'descending', descending: 'ascending', ascending: 'none'}[head.ariaSort || 'none'];
-      const words = column === 0 || original.every(row => !/\d/.test(row.cells[column].textContent));
+      const words = head.classList.contains('words') || original.every(row => !/\d/.test(row.cells[column].textContent));
       const rows = [...original];
       if (order !== 'none') {
         rows.sort((one, other) => {

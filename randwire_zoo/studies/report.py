@@ -11,7 +11,7 @@ import json
 import re
 import statistics
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from .analysis import (
     DAMAGE_MEASURES,
     ENOUGH,
     MEASURES,
+    ORDERS,
     Correlation,
     Difference,
     Distance,
@@ -82,12 +83,16 @@ class _Study:
         title: Of the study.
         spec: Its keys.
         rows: In the order of the study, as networks end in any order.
+        one_wiring: Series whose graphs do not depend on the seed.
+        to_come: Series of which one wiring is there so far, which stands for no others.
         summary, problems, made: Sentences: on the whole, on what is wrong with the file, on what it was made with.
     """
 
     title: str
     spec: dict[str, Any]
     rows: list[Row]
+    one_wiring: list[str]
+    to_come: list[str]
     summary: str
     problems: str
     made: str
@@ -141,8 +146,7 @@ def write_html(path: str | Path, output: str | Path) -> None:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     write_atomically(output, template.render(
         title=study.title, summary=study.summary, problems=study.problems, made=study.made, notes=spec['notes'],
-        tables=_tables(study), pictures=draw_pictures(
-            by_series(done), spec['paper'], _classes(spec), spec['graph_seeds'] or ()),
+        tables=_tables(study), pictures=draw_pictures(by_series(done), spec['paper'], _classes(spec), study.to_come),
         failed=[r for r in study.rows if r['status'] != 'done'], metric='AP' if spec['detection'] else 'top-1 (%)',
         rows=[{'epochs': None, 'channels': None, 'seconds': 0, **row, 'value': accuracy(row)} for row in done],
         spec=yaml.safe_dump({name: value for name, value in spec.items() if value}, sort_keys=False),
@@ -177,8 +181,14 @@ def _read(path: str | Path) -> _Study:
         place(spec['node_ops'], row['node_op']), place(spec['graphs'], row['graph']),
         place(spec['models'], row['model']), row.get('channels') or 0, row['graph_seed'] or 0, row['training_seed']))
     problems = '; '.join(found.problems)
-    return _Study(header['study'], spec, rows, _summary(spec, rows),
-                  problems and f'Of {found.path.name}: {problems}.', _made(rows))
+    groups, seeds = by_series(row for row in rows if row['status'] == 'done'), spec['graph_seeds'] or ()
+    named = header.get('one_wiring', [])  # files of earlier releases say neither this nor the number of networks
+    return _Study(
+        header['study'], spec, rows,
+        [series for series, group in groups.items() if has_one_wiring(group, seeds, named)],
+        [series for series, group in groups.items() if has_wirings_to_come(group, seeds, named)],
+        _summary(spec, rows, header.get('networks', 0)),
+        problems and f'Of {found.path.name}: {problems}.', _made(rows))
 
 
 def _printable(value: Any) -> Any:
@@ -190,11 +200,12 @@ def _printable(value: Any) -> Any:
     return [_printable(entry) for entry in value] if isinstance(value, list) else value
 
 
-def _summary(spec: dict[str, Any], rows: Sequence[Row]) -> str:
+def _summary(spec: dict[str, Any], rows: Sequence[Row], asked: int) -> str:
     done = sum(row['status'] == 'done' for row in rows)
     hours = sum(row.get('seconds') or 0 for row in rows) / 3600
     again = sum(bool(row.get('earlier')) for row in rows)
-    text = (f'{done} of {len(rows)} networks that ended gave a result; {hours:.1f} hours of work in all'
+    text = f'Not done yet: {len(rows)} of {asked} networks have ended. ' if len(rows) < asked else ''
+    text += (f'{done} of {len(rows)} networks that ended gave a result; {hours:.1f} hours of work in all'
             f'{f", of {again} only since the last start" if again else ""}. Mean ± standard deviation over all '
             'networks, never the best.')
     if spec['seeds'] is not None and spec['graphs']:
@@ -233,7 +244,8 @@ def _tables(study: _Study) -> list[_Table]:
     """The main table first, then those that there are rows for."""
     done = study.done
     classes = _classes(study.spec)
-    tables = [_main_table(study.spec, study.rows), _variance_table(done), *_differences_tables(study.spec, done),
+    tables = [_main_table(study), _variance_table(done), *_differences_tables(
+                  {series: group for series, group in by_series(done).items() if series not in study.to_come}),
               _measures_table(done, classes), _proxies_table(done, classes), _operations_table(done, classes),
               _damage_table(done, 'nodes', "a removed node's out-degree"),
               _damage_correlations_table(done, 'nodes', 'node'),
@@ -242,24 +254,22 @@ def _tables(study: _Study) -> list[_Table]:
     return [table for table in tables if table is not None]
 
 
-def _main_table(spec: dict[str, Any], rows: Sequence[Row]) -> _Table:
-    done = [row for row in rows if row['status'] == 'done']
+def _main_table(study: _Study) -> _Table:
+    spec, done = study.spec, study.done
     sizes = [str(size) for size in spec['eval_sizes']]
     heads = ['series', 'networks', 'wirings', 'C', 'params, M', 'multiply-adds, M']
     detection = bool(spec['detection'])
     heads += ['AP', 'AP50', 'AP75', 'APs', 'APm', 'APl'] if detection else ['top-1 (%)', 'top-5 (%)']
     intervals = {series: mean_interval(units(group)) for series, group in by_series(done).items()
-                 if not has_wirings_to_come(group, spec['graph_seeds'] or ())}
+                 if series not in study.to_come}
     if any(intervals.values()):
         heads.insert(heads.index('AP' if detection else 'top-1 (%)') + 1, '95 % interval')
     heads += [f'top-1 at {size} px' for size in sizes] + (['paper'] if spec['paper'] else [])
-    lines, fixed = [], []
-    for series, group in by_series(rows).items():
-        good = [row for row in group if row in done]
+    lines = []
+    for series, group in by_series(study.rows).items():
+        good = [row for row in group if row['status'] == 'done']
         widths = sorted({row['channels'] for row in group if row.get('channels')})
         wirings = {row['wiring'] for row in good if row.get('wiring')}
-        if good and has_one_wiring(good, spec['graph_seeds'] or ()):
-            fixed.append(series)
         line = [series, str(len(good)) if len(good) == len(group) else f'{len(good)} of {len(group)}',
                 str(len(wirings) or '–'),
                 ', '.join(map(str, widths)) or '–',
@@ -281,12 +291,12 @@ def _main_table(spec: dict[str, Any], rows: Sequence[Row]) -> _Table:
     if any(intervals.values()):
         notes.append('95 % interval: of the mean over wirings, each with the mean of its trainings, or over trainings '
                      f"where there is one wiring; Student's of fewer than {ENOUGH}, the bootstrap's of more.")
-    if fixed:
-        notes.append(f'{", ".join(fixed)}: all seeds give the same graphs, one wiring. Its spread is that of the '
-                     'training alone.')
-    if alone := [series for series, group in by_series(done).items()
-                 if has_wirings_to_come(group, spec['graph_seeds'] or ())]:
-        notes.append(f'{", ".join(alone)}: one wiring so far, which stands for no others and is compared with none.')
+    if study.one_wiring:
+        notes.append(f'{", ".join(study.one_wiring)}: all seeds give the same graphs, one wiring. Its spread is that '
+                     'of the training alone.')
+    if study.to_come:
+        notes.append(f'{", ".join(study.to_come)}: one wiring so far, which stands for no others and is compared with '
+                     'none.')
     return _Table('', heads, lines, ' '.join(notes))
 
 
@@ -306,9 +316,7 @@ def _variance_table(rows: Sequence[Row]) -> _Table | None:
                   'By one-way analysis of variance with random effects.')
 
 
-def _differences_tables(spec: dict[str, Any], rows: Sequence[Row]) -> list[_Table]:
-    groups = {series: group for series, group in by_series(rows).items()
-              if not has_wirings_to_come(group, spec['graph_seeds'] or ())}
+def _differences_tables(groups: Mapping[str, Sequence[Row]]) -> list[_Table]:
     heads = ['first', 'second', 'n', 'first − second', '95 % interval', 't', 'df', 'p', 'p (Holm)']
 
     def lines(tested: Sequence[Difference | Distance]) -> list[list[str]]:
@@ -323,28 +331,29 @@ def _differences_tables(spec: dict[str, Any], rows: Sequence[Row]) -> list[_Tabl
         return said + ('.' if all(worth_showing(tested, groups)) else
                        ', those of all pairs; shown are those of the series with the best mean.')
 
+    wirings = 'n: wirings, each with the mean of its trainings; trainings where there is one wiring. '
     tables = []
     if welch := differences(groups):
         tables.append(_Table(
             "Differences between series, in points (Welch's t test)", heads, lines(welch),
-            'n: wirings, each with the mean of its trainings; trainings where there is one wiring. '
-            + allowed(welch), texts=2))
+            wirings + allowed(welch), texts=2))
     if paired := paired_differences(groups):
         tables.append(_Table(
             'Differences at equal seeds, in points (t test of pairs)', heads, lines(paired),
             'Pairs have the same seeds of graphs and training, or of training alone where one of the two has one '
-            'wiring; n counts them, those of one wiring as one. ' + allowed(paired), texts=2))
+            'wiring. n: pairs, of which those that share one of several wirings count as one. ' + allowed(paired),
+            texts=2))
     if apart := distances(groups):
         tables.append(_Table(
             'Distributions of the errors (test of Kolmogorov and Smirnov)',
             ['first', 'second', 'n', 'D', 'p', 'p (Holm)'], lines(apart),
-            'D: the largest difference between two empirical distributions, from 0 to 1; n and p as above.', texts=2))
+            'D: the largest difference between two empirical distributions, from 0 to 1. ' + wirings + allowed(apart),
+            texts=2))
     return tables
 
 
-def _p(value: float) -> str:
-    return 'below 0.001' if value < 0.001 else f'{value:.3f}'
-
+def _p(value: float | None) -> str:
+    return '–' if value is None else 'below 0.001' if value < 0.001 else f'{value:.3f}'
 
 
 def _interval(interval: tuple[float, float] | None) -> str:
@@ -368,22 +377,27 @@ def _correlation_lines(rows: Sequence[Row], names: Sequence[str], kind: str) -> 
     return lines
 
 
+# After what r is of; ρ where ranks are correlated.
+CORRELATION_HEADS = ('wirings', 'r over all', 'r without one generator', 'free within', 'r within generators', 'p',
+                     'r within, without one')
+
+
 def _correlation_cells(found: Correlation) -> list[str]:
-    """How many wirings, r over all of them and without one generator; how many are free within generators, r there."""
-    within = None if found.low is None or found.high is None else (found.low, found.high)
     return [str(found.wirings), _with_interval(found.over_all, found.over_all_interval), _interval(found.without_one),
-            str(found.free_within), _with_interval(found.within, within)]
+            str(found.free_within), _signed(found.within), _p(found.p), _interval(found.within_without_one)]
 
 
 def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
     return _signed(value) + (f' ({_interval(interval)})' if interval and value is not None else '')
 
 
-def _correlation_note(rows: Sequence[Row], better: Sequence[Row], letter: str) -> str:
-    note = (f'Wirings count once each, and {letter} is given of {ENOUGH} or more, with 95 % intervals. Over all, '
-            'differences between generators are in it, which the interval does not know; the next column has the range '
-            "of what is left without any one of them. Within generators: of deviations from each generator's means, "
-            f'where there are any, and {ENOUGH - 1} of them are free, as of {ENOUGH} wirings of one.')
+def _correlation_note(rows: Sequence[Row], better: Sequence[Row], letter: str = 'r') -> str:
+    note = (f'Wirings count once each, and {letter} is given of {ENOUGH} or more. Over all, differences between '
+            'generators are in it; a 95 % interval is given where wirings are independent of each other: of one '
+            "generator, or one of each. Within generators: of deviations from each generator's means, where there are "
+            f'any, and {ENOUGH - 1} of them are free, as of {ENOUGH} wirings of one. p: how often that is as far from '
+            f'0 where the accuracies of each generator stand in random order, of {ORDERS} orders and the true one; it '
+            'allows for one line alone. Without one: the range of what is left without any one generator.')
     if len(better) < len(rows):
         note += f' {len(rows) - len(better)} networks at chance are left out.'
     return note
@@ -392,15 +406,14 @@ def _correlation_note(rows: Sequence[Row], better: Sequence[Row], letter: str) -
 def _measures_table(rows: Sequence[Row], classes: int | None) -> _Table | None:
     better = learned(rows, classes)
     lines = _correlation_lines(better, MEASURES, 'measures')
-    heads = ['measure', 'wirings', 'r over all', 'r without one generator', 'free within', 'r within generators']
-    return _Table("Pearson's r of accuracy and the mean of a graph measure over the stages", heads, lines,
-                  _correlation_note(rows, better, 'r')) if lines else None
+    return _Table("Pearson's r of accuracy and the mean of a graph measure over the stages",
+                  ['measure', *CORRELATION_HEADS], lines, _correlation_note(rows, better)) if lines else None
 
 
 def _proxies_table(rows: Sequence[Row], classes: int | None) -> _Table | None:
     better = learned(rows, classes)
     lines = _correlation_lines(better, PROXIES, 'proxies')
-    heads = ['prediction', 'wirings', 'ρ over all', 'ρ without one generator', 'free within', 'ρ within generators']
+    heads = ['prediction', *(re.sub(r'\br\b', 'ρ', head) for head in CORRELATION_HEADS)]
     return _Table("Spearman's ρ of accuracy and what the first weights predict of it", heads, lines,
                   _correlation_note(rows, better, 'ρ') + ' Within generators, ranks are those within each.'
                   ) if lines else None
@@ -412,9 +425,8 @@ def _operations_table(rows: Sequence[Row], classes: int | None) -> _Table | None
               _with_interval(found.models.over_all, found.models.over_all_interval), *_correlation_cells(found.wirings)]
              for found in operation_correlations(better)
              if found.models.over_all is not None or found.wirings.over_all is not None]
-    heads = ['node operations', 'generators', 'r of their means', 'wirings', 'r over all', 'r without one generator',
-             'free within', 'r within generators']
-    note = "The paper's r is that of the generators' means. " + _correlation_note(rows, better, 'r')
+    heads = ['node operations', 'generators', 'r of their means', *CORRELATION_HEADS]
+    note = "The paper's r is that of the generators' means. " + _correlation_note(rows, better)
     return _Table("Pearson's r of accuracy with one node operation and with another (Figure 6)", heads, lines, note
                   ) if lines else None
 
@@ -451,7 +463,7 @@ def _damage_correlations_table(rows: Sequence[Row], kind: str, what: str) -> _Ta
         found = [damage_correlation(group, kind, measure) for measure in DAMAGE_MEASURES]
         if any(one.values for one in found):
             lines.append([series, str(max(len(one.values) for one in found)), *(
-                cell for one in found for cell in (spread(one.values), '–' if one.p is None else _p(one.p)))])
+                cell for one in found for cell in (spread(one.values), _p(one.p)))])
     if not lines:
         return None
     degree = 'out-degree' if kind == 'nodes' else "target's in-degree"
@@ -460,8 +472,8 @@ def _damage_correlations_table(rows: Sequence[Row], kind: str, what: str) -> _Ta
         "r is that of each wiring's removals, their losses averaged over its trainings"
         + (' and, for in-degree and depth, over the edges with one target' if kind == 'edges' else '')
         + ", and of deviations from each stage's means; mean ± standard deviation over wirings. p: how often their "
-        'mean is as far from 0 where the losses in each stage stand in random order, of 999 orders and the true one. '
-        f'Depth: nodes on the longest path that ends with the {what}.')
+        f'mean is as far from 0 where the losses in each stage stand in random order, of {ORDERS} orders and the true '
+        f'one. Depth: nodes on the longest path that ends with the {what}.')
 
 
 def _signed(correlation: float | None) -> str:

@@ -1,14 +1,15 @@
 """The file of results: a line about the study, then one line of JSON per network.
 
 A line counts once its newline is on disk. What else may lie in the file (half a line after a full disk or a kill, a
-line that something else has damaged) is passed over when it is read, said, and set aside when the study goes on.
+line that something else has damaged, the results of another study) is passed over when it is read, said, and set aside
+when the study goes on.
 """
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -21,8 +22,10 @@ from .study import Study
 __all__ = ['ASIDE', 'RESULTS', 'Results', 'ResultsFile', 'load_results', 'read_results']
 
 RESULTS = 'results.jsonl'
-ASIDE = 'results.broken'  # lines that could not be read
+ASIDE = 'results.broken'  # lines that could not be read, or are another study's
 FORMAT = 2  # 1 had one seed for graphs and training
+# What the line about the study says of its networks, and no sha256 is of; a search has neither.
+ASKED = ('networks', 'one_wiring')
 Row = dict[str, Any]
 Check = Callable[[Any], bool]
 
@@ -34,10 +37,11 @@ class ResultsFile:
     Args:
         path: The file.
         header: The line about the study: 'study', its title; 'sha256'; 'spec', its keys, with the defaults of those
-            that its release did not have.
+            that its release did not have; of later releases also 'networks', how many the study asks for, and
+            'one_wiring', see `Study.one_wiring`.
         rows: One per network. Those of releases with one seed for everything have it as both of theirs.
         problems: What is wrong with the file, in a few words each.
-        broken: The lines that could not be read.
+        broken: The lines that could not be read, or are not this study's.
     """
 
     path: Path
@@ -85,16 +89,28 @@ class Results:
             if header['sha256'] != study.sha256:
                 raise ValueError(f'{self.path} belongs to another study, {header["study"]!r}; choose another --output')
             self.rows = {row['id']: row for row in self._found.rows}
+            self._header.update({name: header[name] for name in ASKED if name in header})
 
-    def create(self) -> list[str]:
-        """Begin the file, or mend it; returns what was wrong with it. Broken lines are kept beside it."""
+    @property
+    def sha256(self) -> str:
+        """Of the study, as it was when this was made."""
+        return str(self._header['sha256'])
+
+    def create(self, asked: Mapping[str, Any] | None = None) -> list[str]:
+        """Begin the file, or mend it; returns what was wrong with it. Broken lines are kept beside it.
+
+        Args:
+            asked: What the line about the study is to say of `ASKED`; by default what it says already.
+        """
         problems = [] if self._found is None else self._found.problems
+        self._header.update(asked or {})
         if self._found is not None and self._found.broken:
             with open(self.path.with_name(ASIDE), 'ab') as file:
                 file.write(b''.join(line + b'\n' for line in self._found.broken))
                 file.flush()
                 os.fsync(file.fileno())
-        if self._found is None or problems or self._found.header.get('format') != FORMAT:
+        if self._found is None or problems or any(
+                self._found.header.get(name) != self._header.get(name) for name in ('format', *ASKED)):
             self._write()
         else:
             self._size = self.path.stat().st_size
@@ -195,9 +211,10 @@ def load_results(path: str | Path) -> ResultsFile:
             continue  # what follows the last newline
         row = _parse(line)
         if row is None and number <= len(lines):
-            # A row that was appended to the half line of one before it, which is lost.
-            row = _parse(line[max(line.rfind(b'{"id": '), 0):])
-            problems.append(f'line {number} is broken' + (', but a whole row follows in it' if row else ''))
+            # A row, or another file's first line, that was appended to the half line of one before it, which is lost.
+            row = _parse(line[max(line.rfind(b'{"id": '), line.rfind(b'{"study": '), 0):])
+            problems.append(f'line {number} is broken' + (
+                ', but a whole row follows in it' if row and 'id' in row else ''))
             broken.append(line)
         elif row is None:
             problems.append('the last line was cut off')
@@ -206,6 +223,13 @@ def load_results(path: str | Path) -> ResultsFile:
             problems.append('the last line lacks its newline')
         if row is None:
             continue
+        if _is_header(row):
+            if row['sha256'] == header['sha256']:
+                continue  # two machines' files of one study, put together
+            problems.append(f'line {number} begins the results of another study, {row["study"]!r}: they are left out')
+            rest = [other for other in lines[number - 2:] if other]
+            broken += rest[1:] if broken and broken[-1] is line else rest
+            break
         if not _is_row(row):
             problems.append(f'line {number} is no row of a network')
             broken.append(line)
@@ -281,7 +305,7 @@ NETWORK: dict[str, Check] = {
 MORE: dict[str, Check] = {
     **dict.fromkeys(('seed', 'training_seed'), _is_whole),
     **dict.fromkeys(('graph_seed', 'channels', 'epochs', 'classes'), _or_none(_is_whole)),
-    **dict.fromkeys(('seconds', 'loss'), _or_none(_is_number)), 'wiring': _or_none(_is_text),
+    **dict.fromkeys(('seconds', 'loss'), _or_none(_is_number)), 'wiring': _or_none(_is_text), 'sha256': _is_text,
     'measures': _is_dict(_is_number), 'proxies': _is_dict(_is_number),
     'eval_sizes': _is_dict(_is_dict(_or_none(_is_number))),
     'graphs': _is_list(_is_dict(_is_anything)), 'provenance': _is_dict(_is_anything),
@@ -296,8 +320,8 @@ MORE: dict[str, Check] = {
 
 
 def _is_header(header: dict[str, Any]) -> bool:
-    return _fits(header, {'study': _is_text, 'sha256': _is_text, 'spec': _is_dict(_is_anything)}, {}) and _fits(
-        header['spec'], {}, SPEC)
+    return _fits(header, {'study': _is_text, 'sha256': _is_text, 'spec': _is_dict(_is_anything)},
+                 {'networks': _is_whole, 'one_wiring': _is_list(_is_text)}) and _fits(header['spec'], {}, SPEC)
 
 
 def _is_row(row: Row) -> bool:

@@ -7,9 +7,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from .engines import Engine, Job
 from .processes import lock
 from .results import Results
 from .study import AS_WRITTEN, Execution, Network, Study, data_folder
-from .work import CANNOT_WRITE, row_of, row_path, train_net, write_task
+from .work import CANNOT_WRITE, CHANGED, is_row_of, row_of, row_path, train_net, write_task
 
-__all__ = ['forget_failed', 'networks_of', 'run_networks', 'run_study']
+__all__ = ['begin', 'forget_failed', 'networks_of', 'run_networks', 'run_study']
 
 NETWORKS = 'networks.json'
 ATTEMPTS = 2  # a process that is killed is started once more
@@ -68,7 +68,9 @@ def run_study(
         execution: What this machine runs them with.
 
     Raises:
-        ValueError: if the folder holds the results of another study, or another run is at work in it.
+        ValueError: if the folder holds the results of another study, or a row of one, or another run is at work in it;
+            also if a file that the study names changes before all networks have begun: what was trained until then is
+            kept.
         FileNotFoundError: if data, or detectron2, is missing.
         OSError: if the folder cannot be written. What was in training goes on from its last epoch the next time.
     """
@@ -87,8 +89,8 @@ def _run(
         progress: bool, execution: Execution,
 ) -> Results:
     results = Results(folder, study)
-    for problem in results.create():
-        print(f'{results.path}: {problem}', file=sys.stderr)
+    _check_rows(study, networks, results)
+    begin(results, {'networks': len(networks), 'one_wiring': study.one_wiring(networks)})
     if _kept_networks(study, folder) != networks:
         write_atomically(folder / NETWORKS, json.dumps(
             {'sha256': study.sha256, 'networks': [asdict(network) for network in networks]}))
@@ -98,6 +100,36 @@ def _run(
         pairs = [(study, network) for network in _taking_turns(networks)]
         _work_through(_waiting(pairs, results, data_dir, execution), results, engine, bar.show)
     return results
+
+
+def begin(results: Results, asked: Mapping[str, Any] | None = None) -> None:
+    """`Results.create`, which says what was wrong with the file."""
+    for problem in results.create(asked):
+        print(f'{results.path}: {problem}', file=sys.stderr)
+
+
+def _check_rows(study: Study, networks: list[Network], results: Results) -> None:
+    """See that every row is of this study, as rows of several files may have been put into one by hand.
+
+    Raises:
+        ValueError: naming the first that is not.
+    """
+    asked = {network.id: network for network in networks}
+    for name, row in results.rows.items():
+        # A row that nothing asks for is at least to be of these settings.
+        own: dict[str, Any] = {entry.name: row.get(entry.name) for entry in fields(Network)}
+        network = asked.get(name) or Network(**own)
+        if not is_row_of(row, study, network):
+            differ = [key for key in sorted({*row['kwargs'], *network.kwargs})
+                      if row['kwargs'].get(key) != network.kwargs.get(key)]
+            of = 'other settings' if not differ else (
+                f'another network ({_said(row["kwargs"], differ)} instead of {_said(network.kwargs, differ)})')
+            raise ValueError(f'{results.path}: the row of {name!r} is of {of}; take its line out, or choose another '
+                             '--output')
+
+
+def _said(kwargs: Mapping[str, Any], names: list[str]) -> str:
+    return ', '.join(f'{name}={kwargs[name]!r}' if name in kwargs else f'no {name}' for name in names)
 
 
 def _taking_turns(networks: list[Network]) -> list[Network]:
@@ -156,7 +188,9 @@ def _work_through(
     active: dict[int, tuple[_Task, Job]] = {}
     try:
         while waiting or active:
-            places = [place for place in range(engine.places) if place not in active][:len(waiting)]
+            # Of an engine that takes more at first, more may be at work than it has places now.
+            free = min(engine.places - len(active), len(waiting))
+            places = [place for place in range(engine.places) if place not in active][:max(free, 0)]
             if places:
                 starting = [waiting.pop(0) for _ in places]
                 for task in starting:
@@ -190,8 +224,11 @@ def _end(task: _Task, ended: str, waiting: list[_Task], results: Results) -> Non
 
     Raises:
         OSError: if the reason is that nothing can be written: then it is no matter of this network alone.
+        ValueError: if it is that a file of the study has changed, likewise.
     """
     folder = results.path.parent
+    if CHANGED in ended:
+        raise ValueError(f'{task.network.id}: {ended}')
     if CANNOT_WRITE in ended:
         raise OSError(f'{task.network.id} {ended}; the study goes on from here when it is run again')
     row = _row(task.path)
@@ -236,7 +273,7 @@ def _collect(results: Results, task: Path) -> bool:
 
 def _lost(task: _Task, ended: str) -> dict[str, Any]:
     """The row of a network whose process left none."""
-    return {**row_of(task.network), 'status': 'failed',
+    return {**row_of(task.network), 'sha256': read_json(task.path)['sha256'], 'status': 'failed',
             'reason': f'its process ended {ATTEMPTS} times without a result, last with {ended}; see '
                       f'{task.path.with_suffix(".log").name}'}
 

@@ -1,4 +1,4 @@
-"""A search over a generator's own parameters: successive halving beside random search at equal cost.
+"""A search over a generator's own parameters: successive halving beside random search that costs no more.
 
     title: …
     study: {macs: 2.5e+6, recipe: cifar10/study, data: cifar10, model: {stem_stride: 2}}   # keys of a study
@@ -10,7 +10,7 @@
     first_epochs: 1                             # candidates train for 1, then 3, then 9 epochs, as long as they are
     reduction: 3                                # among the best third of those that got so far
     rungs: 3
-    trials: 18
+    trials: 18                                  # candidates of halving, and the most that random search may draw
     seeds: [1, 2]                               # a search of its own with each
 
 Candidates come from Optuna's tree-structured Parzen estimator and are stopped by its asynchronous successive halving
@@ -40,9 +40,9 @@ from .analysis import spread
 from .engines import Engine
 from .processes import lock
 from .results import Results, read_results
-from .running import forget_failed, run_networks
+from .running import begin, forget_failed, run_networks
 from .study import AS_WRITTEN, Execution, Network, Study, data_folder, load_generators
-from .work import forget_training
+from .work import changed, forget_training, is_row_of
 
 __all__ = ['Search', 'is_search', 'load_search', 'run_search', 'search_names', 'search_table']
 
@@ -64,7 +64,7 @@ class Search:
         first_epochs: Epochs of the first rung.
         reduction: By how much the next rung has more, and one of how many gets there.
         rungs: How many rungs there are.
-        trials: Candidates of each search.
+        trials: Candidates of halving, and the most of random search.
         wave: How many are asked for at a time: the next ones know how these did.
         seeds: Of the searches; also of their candidates' graphs and trainings.
         confirm: Seeds of graphs and trainings with which both searches' winners are trained again, for as long as the
@@ -209,13 +209,14 @@ def run_search(search: Search, folder: Path, engine: Engine, data_dir: str | Non
     Raises:
         ModuleNotFoundError: if Optuna is missing.
         ValueError, FileNotFoundError, OSError: see `running.run_study`; also if a search has no candidate that trains.
+            A row of another network than is asked for is no error here, but dropped.
     """
     import optuna  # noqa: F401 - asked for before anything is written
     data_folder(search.example, data_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder / '.lock', held=f'another run is at work in {folder}'):
         results = Results(folder, search)
-        results.create()
+        begin(results)
         if retry_failed:
             forget_failed(results)
         with tqdm(unit='network', disable=not progress) as bar:
@@ -287,17 +288,18 @@ class _Run:
     def draw(self, seed: int, cost: float) -> None:
         """Random candidates, all trained as long as the last rung, as many as the cost allows; at least one.
 
-        What failed costs nothing, as in halving, and another takes its place.
+        That is at most the cost of halving: the candidate that would take it beyond is not trained, and no more are
+        drawn than `trials`, which is said. What failed costs nothing, as in halving, and another takes its place.
         """
         import optuna
         # Optuna draws the first candidates of halving at random, too: with the same seed they would be these.
         own = random.Random(f'{RANDOM} {seed}').getrandbits(31)
         found = _quiet_study(optuna.samplers.RandomSampler(seed=own), optuna.pruners.NopPruner())
-        epochs, spent = self.search.epochs[-1], 0.0
+        epochs, spent, capped = self.search.epochs[-1], 0.0, False
         while True:
             pairs: list[tuple[Study, Network]] = []
             planned = spent
-            while planned < cost and len(found.trials) < self.search.trials:
+            while planned < cost and not (capped := len(found.trials) >= self.search.trials):
                 trial = found.ask()
                 pair = self._network(f'{RANDOM}-{seed}-{trial.number}', self._suggest(trial), seed, epochs)
                 if pair is None:
@@ -311,7 +313,10 @@ class _Run:
             done = [pair for pair in pairs if (row := self._row(pair)) is not None and row['status'] == 'done']
             spent += sum(epochs * network.macs for _, network in done)
             if len(done) == len(pairs):
-                return
+                break
+        if capped:
+            self.bar.write(f'{RANDOM}-{seed}: drew as many as trials allows ({self.search.trials}), which cost '
+                           f'{spent / cost:.0%} of what halving did')
 
     def confirm(self, seed: int, method: str) -> None:
         """The winner once more, with the graphs and trainings of other seeds than its own."""
@@ -351,8 +356,10 @@ class _Run:
         return None if pair is None else self.results.rows.get(pair[1].id)
 
     def _train(self, pairs: Sequence[tuple[Study, Network]]) -> None:
-        self.drop({network.id for _, network in pairs if (row := self.results.rows.get(network.id)) is not None
-                   and not _is_of(row, network)}, 'the row of another network')
+        if self.search.sha256 != self.results.sha256:
+            raise changed(self.search.example)
+        self.drop({network.id for study, network in pairs if (row := self.results.rows.get(network.id)) is not None
+                   and not is_row_of(row, study, network)}, 'the row of another network')
         self.asked.update(network.id for _, network in pairs)
         run_networks(pairs, self.results, self.engine, self.data_dir, self.execution, self._ended)
 
@@ -372,12 +379,6 @@ def _quiet_study(sampler: Any, pruner: Any) -> Any:
         return optuna.create_study(direction='maximize', sampler=sampler, pruner=pruner)
     finally:
         optuna.logging.set_verbosity(before)
-
-
-def _is_of(row: Mapping[str, Any], network: Network) -> bool:
-    """Whether a row is a network's, and not another's of the same id."""
-    known = json.loads(json.dumps(asdict(network)))
-    return all(row.get(name) == value for name, value in known.items())
 
 
 def _best(rows: Any, method: str, seed: int) -> dict[str, Any] | None:

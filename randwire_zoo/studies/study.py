@@ -337,6 +337,14 @@ class Study:
                 raise ValueError(f'the study names the same network twice: {network.series!r}')
         return found
 
+    def one_wiring(self, networks: list[Network]) -> list[str]:
+        """The series of `networks()` that have one graph seed though the study asks for more: all give one wiring."""
+        seeds: dict[str, set[int | None]] = {}
+        for network in networks:
+            if network.graph is not None:
+                seeds.setdefault(network.series, set()).add(network.graph_seed)
+        return [series for series, found in seeds.items() if len(found) == 1 < len(self.graph_seeds or [])]
+
     def _networks_of(self, graph: str, operation: str) -> list[Network]:
         found = []
         kwargs = {**self.model, 'graph': str(parse_graph_model(graph)), 'node_op': operation}

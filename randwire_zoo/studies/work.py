@@ -3,8 +3,9 @@
     python -m randwire_zoo.studies.work TASK.json
 
 The row is written beside the task when the work is done, or has failed with a reason; a process that is killed leaves
-no row, and a second one continues from the last epoch. Nor does one whose files cannot be written: that is no matter of
-the network, and it ends with `os.EX_IOERR`.
+no row, and a second one continues from the last epoch. Nor does one whose files cannot be written, or whose recipe or
+generators have changed since the study was started: that is no matter of the network, and it ends with `os.EX_IOERR` or
+`os.EX_CONFIG`.
 """
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,13 +33,14 @@ from .measures import graph_measures
 from .processes import end_with_parent, keep_niceness, lock, run_child
 from .study import AS_WRITTEN, Execution, Network, Study, data_folder, graphs_of, load_generators, wiring_of
 
-__all__ = ['CANNOT_WRITE', 'WATCH', 'CannotWrite', 'chosen_kernels', 'forget_training', 'row_of', 'row_path',
-           'run_network', 'run_task', 'train_net', 'write_task']
+__all__ = ['CANNOT_WRITE', 'CHANGED', 'WATCH', 'CannotWrite', 'Changed', 'changed', 'chosen_kernels',
+           'forget_training', 'is_row_of', 'row_of', 'row_path', 'run_network', 'run_task', 'train_net', 'write_task']
 
 WATCH = '--end-with-parent'
 TRAIN = '--train'
 LAST_DETECTOR = 'last_checkpoint'  # where detectron2 names the last of its own
 CANNOT_WRITE = 'cannot write'
+CHANGED = 'has changed since the study was started'
 # Of the disk, and not of the network: full, over its quota, read-only, gone, broken.
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO,
            errno.ENOTCONN)
@@ -50,24 +53,33 @@ class CannotWrite(OSError):
     """A file of a network could not be written."""
 
 
+class Changed(ValueError):
+    """What a network would be trained by is no longer what its study was started with."""
+
+
 def write_task(
         folder: Path, study: Study, network: Network, data_dir: str | None,
         execution: Execution = AS_WRITTEN) -> Path:
     """Write down what a process has to do; returns the file.
 
     What the folder has of a network of the same id that is another one, as after a change of the study's file, is
-    thrown away: its training would be gone on with, and its accuracy taken for this one's.
+    thrown away: its training would be gone on with, and its accuracy taken for this one's. So is a training of which it
+    is not written down what it is of: it may have been begun in another folder.
     """
     path = folder / 'tasks' / f'{network.id}.json'
     sha256 = study.network_sha256(network)
     before: dict[str, Any] = {}
     with suppress(OSError, ValueError):
         before = read_json(path)
-    # An earlier release wrote the network alone.
-    same = before['sha256'] == sha256 if 'sha256' in before else (
-        before.get('network') in (None, json.loads(json.dumps(asdict(network)))))
-    if not same:
-        print(f'{network.id}: what {folder} has of it is of other settings, and is trained anew', file=sys.stderr)
+    other = ''
+    if 'sha256' in before:
+        other = '' if before['sha256'] == sha256 else 'of other settings'
+    elif 'network' in before:  # an earlier release wrote the network alone
+        other = '' if before['network'] == json.loads(json.dumps(asdict(network))) else 'of other settings'
+    elif _has_checkpoint(folder / 'runs' / network.id):
+        other = f'of unknown settings, as {path} is missing or broken'
+    if other:
+        print(f'{network.id}: what {folder} has of it is {other}, and is trained anew', file=sys.stderr)
         forget_training(folder, network.id)
     write_atomically(path, json.dumps(
         {'study': asdict(study), 'network': asdict(network), 'folder': str(folder), 'data_dir': data_dir,
@@ -88,6 +100,17 @@ def row_of(network: Network) -> dict[str, Any]:
     return {**asdict(network), 'channels': network.kwargs.get('channels')}
 
 
+def is_row_of(row: Mapping[str, Any], study: Study, network: Network) -> bool:
+    """Whether a row is what a network of a study gave, and not of the same id's in other settings.
+
+    A row of an earlier release says no more than what was trained.
+    """
+    if 'sha256' in row:
+        return bool(row['sha256'] == study.network_sha256(network))
+    return all(row.get(name) == value for name, value in json.loads(json.dumps(
+        {'model': network.model, 'kwargs': network.kwargs, 'training_seed': network.training_seed})).items())
+
+
 def row_path(task: Path) -> Path:
     """Where the row of a task will lie."""
     return task.with_suffix('.row')
@@ -103,6 +126,7 @@ def run_task(path: str) -> str:
 
     Raises:
         CannotWrite: if its files cannot be written.
+        Changed: if it would be trained by something else than its study was started with.
     """
     task = Path(path)
     # A process that outlived the study that started it is waited for: it may be at this network still.
@@ -123,9 +147,12 @@ def _do(path: Path, held: int | None) -> None:
     study, network, execution = Study(**task['study']), Network(**task['network']), Execution(**task['execution'])
     start = time.time()
     row = row_of(network)
+    if 'sha256' in task:  # an earlier release wrote none
+        row['sha256'] = task['sha256']
     with ExitStack() as stack:
         made: list[dict[str, Any]] = []
         try:
+            _check_unchanged(study, network, task)
             print(stack.enter_context(chosen_kernels(study, execution)), flush=True)
             settings = execution.settings(study) if study.recipe else {'device': _device_of_detectors(study)}
             made = _note_start(path, {**provenance(settings['device']),
@@ -133,7 +160,8 @@ def _do(path: Path, held: int | None) -> None:
             row.update(run_network(study, network, Path(task['folder']), task['data_dir'], execution, held),
                        status='done')
         except Exception as error:  # whatever it is, the other networks go on
-            if _storage_trouble(error, path.parent) is not None or _came_from_outside(error):
+            if isinstance(error, Changed) or _storage_trouble(error, path.parent) is not None or _came_from_outside(
+                    error):
                 raise
             row.update(status='failed', reason=f'{type(error).__name__}: {one_line(error)}')
             traceback.print_exc()
@@ -142,15 +170,41 @@ def _do(path: Path, held: int | None) -> None:
     write_atomically(row_path(path), json.dumps(_finite(row), allow_nan=False))
 
 
+def _check_unchanged(study: Study, network: Network, task: Mapping[str, Any]) -> None:
+    """See that the files which a study names say what they said when the task was written, maybe days ago.
+
+    Raises:
+        Changed: if they do not, or one of them is no longer there.
+    """
+    try:
+        same = 'sha256' not in task or study.network_sha256(network) == task['sha256']
+    except (OSError, ValueError) as error:
+        raise changed(study, f' ({one_line(error)})') from error
+    if not same:
+        raise changed(study)
+
+
+def changed(study: Study, how: str = '') -> Changed:
+    """The error that one of the files which a study names is another one now."""
+    names = [name for name in (study.generators, study.recipe, study.detection.get('config')) if name]
+    return Changed(f'{" or ".join(names)} {CHANGED}{how}; put back what it was to go on, or choose another --output')
+
+
+def _has_checkpoint(run: Path) -> bool:
+    """Whether there is something in the folder of a training to go on with."""
+    if not run.is_dir():
+        return False
+    from ..training.trainer import LAST
+    return any((run / name).is_file() for name in (LAST, LAST_DETECTOR))
+
+
 def _note_start(task: Path, made: dict[str, Any]) -> list[dict[str, Any]]:
     """Keep what a training is made with before it begins, as files may change while it lasts; returns all its starts.
 
     Only those count that what is there of it comes from.
     """
-    from ..training.trainer import LAST
-    run = task.parent.parent / 'runs' / task.stem
     starts = []
-    if any((run / name).is_file() for name in (LAST, LAST_DETECTOR)):
+    if _has_checkpoint(task.parent.parent / 'runs' / task.stem):
         with suppress(OSError, ValueError):
             starts = read_json(_starts_path(task))
     starts.append(made)
@@ -422,11 +476,11 @@ def _main(arguments: list[str]) -> int:
         return 0
     try:
         run_task(arguments[0])
-    except CannotWrite as error:
+    except (CannotWrite, Changed) as error:
         with suppress(OSError):
             traceback.print_exc()
             print(error, file=sys.stderr, flush=True)
-        return os.EX_IOERR
+        return os.EX_IOERR if isinstance(error, CannotWrite) else os.EX_CONFIG
     return 0
 
 
