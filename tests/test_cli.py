@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 import randwire_zoo
 from randwire_zoo import cli
+from randwire_zoo.drawing import DARK, LIGHT
 from randwire_zoo.frozen import load_graphs
 from randwire_zoo.graphs import parse_graph_model, sample_graphs
 from randwire_zoo.models import ARCHITECTURES
@@ -120,6 +121,14 @@ def test_draw_samples_a_random_graph_model_with_its_seed_nodes_and_regime(capsys
     assert {key for key in ids if '-edge-' in key} == {
         f'conv{stage}-edge-{source}-{target}' for stage, graph in enumerate(expected, start=2)
         for source, target in graph.edges}
+
+
+def test_draw_takes_a_theme(capsys: pytest.CaptureFixture[str]) -> None:
+    for theme, paper, turns in (([], LIGHT.paper, True), (['--theme', 'light'], LIGHT.paper, False),
+                                (['--theme', 'dark'], DARK.paper, False)):
+        assert run(capsys, 'draw', 'er(0.5)', '--num-nodes', '4', '-o', 'g.svg', *theme) == ['g.svg']
+        drawn = Path('g.svg').read_text()
+        assert f'fill: {paper}' in drawn and ('@media' in drawn) == turns, theme
 
 
 @pytest.mark.parametrize(('argv', 'message'), [

@@ -8,17 +8,23 @@ import struct
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, MNIST
+from voc import annotation, lay, picture
 
 from randwire_zoo import cli
 from randwire_zoo.training.datasets import read_label_texts, write_caltech101, write_downloaded, write_tiny_imagenet
 from randwire_zoo.training.evaluation import class_indices, open_images
+from randwire_zoo.training.trainer import read_summary
+from randwire_zoo.weights.description import build_model
 
 ROOT = 'tiny-imagenet-200'
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # as the recipes have them
 PIXEL = bytes.fromhex('47494638376101000100800000ffffff0000002c00000000010001000002024401003b')  # a GIF of one pixel
 
 
@@ -44,19 +50,12 @@ def pack(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def unpack(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return folder
-
-
 @pytest.mark.parametrize('kind', ['archive', 'folder', 'its parent'])
 def test_an_archive_or_a_folder_becomes_an_image_folder_with_the_labels_of_its_table(
         kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = (pack(tmp_path / 'tiny.zip', members()) if kind == 'archive'
-              else unpack(tmp_path / ROOT, members()).parent if kind == 'its parent'
-              else unpack(tmp_path / 'there', members()))
+              else lay(tmp_path / ROOT, members()).parent if kind == 'its parent'
+              else lay(tmp_path / 'there', members()))
     folder = tmp_path / 'here'
     assert cli.main(['data', 'tiny-imagenet', str(source), str(folder)]) == 0
     assert capsys.readouterr().out == f'{folder}: 2 classes, 6 training and 4 validation images\n'
@@ -145,7 +144,7 @@ def written(folder: Path) -> list[str]:
 
 def test_caltech101_is_split_by_its_lists_without_the_background(
         tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source, folder = unpack(tmp_path / 'there', caltech(**LISTS)), tmp_path / 'here'
+    source, folder = lay(tmp_path / 'there', caltech(**LISTS)), tmp_path / 'here'
     assert cli.main(['data', 'caltech-101', str(source), str(folder)]) == 0
     assert capsys.readouterr().out == f'{folder}: 2 classes, 3 training and 2 validation images\n'
     assert written(folder) == LISTED
@@ -155,7 +154,7 @@ def test_caltech101_is_split_by_its_lists_without_the_background(
 
 def test_caltech101_is_split_by_a_draw_from_either_archive_and_from_what_is_in_it(tmp_path: Path) -> None:
     pack_caltech(tmp_path / 'caltech-101.zip')
-    unpack(tmp_path / 'unpacked' / 'caltech-101', caltech(**LISTS))
+    lay(tmp_path / 'unpacked' / 'caltech-101', caltech(**LISTS))
     splits = []
     for number, source in enumerate(['caltech-101.zip', f'{CALTECH}.tar.gz', 'unpacked']):
         found = write_caltech101(tmp_path / source, tmp_path / str(number), per_class=1)
@@ -171,6 +170,38 @@ def test_caltech101_is_split_by_a_draw_from_either_archive_and_from_what_is_in_i
     assert len(drawn) > 1
 
 
+def test_caltech101_is_drawn_with_the_number_and_the_seed_of_the_command(tmp_path: Path) -> None:
+    source, splits = lay(tmp_path / 'there', caltech(**LISTS)), []
+    for number, (flags, seed) in enumerate([([], 1), (['--seed', '1'], 1), (['--seed', '2'], 2), (['--seed', '3'], 3),
+                                            (['--seed', '4'], 4)]):
+        folder = tmp_path / f'command{number}'
+        assert cli.main(['data', 'caltech-101', str(source), str(folder), '--per-class', '1', *flags]) == 0
+        splits.append(written(folder))
+        assert sum(name.startswith('train/') for name in splits[-1]) == 2  # and not the three of the lists
+        assert splits[-1] == written(write_caltech101(source, tmp_path / f'function{number}', 1, seed).folder)
+    assert len(set(map(tuple, splits))) > 1
+
+
+def test_boxes_are_split_and_what_is_broken_is_left_out_as_the_command_says(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {}
+    for number in range(1, 6):
+        files.update({f'{number}.jpg': picture(shade=number), f'{number}.xml': annotation(('cat', 1, 1, 10, 20))})
+    source = lay(tmp_path / 'whole', files)
+    broken = lay(tmp_path / 'broken', {**files, '2.jpg': b'no image'})
+    for images, flags, training, validation in (
+            (source, [], '1234', '5'), (source, ['--every', '2'], '135', '24'), (source, ['--every', '3'], '1245', '3'),
+            (broken, ['--every', '2', '--skip-broken'], '135', '4'), (broken, ['--skip-broken'], '134', '5')):
+        folder = tmp_path / ' '.join(['here', *flags, images.name])
+        assert cli.main(['data', 'voc', str(images), str(folder), *flags]) == 0
+        assert written(folder) == [
+            'annotations/instances_train.json', 'annotations/instances_val.json',
+            *(f'train/{number}.jpg' for number in training), *(f'val/{number}.jpg' for number in validation)]
+    assert 'left out: 2.jpg is no image' in capsys.readouterr().out
+    assert cli.main(['data', 'voc', str(broken), str(tmp_path / 'none')]) == 2
+    assert '--skip-broken leaves out what is so' in capsys.readouterr().err and not (tmp_path / 'none').exists()
+
+
 @pytest.mark.parametrize('change, arguments, message', [
     ({f'{CALTECH}/{name}': None for name in ('ant/image_0002.jpg', 'bass/image_0001.jpg')}, {},
      'the lists and the images differ in 2, such as ant/image_0002.jpg'),
@@ -183,7 +214,7 @@ def test_caltech101_is_split_by_a_draw_from_either_archive_and_from_what_is_in_i
 ])
 def test_a_caltech101_that_is_not_whole_is_one_line_and_nothing_is_written(
         change: dict[str, bytes | None], arguments: dict[str, int], message: str, tmp_path: Path) -> None:
-    source = unpack(tmp_path / 'there', caltech(**{**LISTS, **change}))
+    source = lay(tmp_path / 'there', caltech(**{**LISTS, **change}))
     with pytest.raises(ValueError) as error:
         write_caltech101(source, tmp_path / 'here', **arguments)
     assert message in str(error.value) and '\n' not in str(error.value)
@@ -228,6 +259,29 @@ def test_cifar10_becomes_an_image_folder(
     assert (np.array(Image.open(folder / 'test/name5/00000.png')) == (6, 0, 0)).all()
     blue = np.array(Image.open(folder / 'train/name9/00003.png'))
     assert blue.shape == (32, 32, 3) and (blue[0] == (0, 0, 255)).all() and not blue[1:].any()
+
+
+def test_cifar10_is_trained_on_and_measured_without_an_image_folder(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    cifar10_batches(tmp_path / 'root', monkeypatch)
+    network: dict[str, Any] = {'graph': 'ws(2,0.5)', 'channels': 4, 'num_nodes': 4, 'stem_stride': 2}
+    assert cli.main([
+        'train', '-c', 'cifar10/randwire_ws_small', '--data-dir', str(tmp_path / 'root'), '--dataset', 'torch/cifar10',
+        '--dataset-download', '--model-kwargs', *(f'{name}={value}' for name, value in network.items()), '--epochs',
+        '1', '--warmup-epochs', '0', '-b', '5', '--workers', '0', '--device', 'cpu', '--no-amp', '--no-pin-mem',
+        '--output', str(tmp_path), '--experiment', 'run', '--no-progress']) == 0
+    assert '(10 images of 10 classes, 2 held out)' in capsys.readouterr().out
+    last = tmp_path / 'run' / 'last.pth.tar'
+    model = build_model('randwire', num_classes=10, checkpoint_path=str(last), **network).eval()
+    pixels = torch.zeros(2, 3, 32, 32)
+    pixels[0, 0], pixels[1, 2, 0] = 6 / 255, 1  # the two of test_batch, a 5 and a 9
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CIFAR10_MEAN, CIFAR10_STD))
+    with torch.inference_mode():
+        loss = torch.nn.functional.cross_entropy(model((pixels - mean) / std), torch.tensor([5, 9])).item()
+    row, = read_summary(tmp_path / 'run' / 'summary.csv')
+    assert row['eval_loss'] == pytest.approx(loss, rel=1e-4)
+    assert cli.main(['eval', '--checkpoint', str(last)]) == 0
+    assert f'at 32 px on 2 images: top-1 {row["eval_top1"]:.4f} %' in capsys.readouterr().out
 
 
 def test_mnist_becomes_an_image_folder(tmp_path: Path) -> None:

@@ -6,21 +6,25 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from pretrained import NAME, random_model, timm_checkpoint
 from safetensors.torch import load_file, save_file
 from shapes import CLASSES, write_shapes
 from torch import nn
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+from torchvision.transforms.functional import to_tensor
 
 from randwire_zoo.cli import main
 from randwire_zoo.detection import fasterrcnn_randwire_fpn, load_detector, save_detector
+from randwire_zoo.detection.torchvision import detect as detect_module
 from randwire_zoo.detection.torchvision.detect import detect
 from randwire_zoo.weights.files import read_metadata, save_weights
 
@@ -248,6 +252,63 @@ def test_detect_finds_boxes_in_the_pixels_of_the_image_it_was_given(detector_fil
     assert found['scores'].numel() > 0
     assert found['boxes'].min() >= 0 and found['boxes'][:, 0::2].max() <= 256 and found['boxes'][:, 1::2].max() <= 128
     assert found['boxes'].max() > 128
+
+
+def test_the_detector_gets_pixels_from_0_to_1_at_its_size_and_its_boxes_are_scaled_back(detector_file: Path) -> None:
+    """Of the second image the longer side is at 96 before the shorter one is at 64."""
+    detector, _ = load_detector(detector_file)
+    for size, seen in (((96, 64), (96, 64)), ((200, 130), (96, 62))):
+        image = Image.effect_noise(size, 60).convert('RGB')
+        found = detect(detector, image)
+        if seen != size:
+            image = image.resize(seen, Image.Resampling.BILINEAR)
+        with torch.inference_mode():
+            expected = detector([to_tensor(image)])[0]
+        assert expected['scores'].numel() > 10
+        left, top, right, bottom = expected['boxes'].unbind(1)
+        x, y = size[0] / seen[0], size[1] / seen[1]
+        torch.testing.assert_close(found['boxes'], torch.stack([x * left, y * top, x * right, y * bottom], 1))
+        assert torch.equal(found['scores'], expected['scores']) and torch.equal(found['labels'], expected['labels'])
+
+
+class Knowing(nn.Module):
+    """A detector that finds one square and, less surely, one disc, at half the size of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.anything = nn.Parameter(torch.zeros(1))
+        self.transform = SimpleNamespace(min_size=(64,), max_size=80)
+        self.roi_heads = SimpleNamespace(score_thresh=0.05)
+
+    def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        assert [image.shape for image in images] == [(3, 64, 80)]
+        return [{'boxes': torch.tensor([[10.02, 20.0, 40.0, 50.0], [3.0, 5.0, 7.0, 9.0]]),
+                 'labels': torch.tensor([2, 1]), 'scores': torch.tensor([0.75678, 0.25])}]
+
+
+def test_what_is_found_has_its_name_and_its_box_in_json_in_the_summary_and_in_the_picture(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / 'knowing.safetensors').touch()
+    Image.new('RGB', (160, 128)).save(tmp_path / 'image.png')
+    written, text = [], ImageDraw.ImageDraw.text
+    monkeypatch.setattr(detect_module, 'load_detector', lambda path: (Knowing(), ['background', *CLASSES]))
+    monkeypatch.setattr(ImageDraw.ImageDraw, 'text', lambda pen, place, string, **kwargs: written.append(
+        (place, string)) or text(pen, place, string, **kwargs))
+    assert main(['detect', str(tmp_path / 'image.png'), '--weights', str(tmp_path / 'knowing.safetensors'), '-o',
+                 str(tmp_path / 'drawn'), '--score-thresh', '0.5', '--json', str(tmp_path / 'found.json'), '--device',
+                 'cpu']) == 0
+    assert json.loads((tmp_path / 'found.json').read_text()) == [{
+        'image': str(tmp_path / 'image.png'), 'boxes': [[20.0, 40.0, 80.0, 100.0], [6.0, 10.0, 14.0, 18.0]],
+        'classes': ['square', 'disc'], 'scores': [0.7568, 0.25]}]
+    assert capsys.readouterr().out.splitlines()[0] == f'{tmp_path / "drawn" / "image.png"}: 1 square'
+    (place, string), = written
+    assert string == 'square 0.76' and place[0] == pytest.approx(22, abs=0.1)  # the label begins where the box does
+    with Image.open(tmp_path / 'drawn/image.png') as drawn:
+        lines = np.asarray(drawn).any(axis=2)
+    # Below the label, which stands on the box, nothing is drawn but the box, by lines of one pixel.
+    box = np.zeros_like(lines)
+    box[40:101, 20:81], box[41:100, 21:80] = True, False
+    assert (lines[41:] == box[41:]).all() and not lines[:20].any()
 
 
 def test_detect_draws_a_picture_for_each_image_and_writes_json(

@@ -386,6 +386,10 @@ def test_curves_takes_trainings_of_timm_and_compares_several(
     assert main(['curves', str(tmp_path / 'a'), f'other={tmp_path / "b" / "summary.csv"}', '-o', picture]) == 0
     assert {'train_loss of a', 'eval_top1 of other', 'lr of other'} <= set(groups(tmp_path / 'curves.svg'))
     assert {'a', 'other'} <= set(texts(tmp_path / 'curves.svg'))
+    assert '@media' in (tmp_path / 'curves.svg').read_text()
+    assert main(['curves', str(tmp_path / 'a'), '-o', picture, '--theme', 'dark']) == 0
+    dark = (tmp_path / 'curves.svg').read_text()
+    assert f'fill: {DARK.paper}' in dark and '@media' not in dark
     detector = write_metrics(tmp_path / 'detector', '{"iteration": 19, "total_loss": 1.0}')
     capsys.readouterr()
     assert main(['curves', str(tmp_path / 'a'), str(detector), '-o', picture]) == 2

@@ -16,8 +16,11 @@ import torch
 import upstream
 from PIL import Image
 from timm.data import create_dataset
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from randwire_zoo.models import find_weights
+from randwire_zoo.network import RandWire
 from randwire_zoo.training.arguments import add_eval_arguments
 from randwire_zoo.training.evaluation import (
     Conditions,
@@ -192,18 +195,40 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize('flags', [
     ('--gp', 'avg'), ('--img-size', '34'), ('--input-size', '1', '26', '30'), ('--mean', '0.5'), ('--std', '0.3'),
     ('--interpolation', 'bicubic'), ('--crop-pct', '1.0'), ('--crop-mode', 'squash'), ('--no-ema',), ('--no-amp',),
-    ('--split', 'train'), ('--model-kwargs', 'edge_weight_init=1'), ('--amp-dtype', 'float16'),
-    ('--batch-size', '7'), ('--no-channels-last',),
+    ('--split', 'train'), ('--model-kwargs', 'global_pool=avg'), ('--amp-dtype', 'float16'),
 ], ids=' '.join)
 def test_evaluation_has_the_flags_of_validate_py_over_what_the_training_recorded(
         flags: tuple[str, ...], run: Path) -> None:
     row = read_summary(run / 'summary.csv')[-1]
     assert same(evaluated('--checkpoint', run / 'last.pth.tar'), row)
-    changed = evaluated('--checkpoint', run / 'last.pth.tar', *flags)
-    if flags[0] in ('--model-kwargs', '--batch-size', '--no-channels-last'):  # the same but for rounding
-        assert changed['loss'] == pytest.approx(row['eval_loss'], rel=0.02)
-    else:
-        assert changed['loss'] != row['eval_loss']
+    assert evaluated('--checkpoint', run / 'last.pth.tar', *flags)['loss'] != row['eval_loss']
+
+
+def test_minibatches_and_memory_format_are_as_trained_or_as_asked_for(
+        run: Path, images: Path, weights: Path) -> None:
+    """They change a loss by rounding alone, so that it is the network that tells what it was given."""
+    seen: list[tuple[int, bool, bool]] = []  # images, and whether their channels and those of a weight come last
+
+    def look(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if isinstance(module, RandWire):
+            seen.append((len(arguments[0]), not arguments[0].is_contiguous(),
+                         not module.conv2.conv.weight.is_contiguous()))
+
+    loss = read_summary(run / 'summary.csv')[-1]['eval_loss']
+    hook = register_module_forward_pre_hook(look)
+    try:
+        for flags, sizes, last in (((), [2, 2, 2, 1], True), (('--batch-size', '7'), [7], True),
+                                   (('--no-channels-last',), [2, 2, 2, 1], False)):
+            seen.clear()
+            found = evaluated('--checkpoint', run / 'last.pth.tar', *flags)['loss']
+            assert found == pytest.approx(loss, rel=0.02)
+            assert [(size, weight) for size, _, weight in seen] == [(size, last) for size in sizes], flags
+        for flags, last in (((), False), (('--channels-last',), True)):  # grey images are alike in both formats
+            seen.clear()
+            assert main(command(images, weights, '--img-size', '32', '--batch-size', '8', *flags)) == 0
+            assert seen == [(size, last, last) for size in (8, 8, 5)], flags
+    finally:
+        hook.remove()
 
 
 def test_a_checkpoint_of_stock_timm_is_measured_by_the_arguments_in_it(run: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ import timm
 import torch
 from PIL import Image
 
+from randwire_zoo import cli, drawing
 from randwire_zoo.training import quickstart as quickstart_module
 from randwire_zoo.training.arguments import add_quickstart_arguments
 from randwire_zoo.training.digits import write_digits
 from randwire_zoo.training.evaluation import evaluate_folder
 from randwire_zoo.training.quickstart import main
+from randwire_zoo.training.trainer import TrainingResult
 from randwire_zoo.weights.files import check_weights, read_graphs
 
 datasets = pytest.importorskip('sklearn.datasets', reason='the digits come with scikit-learn')
@@ -104,6 +107,43 @@ def test_a_quick_start_of_one_epoch_leaves_everything_and_fails_for_its_accuracy
 
     with pytest.raises(FileExistsError, match='holds an earlier quick start'):
         main(args)
+
+
+def test_a_quick_start_succeeds_unless_another_network_comes_back(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, digits: Path) -> None:
+    """With the shipped weights in place of a training, a few of the held-out digits, and no pictures."""
+    def few(folder: Path) -> Path:
+        for place in sorted(digits.glob('validation/*')):
+            (folder / 'validation' / place.name).mkdir(parents=True)
+            for path in sorted(place.iterdir())[:4]:
+                shutil.copy(path, folder / 'validation' / place.name)
+        return folder
+
+    def trained(config: str, *, output: str, experiment: str, **settings: object) -> TrainingResult:
+        folder = Path(output) / experiment
+        folder.mkdir()
+        model = timm.create_model('randwire_ws_pico', pretrained=True)
+        torch.save({'state_dict': model.state_dict()}, folder / 'last.pth.tar')
+        return TrainingResult(folder, None, None, ())
+
+    def build_another(name: str, **kwargs: Any) -> torch.nn.Module:
+        model = build(name, **kwargs)
+        if kwargs.get('pretrained'):
+            with torch.no_grad():
+                model.fc.bias[0] += 1e-3
+        return model
+
+    build = quickstart_module.build_model
+    for name in ('draw_graphs', 'draw_curves', 'draw_predictions'):
+        monkeypatch.setattr(drawing, name, lambda *args, **kwargs: None)
+    monkeypatch.setattr(quickstart_module, 'write_digits', few)
+    monkeypatch.setattr(quickstart_module, 'train', trained)
+    for builder, code, said in ((build, 0, 'equal logits'), (build_another, 1, 'LOGITS DIFFER')):
+        monkeypatch.setattr(quickstart_module, 'build_model', builder)
+        assert cli.main(['quickstart', '--output', str(tmp_path / str(code)), '--no-progress']) == code
+        output = capsys.readouterr().out
+        assert output.count('reloaded    through timm.create_model(…, pretrained=True): ' + said) == 1
+        assert '% of 40 held-out digits\n' in output  # and not: less than …
 
 
 def test_an_interrupted_quick_start_says_so_and_goes_on(
