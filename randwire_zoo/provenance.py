@@ -1,6 +1,7 @@
 """What a measured figure was made with: versions, kernels, threads, processor, commit."""
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from datetime import datetime, timezone
@@ -14,6 +15,8 @@ __all__ = ['provenance']
 
 # What pyproject.toml makes of this project beside this folder: packages of ours, and the module that registers us.
 BESIDE = ('configs', 'detection', 'hub', '_randwire_zoo_autoload.py')
+# By these git tells hooks and `git rebase --exec` on which repository it is at work, and would not look for ours here.
+OF_A_HOOK = ('GIT_COMMON_DIR', 'GIT_DIR', 'GIT_INDEX_FILE', 'GIT_OBJECT_DIRECTORY', 'GIT_WORK_TREE')
 
 
 def provenance(device: Any = None) -> dict[str, Any]:
@@ -44,10 +47,11 @@ def provenance(device: Any = None) -> dict[str, Any]:
 def _commit() -> str | None:
     """The commit of the checkout that this package is imported from."""
     here = Path(__file__).resolve().with_name('__init__.py')
+    env = {name: value for name, value in os.environ.items() if name not in OF_A_HOOK}
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(['git', '-C', str(here.parent), *arguments], capture_output=True, text=True,
+            done = subprocess.run(['git', '-C', str(here.parent), *arguments], env=env, capture_output=True, text=True,
                                   timeout=30)
         except (OSError, subprocess.SubprocessError):
             return None

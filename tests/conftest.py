@@ -2,18 +2,27 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+# What a user has set would change what the tests test, but for where they find what they need: of this package; of the
+# Hub's client (another Hub, a token, a cache that has what shall be missing); of detectron2 (data sets, the script that
+# studies start, modules to import); of matplotlib (a backend that has no display). And git tells its hooks which
+# repository, index and work tree it is at work on: every git that a test starts would take these for its own.
+SETTINGS = ('RANDWIRE_ZOO_', 'HF_', 'HUGGINGFACE_', 'HUGGING_FACE_', 'DETECTRON2_', 'MPLBACKEND', 'GIT_')
+NEEDED = ('RANDWIRE_ZOO_CACHE', 'RANDWIRE_ZOO_DATA', 'RANDWIRE_ZOO_SCREENSHOT', 'GIT_EXEC_PATH', 'GIT_CONFIG_')
+for name in [name for name in os.environ if name.startswith(SETTINGS) and not name.startswith(NEEDED)]:
+    del os.environ[name]
 # Before huggingface_hub is imported, so that nothing here, nor a process started here, asks the Hub.
 os.environ['HF_HUB_OFFLINE'] = '1'
-# What a user has set for this package would change what the tests test, but for where they find what they need.
-for name in [name for name in os.environ if name.startswith('RANDWIRE_ZOO_')]:
-    if name not in ('RANDWIRE_ZOO_CACHE', 'RANDWIRE_ZOO_DATA', 'RANDWIRE_ZOO_SCREENSHOT'):
-        del os.environ[name]
+# In the place of the user's own, which may ask for LaTeX. MPLCONFIGDIR stays: fonts are cached there, which takes long.
+os.environ['MATPLOTLIBRC'] = os.devnull
 # What a test sets for tests that it runs itself.
 if 'TESTED_KERNELS' in os.environ:
     os.environ['RANDWIRE_ZOO_KERNELS'] = os.environ['TESTED_KERNELS']
@@ -58,6 +67,22 @@ def builtins_are_held() -> None:
         held.append(function)
         register(function, name)
     _builtins._register_builtin = register_and_hold
+
+
+@pytest.fixture
+def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """git in tmp_path, which is part of no other checkout, whatever repository a test names in the environment."""
+    from randwire_zoo.provenance import OF_A_HOOK
+
+    if shutil.which('git') is None:
+        pytest.skip('git is not on the PATH')
+    monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(tmp_path.parent))
+
+    def run(*arguments: str) -> str:
+        environment = {name: value for name, value in os.environ.items() if name not in OF_A_HOOK}
+        return subprocess.run(['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=b', *arguments],
+                              check=True, capture_output=True, text=True, env=environment).stdout.strip()
+    return run
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

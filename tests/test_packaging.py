@@ -1,7 +1,10 @@
 """What goes to users: the distributions, their types, their version and how they are cited."""
 from __future__ import annotations
 
+import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -18,6 +21,7 @@ from packaging.version import Version
 import randwire_zoo
 
 ROOT = Path(__file__).resolve().parents[1]
+CI = (ROOT / '.ci' / 'run').read_text(encoding='utf-8')
 FOLDERS = {'randwire_zoo/configs': 'configs', 'randwire_zoo/detection': 'detection', 'randwire_zoo/hub': 'hub'}
 
 
@@ -43,6 +47,8 @@ def test_the_wheel_has_every_file_of_the_packages_and_no_other(distributions: di
     with zipfile.ZipFile(distributions['.whl']) as wheel:
         names = {name for name in wheel.namelist() if '.dist-info/' not in name}
         described = wheel.read(f'randwire_zoo-{randwire_zoo.__version__}.dist-info/METADATA').decode()
+    if shutil.which('git') is None:
+        pytest.skip('git is not on the PATH')
     tracked = subprocess.run(
         ['git', 'ls-files', '--cached', '--others', '--exclude-standard', 'randwire_zoo', *FOLDERS.values(),
          '_randwire_zoo_autoload.py'], cwd=ROOT, capture_output=True, text=True)
@@ -53,6 +59,25 @@ def test_the_wheel_has_every_file_of_the_packages_and_no_other(distributions: di
                 for name in tracked.stdout.split() for rest in [name.partition('/')[2]]}
     assert names == expected
     assert 'Project-URL: Paper, https://arxiv.org/abs/1904.01569' in described
+
+
+COMMAND = """import sys
+from importlib.metadata import PathDistribution
+from pathlib import Path
+script, = PathDistribution(Path(sys.argv.pop(1))).entry_points.select(group='console_scripts')
+sys.argv[0] = script.name
+sys.exit(script.load()())
+"""
+
+
+def test_the_command_that_the_wheel_installs_runs(distributions: dict[str, Path], tmp_path: Path) -> None:
+    """By its entry point, of which installers make the script."""
+    with zipfile.ZipFile(distributions['.whl']) as wheel:
+        wheel.extractall(tmp_path)
+    described, = tmp_path.glob('*.dist-info')
+    done = subprocess.run([sys.executable, '-c', COMMAND, str(described), '--version'], cwd=tmp_path,
+                          env={**os.environ, 'PYTHONPATH': str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith(f'randwire-zoo {randwire_zoo.__version__} '), done.stderr
 
 
 def test_the_source_distribution_builds_without_a_checkout(distributions: dict[str, Path]) -> None:
@@ -116,8 +141,11 @@ SKIPPED = """import pytest
 @pytest.mark.skip(reason="timm's stock scripts are not there; `make upstream` brings it")
 @pytest.mark.parametrize('case', [1, 2])
 def test_some(case): pass
-@pytest.mark.skip(reason='needs a Unix')
+@pytest.mark.skip(reason='the kernels are built with c++')
 def test_other(): pass
+@pytest.mark.skip(reason='no SLURM cluster')
+def test_quiet(): pass
+def test_library(): pytest.importorskip('nothing_of_this_name')
 """
 WHOLE = """import pytest
 pytest.importorskip('nothing_of_that_name', reason='detectron2 is not installed (`make upstream` builds a wheel)')
@@ -130,17 +158,42 @@ def test_ci_says_which_promises_were_not_tested(tmp_path: Path) -> None:
     (tmp_path / 'test_whole.py').write_text(WHOLE, encoding='utf-8')
     subprocess.run([sys.executable, '-m', 'pytest', '-q', '-c', '/dev/null', '--rootdir', str(tmp_path), '-p',
                     'no:cacheprovider', '--junitxml', 'report.xml', '.'], cwd=tmp_path, capture_output=True)
-    run = (ROOT / '.ci' / 'run').read_text(encoding='utf-8')
-    script, = re.findall(r"<<'PYTHON'\n(.*?)^PYTHON$", run, re.DOTALL | re.MULTILINE)
+    script, = re.findall(r"<<'PYTHON'\n(.*?)^PYTHON$", CI, re.DOTALL | re.MULTILINE)
     done = subprocess.run([sys.executable, '-', 'report.xml', 'untested'], input=script, cwd=tmp_path,
                           capture_output=True, text=True, check=True)
     assert [line for line in done.stdout.splitlines() if line[0] != ' '] == [
-        '1 skipped: detectron2 is not installed (`make upstream` builds a wheel)', '1 skipped: needs a Unix',
+        "1 skipped: could not import 'nothing_of_this_name': No module named 'nothing_of_this_name'",
+        '1 skipped: detectron2 is not installed (`make upstream` builds a wheel)', '1 skipped: no SLURM cluster',
+        '1 skipped: the kernels are built with c++',
         "2 skipped: timm's stock scripts are not there; `make upstream` brings it"]
     assert '    test_whole' in done.stdout.splitlines() and '    test_some::test_some[1]' in done.stdout.splitlines()
-    assert (tmp_path / 'untested').read_text('utf-8') == (
-        "detectron2's train_net.py and backbones (1 tests or whole files); timm's own train.py and other scripts "
-        '(2 tests or whole files)')
+    assert (tmp_path / 'untested').read_text('utf-8').splitlines() == [
+        "    could not import 'nothing_of_this_name': No module named 'nothing_of_this_name' (1 tests or whole files)",
+        '    detectron2 is not installed (`make upstream` builds a wheel) (1 tests or whole files)',
+        '    the kernels are built with c++ (1 tests or whole files)',
+        "    timm's stock scripts are not there; `make upstream` brings it (2 tests or whole files)"]
+
+
+def test_ci_is_quiet_about_reasons_that_tests_do_give() -> None:
+    """One that is worded otherwise now would be reported where nothing is amiss, or hide what is."""
+    quiet = ast.literal_eval(re.findall(r'^quiet = (\{.*?^\})$', CI, re.DOTALL | re.MULTILINE)[0])
+    others = [path for path in (ROOT / 'tests').glob('*.py') if path.name != 'test_packaging.py']
+    given = '\n'.join(path.read_text('utf-8') for path in others)
+    assert 'no SLURM cluster' in quiet
+    assert [reason for reason in quiet if not re.search(rf"(skip\(|reason=)'{re.escape(reason)}'", given)] == []
+
+
+def test_ci_says_in_its_last_lines_what_was_not_tested(tmp_path: Path) -> None:
+    """Its end as it stands there, with a list of what was skipped that somebody else wrote, or with an empty one."""
+    end = CI[CI.index('untested=\n'):]
+    for text, said in (('', '== passed\n'), ('    why\n', (
+            '== NOT tested\n    why\n== passed, but see above what was NOT tested\n'))):
+        (tmp_path / 'untested').write_text(text)
+        for failed, code, last in (('()', 0, said), ("('make check')", 1, said[:said.index('== passed')] + (
+                '== FAILED: make check;\n'))):
+            done = subprocess.run(['bash', '-euc', f'report={tmp_path} failed={failed}\n{end}'], capture_output=True,
+                                  text=True)
+            assert (done.returncode, done.stdout) == (code, last), done.stderr
 
 
 def test_version_changelog_and_citation_agree() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
+import runpy
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from importlib import import_module, metadata
@@ -59,17 +59,6 @@ def test_the_processor_is_counted_and_named(tmp_path: Path, monkeypatch: pytest.
         assert processor() == (name or 'riscv64')
         read.unlink()
         assert processor() == (name or 'riscv64')
-
-
-@pytest.fixture
-def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """git in a folder that is part of no other checkout."""
-    monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(tmp_path.parent))
-
-    def run(*arguments: str) -> str:
-        return subprocess.run(['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=b', *arguments],
-                              check=True, capture_output=True, text=True).stdout.strip()
-    return run
 
 
 def test_the_commit_is_that_of_the_checkout_and_says_where_it_was_changed(
@@ -130,3 +119,41 @@ def test_a_package_that_is_a_checkout_of_its_own_is_asked_alone(
     assert commit() == git('rev-parse', 'HEAD')
     (tmp_path / '__init__.py').write_text('2')
     assert commit() == git('rev-parse', 'HEAD') + '+'
+
+
+OTHER = {'GIT_DIR': '.git',  # for hooks of a linked work tree, and `git rebase --exec`
+         'GIT_INDEX_FILE': '.git/index',  # for hooks of a commit
+         'GIT_COMMON_DIR': '.git', 'GIT_OBJECT_DIRECTORY': '.git/objects', 'GIT_WORK_TREE': '.'}
+
+
+@pytest.mark.parametrize('variables', [*([name] for name in OTHER), list(OTHER)], ids='+'.join)
+def test_the_commit_is_that_of_the_checkout_in_a_hook_of_another_repository_too(
+        variables: list[str], tmp_path: Path, git: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ('ours', 'other'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / '__init__.py').write_text(name)
+        git('-C', name, 'init', '-q')
+        git('-C', name, 'add', '.')
+        git('-C', name, 'commit', '-q', '-m', name)
+    ours, other = (git('-C', name, 'rev-parse', 'HEAD') for name in ('ours', 'other'))
+    monkeypatch.setattr(module, '__file__', str(tmp_path / 'ours' / 'provenance.py'))
+    for name in variables:
+        monkeypatch.setenv(name, str(tmp_path / 'other' / OTHER[name]))
+    assert module._commit.__wrapped__() == ours != other
+    git('-C', 'ours', 'commit', '-q', '--allow-empty', '-m', 'by a test')
+    assert git('-C', 'other', 'rev-parse', 'HEAD') == other, 'a test has committed into the repository of the hook'
+    assert git('-C', 'ours', 'rev-parse', 'HEAD^') == ours
+
+
+def test_what_a_user_or_a_hook_has_set_reaches_no_test(
+        git: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of git, all that git itself says is about one repository; but for settings, without which git may refuse all."""
+    names = [name for name in git('rev-parse', '--local-env-vars').split() if not name.startswith('GIT_CONFIG')]
+    assert {'GIT_DIR', 'GIT_INDEX_FILE', 'GIT_WORK_TREE'} <= set(names)
+    names += ['RANDWIRE_ZOO_WEIGHTS', 'HF_ENDPOINT', 'HF_TOKEN', 'DETECTRON2_DATASETS', 'DETECTRON2_TRAIN_NET',
+              'MPLBACKEND']
+    for name in (*names, 'HF_HUB_OFFLINE', 'RANDWIRE_ZOO_CACHE', 'GIT_CONFIG_COUNT'):
+        monkeypatch.setenv(name, '0')
+    runpy.run_path(str(Path(__file__).with_name('conftest.py')))
+    assert [name for name in names if name in os.environ] == [] and os.environ['HF_HUB_OFFLINE'] == '1'
+    assert os.environ['RANDWIRE_ZOO_CACHE'] == os.environ['GIT_CONFIG_COUNT'] == '0'

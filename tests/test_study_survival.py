@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
-import random
 import resource
 import shutil
 import signal
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,8 @@ import pytest
 import tiny_study
 import torch
 from tiny_study import GENERATORS, IDS, SPEC, Here, arguments, results, rows_of, write
+from tqdm import tqdm
+from waiting import wait_for
 
 from randwire_zoo import GraphModel, cli
 from randwire_zoo.files import write_atomically
@@ -36,10 +39,10 @@ from randwire_zoo.studies.results import ASIDE, Results, load_results, read_resu
 from randwire_zoo.studies.running import run_study
 from randwire_zoo.studies.study import Network, Study, load_study
 from randwire_zoo.studies.work import CANNOT_WRITE, CannotWrite, row_of, row_path, run_task, write_task
+from randwire_zoo.training.recipes import load_recipe
 
 pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs a Unix')
 data, uninterrupted = tiny_study.data, tiny_study.uninterrupted  # fixtures
-DEADLINE = 120
 
 
 def start(*args: Any) -> subprocess.Popen[bytes]:
@@ -48,11 +51,12 @@ def start(*args: Any) -> subprocess.Popen[bytes]:
 
 
 def processes(*words: object) -> dict[int, str]:
-    """The command lines that have all the words in them, by process."""
-    listed = subprocess.run(['ps', '-ww', '-eo', 'pid=,stat=,args='], capture_output=True, text=True, check=True).stdout
-    split = [line.split(None, 2) for line in listed.splitlines()]
-    return {int(pid): args for pid, stat, args in (line for line in split if len(line) == 3)
-            if not stat.startswith('Z') and all(str(word) in args for word in words)}
+    """The command lines that have all the words in them, by process; one that has ended has none."""
+    found = {}
+    for path in Path('/proc').glob('[0-9]*/cmdline'):
+        with suppress(OSError):  # it has ended just now
+            found[int(path.parent.name)] = path.read_bytes().replace(b'\0', b' ').decode(errors='replace')
+    return {pid: args for pid, args in found.items() if args and all(str(word) in args for word in words)}
 
 
 def is_alive(pid: int) -> bool:
@@ -60,17 +64,6 @@ def is_alive(pid: int) -> bool:
         return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
     except OSError:
         return False
-
-
-def wait_for(what: Callable[[], Any], process: subprocess.Popen[bytes] | None = None) -> Any:
-    """Poll until there is something; a process that ends before is a failure."""
-    deadline = time.monotonic() + DEADLINE
-    while time.monotonic() < deadline:
-        if found := what():
-            return found
-        assert process is None or process.poll() is None, 'the run ended before it could be disturbed'
-        time.sleep(0.02)
-    raise AssertionError('waited in vain')
 
 
 def in_training(folder: Path) -> list[str]:
@@ -441,15 +434,43 @@ def test_an_error_that_is_not_the_disks_is_the_networks(tmp_path: Path) -> None:
 # A study that is killed
 
 
+def run_for(changes: int, networks: list[Network], folder: Path) -> int:
+    """Run a study; kill its process just before it writes, cuts, renames or removes a file for the so many-th time.
+
+    What else it does to its folder, such as making an empty file, is done before one of these: so they are all instants
+    that there are, on any machine. Returns how many times were left.
+    """
+    def count(frame: object, event: str, called: Any) -> None:
+        nonlocal changes
+        if event == 'c_call' and called.__name__ in ('__exit__', 'flush'):  # what Python has kept until then is written
+            file = getattr(called, '__self__', None)
+            changes -= isinstance(file, (io.BufferedWriter, io.TextIOWrapper)) and file.writable()
+        elif event == 'c_call':
+            changes -= called in (os.write, os.ftruncate, os.replace, os.unlink)
+        if changes < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    tqdm.set_lock(threading.RLock())  # its own is shared with a parent process: a kill would leave it taken for ever
+    sys.setprofile(count)
+    try:
+        run(networks, folder, Instant(places=2, size=3000))
+    finally:
+        sys.setprofile(None)
+    return changes
+
+
 def test_a_study_killed_at_any_instant_loses_no_row_and_doubles_none(
-        networks: list[Network], instant: None, tmp_path: Path) -> None:
-    rng, folder = random.Random(0), tmp_path / 'study'
-    killed = 0
-    for _ in range(40):
-        with in_a_fork(lambda: run(networks, folder, Instant(places=2, size=3000))) as pid:
-            time.sleep(rng.uniform(0, 0.03))
-            os.kill(pid, signal.SIGKILL)
-            killed += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        networks: list[Network], instant: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Most of the time would go into reading the recipe, again and again.
+    monkeypatch.setattr('randwire_zoo.studies.study.load_recipe', cache(load_recipe))
+    many, networks, folder = 10 ** 6, networks[:2], tmp_path / 'study'
+    whole = [many - run_for(many, networks, tmp_path / name) for name in ('first', 'second')][1]
+    assert whole > 20, 'what is done to files is not noticed'
+    for changes in range(whole):
+        begun = folder.exists()
+        with in_a_fork(partial(run_for, changes, networks, folder)) as pid:
+            killed = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        assert killed or begun, 'it came to its end before'
         if (folder / 'results.jsonl').exists():
             found = load_results(folder)
             assert len({row['id'] for row in found.rows}) == len(found.rows)
@@ -458,12 +479,11 @@ def test_a_study_killed_at_any_instant_loses_no_row_and_doubles_none(
             kept = Results(folder, STUDY)
             kept.create()
             assert list(kept.rows) == before
-        if rng.random() < 0.3:
-            shutil.rmtree(folder, ignore_errors=True)
-    assert killed > 10, 'the kills came too late'
-    run(networks, folder)
-    rows = [json.loads(line) for line in (folder / 'results.jsonl').read_text().splitlines()[1:]]
-    assert sorted(row['id'] for row in rows) == sorted(network.id for network in networks)
+        if begun or changes % 3:  # or else what is started next goes on from here, and is killed in its turn
+            run(networks, folder)
+            rows = [json.loads(line) for line in (folder / 'results.jsonl').read_text().splitlines()[1:]]
+            assert sorted(row['id'] for row in rows) == sorted(network.id for network in networks)
+            shutil.rmtree(folder)
 
 
 def test_a_row_that_was_added_just_before_a_kill_is_not_added_twice(
@@ -785,20 +805,29 @@ def test_what_lies_there_of_other_settings_is_not_gone_on_with(
     network = load_study(write(tmp_path, models=None, graphs=['er(0.5)'])).networks()[0]
     checkpoint = folder / 'runs' / network.id / 'last.pth.tar'
     row = work.row_path(folder / 'tasks' / f'{network.id}.json')
-    checkpoint.parent.mkdir(parents=True)
-    row.parent.mkdir(parents=True)
-    checkpoint.touch()
-    row.touch()
+    task = folder / 'tasks' / f'{network.id}.json'
+
+    def leave() -> None:
+        for path in (checkpoint, row):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+
+    # Without its task nobody knows what a training is of: it may come from another folder.
+    for text in (None, '{"sha25'):
+        leave()
+        task.unlink(missing_ok=True)
+        if text is not None:
+            task.write_text(text)
+        assert not left_of()
+        assert f'of unknown settings, as {task} is missing or broken, and is trained anew' in capsys.readouterr().err
+    leave()
     assert left_of() and left_of() and left_of(graphs=['er(0.5)', 'ba(2)'], notes='other words')
     assert capsys.readouterr().err == ''
     assert not left_of(settings={**SPEC['settings'], 'lr': 0.5})
     assert f'{network.id}: what {folder} has of it is of other settings, and is trained anew' in capsys.readouterr().err
     # A task of an earlier release says no more than which network it is of.
-    task = folder / 'tasks' / f'{network.id}.json'
     for older, kept in ((network, True), (replace(network, training_seed=9), False)):
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.touch()
-        row.touch()
+        leave()
         task.write_text(json.dumps({'network': asdict(older)}))
         assert left_of() is kept
 
@@ -893,7 +922,7 @@ def test_a_job_that_is_preempted_or_killed_costs_no_network(data: Path, tmp_path
         wait_for(lambda: epochs() > before + 2)
         assert rows_of(folder) == [] and before < 40
         os.kill(job()[-1], signal.SIGKILL)
-        running_study.join(DEADLINE)
+        running_study.join()
     finally:
         for pid in processes(tmp_path):
             os.kill(pid, signal.SIGKILL)

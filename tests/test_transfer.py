@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from waiting import wait_for
 
 from randwire_zoo.hub import transfer
 from randwire_zoo.hub.transfer import TIMEOUT, bounded, left_behind
@@ -28,8 +29,7 @@ def silent() -> Iterator[threading.Event]:
 
 
 def wait_for_the_end() -> None:
-    while left_behind():
-        time.sleep(0.01)
+    wait_for(lambda: not left_behind())
 
 
 def test_what_a_transfer_gives_is_given() -> None:
