@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from randwire_zoo.files import write_atomically
-from randwire_zoo.provenance import OF_A_HOOK, provenance
+from randwire_zoo.provenance import git_environment, provenance
 
 __all__ = ['add_json_argument', 'check_same', 'claim', 'compiler', 'describe', 'paired_seconds', 'ratio', 'to_json',
            'write_json']
@@ -137,9 +137,8 @@ def _rounded(value: Any) -> Any:
 
 
 def _git(*arguments: str, folder: Path = ROOT) -> str | None:
-    env = {name: value for name, value in os.environ.items() if name not in OF_A_HOOK}
     try:
-        done = subprocess.run(['git', *arguments], cwd=folder, env=env, capture_output=True, text=True)
+        done = subprocess.run(['git', *arguments], cwd=folder, env=git_environment(), capture_output=True, text=True)
     except OSError:  # no git
         return None
     return done.stdout.strip() if done.returncode == 0 else None

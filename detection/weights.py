@@ -21,7 +21,7 @@ from randwire_zoo.weights.files import read_metadata
 from randwire_zoo.weights.manifest import FILENAME, HubError, PublishedWeights, download, fetch, read_weights
 from randwire_zoo.weights.mark import OPTIONAL
 
-__all__ = ['BOTTOM_UP', 'SCHEMES', 'STAGES', 'are_near', 'compare_statistics', 'detectors_backbone', 'fit_weights',
+__all__ = ['SCHEMES', 'STAGES', 'are_near', 'compare_statistics', 'detectors_backbone', 'fit_weights',
            'locate_weights', 'misfit', 'pixel_statistics', 'read_state', 'read_statistics', 'unneeded']
 
 SCHEMES = ('randwire://', 'hf-hub:')

@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor
 
 from randwire_zoo import __version__
-from randwire_zoo.detection.weights import BOTTOM_UP
+from randwire_zoo.detection.weights import detectors_backbone
 from randwire_zoo.drawing import draw_curves, draw_detection_curves, draw_graphs
 from randwire_zoo.files import read_json, write_atomically
 from randwire_zoo.training.datasets import read_label_texts
@@ -211,7 +211,7 @@ def _load(checkpoint: Path, run: Run, use_ema: bool, names: tuple[str, ...]) -> 
     """The network's own weights, and the run with the names of its classes where they or the data tell them."""
     state = _read_state(checkpoint, use_ema)
     if run.unit == 'iteration':
-        state = {name.removeprefix(BOTTOM_UP): tensor for name, tensor in state.items() if name.startswith(BOTTOM_UP)}
+        state = detectors_backbone(state)
     return state, replace(run, network=_with_labels(run.network, run.conditions, names))
 
 

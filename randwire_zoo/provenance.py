@@ -11,7 +11,7 @@ from typing import Any
 
 from . import __version__
 
-__all__ = ['provenance']
+__all__ = ['git_environment', 'provenance']
 
 # What pyproject.toml makes of this project beside this folder: packages of ours, and the module that registers us.
 BESIDE = ('configs', 'detection', 'hub', '_randwire_zoo_autoload.py')
@@ -43,16 +43,20 @@ def provenance(device: Any = None) -> dict[str, Any]:
             'kernels': kernels_in_use(), 'threads': torch.get_num_threads()}
 
 
+def git_environment() -> dict[str, str]:
+    """The environment for a git that is to look at the folder that it is given, and not at the repository of a hook."""
+    return {name: value for name, value in os.environ.items() if name not in OF_A_HOOK}
+
+
 @cache
 def _commit() -> str | None:
     """The commit of the checkout that this package is imported from."""
     here = Path(__file__).resolve().with_name('__init__.py')
-    env = {name: value for name, value in os.environ.items() if name not in OF_A_HOOK}
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(['git', '-C', str(here.parent), *arguments], env=env, capture_output=True, text=True,
-                                  timeout=30)
+            done = subprocess.run(['git', '-C', str(here.parent), *arguments], env=git_environment(),
+                                  capture_output=True, text=True, timeout=30)
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

@@ -72,14 +72,15 @@ def builtins_are_held() -> None:
 @pytest.fixture
 def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """git in tmp_path, which is part of no other checkout, whatever repository a test names in the environment."""
-    from randwire_zoo.provenance import OF_A_HOOK
+    from randwire_zoo.provenance import git_environment
 
     if shutil.which('git') is None:
         pytest.skip('git is not on the PATH')
     monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(tmp_path.parent))
 
     def run(*arguments: str) -> str:
-        environment = {name: value for name, value in os.environ.items() if name not in OF_A_HOOK}
+        # Nor do the user's own settings count, such as signatures and hooks.
+        environment = {**git_environment(), 'GIT_CONFIG_GLOBAL': os.devnull, 'GIT_CONFIG_SYSTEM': os.devnull}
         return subprocess.run(['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=b', *arguments],
                               check=True, capture_output=True, text=True, env=environment).stdout.strip()
     return run

@@ -14,6 +14,7 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import FeaturePyramidNetwork
 
 from randwire_zoo.detection import fasterrcnn_randwire_fpn, save_detector
 
@@ -38,6 +39,16 @@ class HalfBoxes(BoxCoder):
         return super().decode(rel_codes / 2, boxes)
 
 
+class HalfPyramid(FeaturePyramidNetwork):
+    def forward(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: found / 2 for name, found in super().forward(x).items()}
+
+
+class OtherDetector(FasterRCNN):
+    def forward(self, images: Any, targets: Any = None) -> Any:
+        return super().forward([image / 2 for image in images], targets)
+
+
 def narrow_detector(**kwargs: Any) -> FasterRCNN:
     """A detector of two classes with little behind its backbone."""
     return fasterrcnn_randwire_fpn(
@@ -51,6 +62,8 @@ def test_a_part_of_another_type_is_refused_though_its_tensors_and_settings_are_t
             ('rpn.anchor_generator', detector.rpn.anchor_generator, ShiftedAnchors),
             ('roi_heads.box_head', detector.roi_heads.box_head, SmoothHead),
             ('transform', detector.transform, DarkTransform),
+            ('backbone.fpn', detector.backbone.fpn, HalfPyramid),
+            ('detector', detector, OtherDetector),
             ('roi_heads.box_coder', detector.roi_heads.box_coder, HalfBoxes)):
         usual, part.__class__ = type(part), kind
         with pytest.raises(ValueError, match=rf"describes torchvision's own parts only; here differ {name}$"):

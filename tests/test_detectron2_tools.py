@@ -11,7 +11,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ import yaml
 from PIL import Image
 from shapes import write_shapes
 from upstream import DETECTRON2, HOW, checkout
+from waiting import wait_for
 
 from randwire_zoo.cli import main
 from randwire_zoo.models import find_weights
@@ -202,10 +202,7 @@ def test_a_killed_training_resumes_to_the_same_iteration(data: Path, tmp_path: P
     with subprocess.Popen([sys.executable, *command('train_net.py', '--config', CONFIG, *options)], cwd=tmp_path,
                           env=environment(data), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         last = tmp_path / 'last_checkpoint'
-        deadline = time.monotonic() + 240
-        while not (last.is_file() and last.read_text() >= 'model_0000019.pth'):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for(lambda: last.is_file() and last.read_text() >= 'model_0000019.pth', process)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / 'model_final.pth').exists()

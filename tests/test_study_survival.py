@@ -42,6 +42,7 @@ from randwire_zoo.studies.work import CANNOT_WRITE, CannotWrite, row_of, row_pat
 from randwire_zoo.training.recipes import load_recipe
 
 pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs a Unix')
+ASKS_LINUX = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='asks the Linux kernel')
 data, uninterrupted = tiny_study.data, tiny_study.uninterrupted  # fixtures
 
 
@@ -512,6 +513,7 @@ def test_a_network_whose_process_dies_twice_has_a_row_that_says_so(
                              f'{networks[0].id}.log')
 
 
+@ASKS_LINUX
 def test_workers_and_studies_that_are_killed_cost_nothing(uninterrupted: Path, data: Path, tmp_path: Path) -> None:
     """With the real processes: a worker is killed and started once more, then the study is, and its workers end."""
     folder = tmp_path / 'output'
@@ -614,7 +616,7 @@ def detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Cal
     return task, lambda: list(map(int, pids.read_text().split())) if pids.exists() else []
 
 
-@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='asks the Linux kernel')
+@ASKS_LINUX
 def test_a_detector_in_training_ends_with_the_process_that_started_it(
         detector: tuple[Path, Callable[[], list[int]]]) -> None:
     task, pids = detector
@@ -895,6 +897,7 @@ def test_networks_have_their_share_of_gpus_and_cores(monkeypatch: pytest.MonkeyP
         LocalEngine(None, processes=4, gpus=2)
 
 
+@ASKS_LINUX
 def test_a_job_that_is_preempted_or_killed_costs_no_network(data: Path, tmp_path: Path) -> None:
     pytest.importorskip('submitit')
     folder = tmp_path / 'output'
@@ -902,7 +905,8 @@ def test_a_job_that_is_preempted_or_killed_costs_no_network(data: Path, tmp_path
                              settings={**SPEC['settings'], 'epochs': 40}))
     networks = study.networks()
     engine = create_engine('submitit', 1, folder, {'cluster': 'local'})
-    running_study = threading.Thread(target=run_study, args=(study, networks, folder, engine, str(data), False, False))
+    running_study = threading.Thread(
+        target=run_study, args=(study, networks, folder, engine, str(data), False, False), daemon=True)
 
     def epochs() -> int:
         with suppress(OSError):

@@ -89,7 +89,7 @@ class RandWireBackbone(RandWire, Backbone):
             freeze_at: How many of conv1 … conv5; what is frozen already stays so.
         """
         self.num_frozen = max(self.num_frozen, freeze_at)
-        for info in self.feature_info[:freeze_at]:
+        for info in self.feature_info[:self.num_frozen]:
             stage = getattr(self, info['module'])
             for parameter in stage.parameters():
                 parameter.requires_grad = False

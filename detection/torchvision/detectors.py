@@ -42,7 +42,7 @@ FORMAT = 'randwire_zoo.detector'
 NUM_STAGES = 5
 LEVELS = ('0', '1', '2', '3')  # torchvision's names of P2 … P5
 #: What a detector's parts keep of the last images, or that passes.
-PASSING = ('training', 'scales', 'map_levels', 'strides')
+PASSING = ('training', '_has_warned', 'scales', 'map_levels', 'strides')
 COCO_CLASSES = 91  # torchvision counts the background and the ids that COCO left out
 
 
@@ -343,9 +343,9 @@ def _describe(detector: Any) -> DetectorConfig:
 
 
 def _parts(detector: FasterRCNN) -> dict[str, Any]:
-    """What computes something behind the backbone, by its name: modules, and the coders of boxes, which are none."""
-    modules = {name: module for name, module in detector.named_modules()
-               if name.partition('.')[0] in ('rpn', 'roi_heads', 'transform')}
+    """What computes something beside the network itself, by name: modules, and the coders of boxes, which are none."""
+    modules = {name or 'detector': module for name, module in detector.named_modules()
+               if not name.startswith('backbone.body')}
     coders = {f'{name}.box_coder': modules[name].box_coder for name in ('rpn', 'roi_heads')}
     return {**modules, **coders}
 

@@ -21,7 +21,7 @@ from .engines import Engine, Job
 from .processes import lock
 from .results import Results
 from .study import AS_WRITTEN, Execution, Network, Study, data_folder
-from .work import CANNOT_WRITE, CHANGED, is_row_of, row_of, row_path, train_net, write_task
+from .work import CANNOT_WRITE, CHANGED, changed, is_row_of, row_of, row_path, train_net, write_task
 
 __all__ = ['begin', 'forget_failed', 'networks_of', 'run_networks', 'run_study']
 
@@ -98,7 +98,10 @@ def _run(
         forget_failed(results)
     with _Progress(study, networks, folder, results, progress) as bar:
         pairs = [(study, network) for network in _taking_turns(networks)]
-        _work_through(_waiting(pairs, results, data_dir, execution), results, engine, bar.show)
+        waiting = _waiting(pairs, results, data_dir, execution)
+        if study.sha256 != results.sha256:  # the tasks would have been written of what came meanwhile
+            raise changed(study)
+        _work_through(waiting, results, engine, bar.show)
     return results
 
 

@@ -1,4 +1,4 @@
-"""A search over a generator's own parameters: successive halving beside random search that costs no more.
+"""A search over a generator's own parameters: successive halving beside random search at its cost or less.
 
     title: …
     study: {macs: 2.5e+6, recipe: cifar10/study, data: cifar10, model: {stem_stride: 2}}   # keys of a study
@@ -288,8 +288,9 @@ class _Run:
     def draw(self, seed: int, cost: float) -> None:
         """Random candidates, all trained as long as the last rung, as many as the cost allows; at least one.
 
-        That is at most the cost of halving: the candidate that would take it beyond is not trained, and no more are
-        drawn than `trials`, which is said. What failed costs nothing, as in halving, and another takes its place.
+        That is the cost of halving or less, within 5 %: the candidate that would take it further is not trained, and
+        no more are drawn than `trials`, which is said. What failed costs nothing, as in halving, and another takes its
+        place.
         """
         import optuna
         # Optuna draws the first candidates of halving at random, too: with the same seed they would be these.
