@@ -247,6 +247,23 @@ def test_a_recipe_or_generator_that_changes_while_networks_wait_ends_the_study_a
     assert rows_of(folder)[0] == first and [row['status'] for row in rows_of(folder)] == ['done'] * 3
 
 
+def test_a_recipe_that_changes_while_tasks_are_written_ends_the_study_before_any_is_begun(
+        no_training: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks written after the change would agree with it, and nothing later would notice."""
+    study, folder = of_own_files(tmp_path), tmp_path / 'output'
+    networks, recipe = networks_of(study, folder), tmp_path / 'recipe.yaml'
+
+    def write_changed(*args: Any) -> Path:
+        if 'weight_decay: 0.25' not in recipe.read_text():
+            recipe.write_text(recipe.read_text() + '\nweight_decay: 0.25\n')
+        return write_task(*args)
+
+    monkeypatch.setattr(running, 'write_task', write_changed)
+    with pytest.raises(ValueError, match=rf'recipe\.yaml {CHANGED}'):
+        run_study(study, networks, folder, OneByOne(), progress=False)
+    assert rows_of(folder) == []
+
+
 def test_a_process_says_that_its_files_have_changed_and_the_study_stops_the_others(
         networks: list[Network], instant: None, no_training: None, tmp_path: Path,
         capsys: pytest.CaptureFixture[str]) -> None:
