@@ -12,7 +12,8 @@ from .engines import LocalEngine, create_engine
 from .report import report_table, write_html
 from .results import Results
 from .running import networks_of, run_study
-from .search import is_search, load_search, run_search, search_table
+from .search import is_search, load_search, run_search
+from .search_report import search_table, write_search_html
 from .study import Execution, Network, Study, load_study, study_names
 from .work import chosen_kernels
 
@@ -24,15 +25,11 @@ def main(args: argparse.Namespace) -> int:
     if args.study_command == 'list':
         print(tabulate([(name, load_study(name).title) for name in study_names()], tablefmt='plain'))
         return 0
-    if args.study_command == 'report' and is_search(args.folder):
-        if args.html:
-            raise ValueError(f'{args.folder} holds a search, and only a study has a page: leave out --html')
-        print(search_table(args.folder, 'github' if args.markdown else 'simple'))
-        return 0
     if args.study_command == 'report':
-        print(report_table(args.folder, 'github' if args.markdown else 'simple'))
+        table, page = (search_table, write_search_html) if is_search(args.folder) else (report_table, write_html)
+        print(table(args.folder, 'github' if args.markdown else 'simple'))
         if args.html:
-            write_html(args.folder, args.html)
+            page(args.folder, args.html)
             print(args.html)
         return 0
     if args.study_command == 'show':

@@ -1,4 +1,4 @@
-"""The pictures of a study's report, each of one or more SVG panels drawn from rows of results.
+"""The pictures of a study's report, or a search's, each of one or more SVG panels drawn from rows of results.
 
 Panels are narrow, and stand beside each other or below each other as the page has room. Points of networks have the id
 `network-N`, where N counts the rows from 0: the page says of them what it knows.
@@ -6,7 +6,7 @@ Panels are narrow, and stand beside each other or below each other as the page h
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ['Picture', 'accuracies_figure', 'damage_figure', 'distributions_figure', 'draw_pictures']
+__all__ = ['Picture', 'accuracies_figure', 'damage_figure', 'distributions_figure', 'draw_pictures',
+           'draw_search']
 
 Groups = Mapping[str, Sequence[Row]]
 WIDTH = 4.5  # inches of a panel: 432 pixels
@@ -78,16 +79,8 @@ def draw_pictures(groups: Groups, paper: Mapping[str, Any], classes: int | None 
     numbers = {row['id']: number for number, row in enumerate(rows)}
     better = {series: found for series, group in groups.items() if (found := learned(group, classes))}
     metric = 'AP' if any('detection' in row for row in rows) else 'top-1 (%)'
-    ids = iter(range(1 << 30))
-    pictures: list[Picture] = []
-
-    def add(title: str, figures: Iterator[Figure] | Sequence[Figure], note: str = '', legend: bool = True) -> None:
-        panels = list(figures)
-        if not panels:
-            return
-        key = [_key(groups)] if legend and len(groups) > 1 else []
-        svgs = [_inline(svg_text(figure), f'p{next(ids)}') for figure in [*panels, *key]]
-        pictures.append(Picture(title, svgs, note))
+    album = _Album(groups)
+    add = album.add
 
     given = (" Squares are the paper's; an arrow points to one that lies outside."
              if any(_number(value) is not None for value in paper.values()) else '')
@@ -124,7 +117,54 @@ def draw_pictures(groups: Groups, paper: Mapping[str, Any], classes: int | None 
         if network is not None and (graphs := graphs_of_row(network)):
             add(f'Graphs of {series}, seed {network["graph_seed"]}', [graphs_figure(graphs, theme='light')],
                 legend=False)
-    return pictures
+    return album.pictures
+
+
+@_words_are_words
+def draw_search(tried: Groups, again: Groups, parameters: Mapping[str, Mapping[str, Any]],
+                rows: Sequence[Row]) -> list[Picture]:
+    """What a search's candidates did.
+
+    Args:
+        tried: Candidates of each search, in the order in which they ended.
+        again: What each search's winner did with other seeds.
+        parameters: By name of the space, what each row has of it, by the row's id.
+        rows: All of them, in the order in which the page numbers them.
+    """
+    numbers = {row['id']: number for number, row in enumerate(rows)}
+    album = _Album(tried)
+    longest = max((row['epochs'] for group in tried.values() for row in group), default=0)
+    album.add('The best so far against its cost', [_best_so_far(tried, longest)],
+              f'Of the candidates that were trained for {longest} epochs; the cost is that of all.')
+    if again:
+        album.add("The searches' winners trained again", [accuracies_figure(again, {}, 'top-1 (%)', numbers)],
+                  'A point is a network. Diamonds are means with their 95 % intervals.', legend=False)
+    by_length: dict[str, list[Row]] = {}
+    for row in sorted((row for group in tried.values() for row in group), key=lambda row: row['epochs']):
+        by_length.setdefault(f'{row["epochs"]} epoch{"s" if row["epochs"] > 1 else ""}', []).append(row)
+    lengths = _Album(by_length, album)
+    lengths.add('Accuracy against the parameters', (
+        _against_parameter(by_length, name, values, numbers) for name, values in parameters.items()),
+        'A point is a training of a candidate, of both searches.')
+    return album.pictures
+
+
+class _Album:
+    """Pictures of one page, whose ids must not meet; `groups` are what their legends tell apart."""
+
+    def __init__(self, groups: Groups, other: _Album | None = None) -> None:
+        self.groups = groups
+        self.pictures: list[Picture] = other.pictures if other else []
+
+    def add(self, title: str, figures: Iterable[Figure], note: str = '', legend: bool = True) -> None:
+        """Add a picture, unless it has no panel."""
+        panels = list(figures)
+        if not panels:
+            return
+        key = [_key(self.groups)] if legend and len(self.groups) > 1 else []
+        place = len(self.pictures)
+        svgs = [_inline(svg_text(figure), f'p{place}-{number}') for number, figure in enumerate([*panels, *key])]
+        self.pictures.append(Picture(title, svgs, note))
 
 
 def _label(series: str, place: int) -> str:
@@ -248,6 +288,39 @@ def _against(groups: Groups, all_groups: Groups, kind: str, name: str, metric: s
         _points(axes, rows, [row[kind][name] for row in rows], list(map(accuracy, rows)), numbers, markersize=5,
                 alpha=0.7, color=looks[series]['color'], marker=looks[series]['marker'])
     style(axes, {'paths': 'log₁₀ of the number of paths', 'synflow': 'log₁₀ synflow'}.get(name, name), metric)
+    return figure
+
+
+def _against_parameter(groups: Groups, name: str, values: Mapping[str, Any], numbers: Mapping[str, int]) -> Figure:
+    figure, axes = _panel()
+    looks = _styles(groups)
+    shown = list(dict.fromkeys(str(value) for value in values.values()))
+    places = {text: number for text in shown if (number := _number(text)) is not None}
+    if len(places) < len(shown):  # words stand side by side
+        places = {text: float(place) for place, text in enumerate(shown)}
+        axes.set_xticks(list(places.values()), shown, fontsize=9)
+    for series, group in groups.items():
+        _points(axes, group, [places[str(values[row['id']])] for row in group], list(map(accuracy, group)), numbers,
+                markersize=5, alpha=0.7, color=looks[series]['color'], marker=looks[series]['marker'])
+    style(axes, name, 'top-1 (%)')
+    return figure
+
+
+def _best_so_far(groups: Groups, longest: int) -> Figure:
+    figure, axes = _panel(3.6)
+    looks = _styles(groups)
+    for series, group in groups.items():
+        cost, best, line = 0.0, 0.0, []
+        for row in group:
+            cost += row['epochs'] * row['macs'] / 1e9
+            best = max(best, accuracy(row)) if row['epochs'] == longest else best
+            if best:
+                line.append((cost, best))
+        if line:
+            axes.step(*zip(*line, strict=True), where='post', color=looks[series]['color'],
+                      linestyle=looks[series]['linestyle'])
+            axes.plot(*line[-1], color=looks[series]['color'], marker=looks[series]['marker'])
+    style(axes, 'cost (G multiply-adds of an image × epochs)', 'top-1 (%)')
     return figure
 
 

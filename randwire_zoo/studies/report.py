@@ -1,27 +1,16 @@
 """What a study found: tables, first that of mean ± standard deviation over all networks, and one page with pictures.
 
-A file of results is data: nothing that it names is imported or run, and nothing that it says is taken for markup.
+A file of results is data: nothing that it names is imported or run.
 """
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
-import json
 import re
 import statistics
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jinja2 import Environment, StrictUndefined
-from tabulate import tabulate
-
-from ..drawing import dark_rules
-from ..files import write_atomically
 from ..training.recipes import load_recipe, recipe_names
 from .analysis import (
     DAMAGE_MEASURES,
@@ -32,12 +21,10 @@ from .analysis import (
     Difference,
     Distance,
     Row,
-    accuracy,
     by_series,
     damage_correlation,
     differences,
     distances,
-    graphs_of_row,
     has_one_wiring,
     has_wirings_to_come,
     holm,
@@ -53,7 +40,7 @@ from .analysis import (
     width_of,
     worth_showing,
 )
-from .measures import depths
+from .page import Report, Table, interval_text, made_with, p_text, printable, write_page
 from .plots import draw_pictures
 from .proxies import PROXIES
 from .results import load_results
@@ -62,17 +49,6 @@ __all__ = ['report_table', 'write_html']
 
 # Degrees that share a column of the tables of damage: each from its number up to the next one.
 DEGREES = (0, 1, 2, 3, 4, 5, 7, 10)
-
-
-@dataclass(frozen=True)
-class _Table:
-    """Cells as text, of which the first `texts` columns are words. The main table has no title."""
-
-    title: str
-    heads: list[str]
-    lines: list[list[str]]
-    note: str = ''
-    texts: int = 1
 
 
 @dataclass(frozen=True)
@@ -109,23 +85,7 @@ def report_table(path: str | Path, tablefmt: str = 'simple') -> str:
         path: Its folder, or the file of results.
         tablefmt: As `tabulate` names it; 'github' for Markdown.
     """
-    study = _read(path)
-
-    def text(cell: str) -> str:
-        if tablefmt != 'github':
-            return cell
-        return re.sub(r'([\\|`\[\]])', r'\\\1', html.escape(cell, quote=False))
-
-    parts = [text(study.title), text(study.summary)]
-    for table in _tables(study):
-        lines = [list(map(text, line)) for line in table.lines]
-        parts += ['', *([table.title, ''] if table.title else []),
-                  tabulate(lines, list(map(text, table.heads)), tablefmt=tablefmt, disable_numparse=True, colalign=(
-                      *('left',) * table.texts, *('right',) * (len(table.heads) - table.texts))),
-                  *(['', text(table.note)] if table.note else [])]
-    failed = [text(f'{row["id"]} failed: {row["reason"]}') for row in study.rows if row['status'] != 'done']
-    return '\n'.join([*parts, '', text(study.made), *([text(study.problems)] if study.problems else []),
-                      *([''] if failed else []), *failed])
+    return _report(_read(path)).text(tablefmt)
 
 
 def write_html(path: str | Path, output: str | Path) -> None:
@@ -135,43 +95,21 @@ def write_html(path: str | Path, output: str | Path) -> None:
         ValueError: if no network is done yet.
     """
     study = _read(path)
-    spec, done = study.spec, study.done
-    if not done:
+    if not study.done:
         raise ValueError(f'{path} has no network that is done, so there is nothing to draw')
-    here = Path(__file__)
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(
-        here.with_name('report.html').read_text(encoding='utf-8'))
-    script = here.with_name('report.js').read_text(encoding='utf-8')
-    # Nothing of the page may ask for anything, and nothing but this very script may run, whatever the results say.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    write_atomically(output, template.render(
-        title=study.title, summary=study.summary, problems=study.problems, made=study.made, notes=spec['notes'],
-        tables=_tables(study), pictures=draw_pictures(by_series(done), spec['paper'], _classes(spec), study.to_come),
-        failed=[r for r in study.rows if r['status'] != 'done'], metric='AP' if spec['detection'] else 'top-1 (%)',
-        rows=[{'epochs': None, 'channels': None, 'seconds': 0, **row, 'value': accuracy(row)} for row in done],
-        spec=yaml.safe_dump({name: value for name, value in spec.items() if value}, sort_keys=False),
-        dark=dark_rules(), script=script, policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
-        f"script-src 'sha256-{digest}'", networks=_data([row for group in by_series(done).values() for row in group])))
+    groups = by_series(study.done)
+    write_page(output, _report(study), draw_pictures(groups, study.spec['paper'], _classes(study.spec), study.to_come),
+               [row for group in groups.values() for row in group])
 
 
-def _data(rows: Sequence[Row]) -> str:
-    """What the page shows where a point is pointed at, as JSON that cannot end the element that it stands in.
-
-    Args:
-        rows: In the order that `draw_pictures` numbers them.
-    """
-    networks = []
-    for row in rows:
-        graphs = graphs_of_row(row)
-        networks.append({
-            'id': row['id'], 'said': f'{"AP" if "detection" in row else "top-1"} {accuracy(row):.2f}',
-            'stages': [{'nodes': graph.num_nodes, 'edges': graph.edges, 'depths': depths(graph)} for graph in graphs]})
-    return json.dumps(networks, separators=(',', ':')).replace('<', '\\u003c')
+def _report(study: _Study) -> Report:
+    return Report(study.title, study.summary, study.spec['notes'], study.spec, _tables(study), study.rows, study.made,
+                  study.problems)
 
 
 def _read(path: str | Path) -> _Study:
     found = load_results(path)
-    header, rows = _printable(found.header), _printable(found.rows)
+    header, rows = printable(found.header), printable(found.rows)
     spec = header['spec']
 
     def place(names: list[str], name: str | None) -> int:
@@ -188,16 +126,7 @@ def _read(path: str | Path) -> _Study:
         [series for series, group in groups.items() if has_one_wiring(group, seeds, named)],
         [series for series, group in groups.items() if has_wirings_to_come(group, seeds, named)],
         _summary(spec, rows, header.get('networks', 0)),
-        problems and f'Of {found.path.name}: {problems}.', _made(rows))
-
-
-def _printable(value: Any) -> Any:
-    """The same data, without characters that would steer a terminal or hide in a page."""
-    if isinstance(value, str):
-        return ''.join(' ' if c in '\n\t' else '\ufffd' if unicodedata.category(c)[0] == 'C' else c for c in value)
-    if isinstance(value, dict):
-        return {_printable(name): _printable(entry) for name, entry in value.items()}
-    return [_printable(entry) for entry in value] if isinstance(value, list) else value
+        problems and f'Of {found.path.name}: {problems}.', made_with(rows))
 
 
 def _summary(spec: dict[str, Any], rows: Sequence[Row], asked: int) -> str:
@@ -213,24 +142,6 @@ def _summary(spec: dict[str, Any], rows: Sequence[Row], asked: int) -> str:
     return text
 
 
-def _made(rows: Sequence[Row]) -> str:
-    """What the networks were trained with: one sentence, with all values where rows differ."""
-    trained = [row['provenance'] for row in rows if row.get('provenance')]
-    known = [made for row in rows if row.get('provenance') for made in [*row.get('earlier', ()), row['provenance']]]
-    if not known:
-        return 'The rows do not say what they were made with.'
-    parts = []
-    for name in ('randwire_zoo', 'commit', 'python', 'torch', 'timm', 'processor', 'device', 'kernels', 'precision',
-                 'threads'):
-        values = list(dict.fromkeys(str(made[name]) for made in known if made.get(name) is not None))
-        if values:
-            parts.append(f'{name} {" and ".join(values)}')
-    dates = sorted(str(made.get('date', ''))[:10] for made in known)
-    unknown = f'; {len(rows) - len(trained)} rows do not say what they were made with' if len(trained) < len(
-        rows) else ''
-    return f'Made {" to ".join(dict.fromkeys((dates[0], dates[-1])))} with {", ".join(parts)}{unknown}.'
-
-
 def _classes(spec: dict[str, Any]) -> int | None:
     """The number of classes, which rows of earlier releases lack. No file is read because the results name it."""
     settings = spec['settings']
@@ -240,7 +151,7 @@ def _classes(spec: dict[str, Any]) -> int | None:
     return classes if isinstance(classes, int) and classes > 0 else None
 
 
-def _tables(study: _Study) -> list[_Table]:
+def _tables(study: _Study) -> list[Table]:
     """The main table first, then those that there are rows for."""
     done = study.done
     classes = _classes(study.spec)
@@ -254,7 +165,7 @@ def _tables(study: _Study) -> list[_Table]:
     return [table for table in tables if table is not None]
 
 
-def _main_table(study: _Study) -> _Table:
+def _main_table(study: _Study) -> Table:
     spec, done = study.spec, study.done
     sizes = [str(size) for size in spec['eval_sizes']]
     heads = ['series', 'networks', 'wirings', 'C', 'params, M', 'multiply-adds, M']
@@ -281,7 +192,7 @@ def _main_table(study: _Study) -> _Table:
         else:
             line += [spread([row[name] for row in good]) for name in ('top1', 'top5')]
         if any(intervals.values()):
-            line.insert(7, _interval(intervals.get(series)))
+            line.insert(7, interval_text(intervals.get(series)))
         line += [spread([row['eval_sizes'][size]['top1'] for row in good if size in row.get('eval_sizes', {})])
                  for size in sizes]
         if spec['paper']:
@@ -297,10 +208,10 @@ def _main_table(study: _Study) -> _Table:
     if study.to_come:
         notes.append(f'{", ".join(study.to_come)}: one wiring so far, which stands for no others and is compared with '
                      'none.')
-    return _Table('', heads, lines, ' '.join(notes))
+    return Table('', heads, lines, ' '.join(notes))
 
 
-def _variance_table(rows: Sequence[Row]) -> _Table | None:
+def _variance_table(rows: Sequence[Row]) -> Table | None:
     """What of the spread is the wiring's and what the training's: where a wiring was trained more than once."""
     lines = []
     for series, group in by_series(rows).items():
@@ -311,19 +222,19 @@ def _variance_table(rows: Sequence[Row]) -> _Table | None:
                       '–' if parts.between is None else f'{parts.between:.2f}', f'{parts.within:.2f}'])
     if not lines:
         return None
-    return _Table('Standard deviation of the accuracy between wirings, and between trainings of one wiring, in points',
-                  ['series', 'wirings', 'networks', 'between wirings', 'between trainings'], lines,
-                  'By one-way analysis of variance with random effects.')
+    return Table('Standard deviation of the accuracy between wirings, and between trainings of one wiring, in points',
+                 ['series', 'wirings', 'networks', 'between wirings', 'between trainings'], lines,
+                 'By one-way analysis of variance with random effects.')
 
 
-def _differences_tables(groups: Mapping[str, Sequence[Row]]) -> list[_Table]:
+def _differences_tables(groups: Mapping[str, Sequence[Row]]) -> list[Table]:
     heads = ['first', 'second', 'n', 'first − second', '95 % interval', 't', 'df', 'p', 'p (Holm)']
 
     def lines(tested: Sequence[Difference | Distance]) -> list[list[str]]:
         return [[one.one, one.other, str(one.n[0]) if one.n[0] == one.n[1] else f'{one.n[0]}, {one.n[1]}', *(
                     [f'{one.statistic:.2f}'] if isinstance(one, Distance) else
                     [f'{one.mean:.2f}', f'{one.low:.2f} to {one.high:.2f}', f'{one.t:.2f}', f'{one.df:.1f}']),
-                 _p(one.p), _p(corrected)] for one, corrected, shown in zip(
+                 p_text(one.p), p_text(corrected)] for one, corrected, shown in zip(
                      tested, holm([one.p for one in tested]), worth_showing(tested, groups), strict=True) if shown]
 
     def allowed(tested: Sequence[Difference | Distance]) -> str:
@@ -334,30 +245,22 @@ def _differences_tables(groups: Mapping[str, Sequence[Row]]) -> list[_Table]:
     wirings = 'n: wirings, each with the mean of its trainings; trainings where there is one wiring. '
     tables = []
     if welch := differences(groups):
-        tables.append(_Table(
+        tables.append(Table(
             "Differences between series, in points (Welch's t test)", heads, lines(welch),
             wirings + allowed(welch), texts=2))
     if paired := paired_differences(groups):
-        tables.append(_Table(
+        tables.append(Table(
             'Differences at equal seeds, in points (t test of pairs)', heads, lines(paired),
             'Pairs have the same seeds of graphs and training, or of training alone where one of the two has one '
             'wiring. n: pairs, of which those that share one of several wirings count as one. ' + allowed(paired),
             texts=2))
     if apart := distances(groups):
-        tables.append(_Table(
+        tables.append(Table(
             'Distributions of the errors (test of Kolmogorov and Smirnov)',
             ['first', 'second', 'n', 'D', 'p', 'p (Holm)'], lines(apart),
             'D: the largest difference between two empirical distributions, from 0 to 1. ' + wirings + allowed(apart),
             texts=2))
     return tables
-
-
-def _p(value: float | None) -> str:
-    return '–' if value is None else 'below 0.001' if value < 0.001 else f'{value:.3f}'
-
-
-def _interval(interval: tuple[float, float] | None) -> str:
-    return '–' if interval is None else '{:.2f} to {:.2f}'.format(*interval)
 
 
 def _correlation_lines(rows: Sequence[Row], names: Sequence[str], kind: str) -> list[list[str]]:
@@ -383,12 +286,13 @@ CORRELATION_HEADS = ('wirings', 'r over all', 'r without one generator', 'free w
 
 
 def _correlation_cells(found: Correlation) -> list[str]:
-    return [str(found.wirings), _with_interval(found.over_all, found.over_all_interval), _interval(found.without_one),
-            str(found.free_within), _signed(found.within), _p(found.p), _interval(found.within_without_one)]
+    return [str(found.wirings), _with_interval(found.over_all, found.over_all_interval),
+            interval_text(found.without_one), str(found.free_within), _signed(found.within), p_text(found.p),
+            interval_text(found.within_without_one)]
 
 
 def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
-    return _signed(value) + (f' ({_interval(interval)})' if interval and value is not None else '')
+    return _signed(value) + (f' ({interval_text(interval)})' if interval and value is not None else '')
 
 
 def _correlation_note(rows: Sequence[Row], better: Sequence[Row], letter: str = 'r') -> str:
@@ -403,23 +307,23 @@ def _correlation_note(rows: Sequence[Row], better: Sequence[Row], letter: str = 
     return note
 
 
-def _measures_table(rows: Sequence[Row], classes: int | None) -> _Table | None:
+def _measures_table(rows: Sequence[Row], classes: int | None) -> Table | None:
     better = learned(rows, classes)
     lines = _correlation_lines(better, MEASURES, 'measures')
-    return _Table("Pearson's r of accuracy and the mean of a graph measure over the stages",
-                  ['measure', *CORRELATION_HEADS], lines, _correlation_note(rows, better)) if lines else None
+    return Table("Pearson's r of accuracy and the mean of a graph measure over the stages",
+                 ['measure', *CORRELATION_HEADS], lines, _correlation_note(rows, better)) if lines else None
 
 
-def _proxies_table(rows: Sequence[Row], classes: int | None) -> _Table | None:
+def _proxies_table(rows: Sequence[Row], classes: int | None) -> Table | None:
     better = learned(rows, classes)
     lines = _correlation_lines(better, PROXIES, 'proxies')
     heads = ['prediction', *(re.sub(r'\br\b', 'ρ', head) for head in CORRELATION_HEADS)]
-    return _Table("Spearman's ρ of accuracy and what the first weights predict of it", heads, lines,
-                  _correlation_note(rows, better, 'ρ') + ' Within generators, ranks are those within each.'
-                  ) if lines else None
+    return Table("Spearman's ρ of accuracy and what the first weights predict of it", heads, lines,
+                 _correlation_note(rows, better, 'ρ') + ' Within generators, ranks are those within each.'
+                 ) if lines else None
 
 
-def _operations_table(rows: Sequence[Row], classes: int | None) -> _Table | None:
+def _operations_table(rows: Sequence[Row], classes: int | None) -> Table | None:
     better = learned(rows, classes)
     lines = [[f'{found.one}, {found.other}', str(found.models.wirings),
               _with_interval(found.models.over_all, found.models.over_all_interval), *_correlation_cells(found.wirings)]
@@ -427,11 +331,11 @@ def _operations_table(rows: Sequence[Row], classes: int | None) -> _Table | None
              if found.models.over_all is not None or found.wirings.over_all is not None]
     heads = ['node operations', 'generators', 'r of their means', *CORRELATION_HEADS]
     note = "The paper's r is that of the generators' means. " + _correlation_note(rows, better)
-    return _Table("Pearson's r of accuracy with one node operation and with another (Figure 6)", heads, lines, note
-                  ) if lines else None
+    return Table("Pearson's r of accuracy with one node operation and with another (Figure 6)", heads, lines, note
+                 ) if lines else None
 
 
-def _damage_table(rows: Sequence[Row], kind: str, degree: str) -> _Table | None:
+def _damage_table(rows: Sequence[Row], kind: str, degree: str) -> Table | None:
     lines = []
     for series, group in by_series(rows).items():
         networks = [losses for row in group if (losses := losses_by_degree(row, kind))]
@@ -450,24 +354,24 @@ def _damage_table(rows: Sequence[Row], kind: str, degree: str) -> _Table | None:
         DEGREES, [second - 1 for second in DEGREES[1:]], strict=False)]
     columns = [*ends, f'{DEGREES[-1]}+']
     used = [i for i, _ in enumerate(columns) if any(line[i + 2] != '–' for line in lines)]
-    return _Table(f'Mean loss in top-1, in points, by {degree} (Figure 5)',
-                  ['series', 'networks', *(columns[i] for i in used)],
-                  [[*line[:2], *(line[i + 2] for i in used)] for line in lines],
-                  'Each network is averaged for itself, then they are: mean ± standard deviation over networks, and '
-                  'how many removals in all.')
+    return Table(f'Mean loss in top-1, in points, by {degree} (Figure 5)',
+                 ['series', 'networks', *(columns[i] for i in used)],
+                 [[*line[:2], *(line[i + 2] for i in used)] for line in lines],
+                 'Each network is averaged for itself, then they are: mean ± standard deviation over networks, and '
+                 'how many removals in all.')
 
 
-def _damage_correlations_table(rows: Sequence[Row], kind: str, what: str) -> _Table | None:
+def _damage_correlations_table(rows: Sequence[Row], kind: str, what: str) -> Table | None:
     lines = []
     for series, group in by_series(rows).items():
         found = [damage_correlation(group, kind, measure) for measure in DAMAGE_MEASURES]
         if any(one.values for one in found):
             lines.append([series, str(max(len(one.values) for one in found)), *(
-                cell for one in found for cell in (spread(one.values), _p(one.p)))])
+                cell for one in found for cell in (spread(one.values), p_text(one.p)))])
     if not lines:
         return None
     degree = 'out-degree' if kind == 'nodes' else "target's in-degree"
-    return _Table(f"Pearson's r of the loss and of what the removed {what} was", [
+    return Table(f"Pearson's r of the loss and of what the removed {what} was", [
         'series', 'wirings', degree, 'p', 'betweenness', 'p', 'depth', 'p'], lines,
         "r is that of each wiring's removals, their losses averaged over its trainings"
         + (' and, for in-degree and depth, over the edges with one target' if kind == 'edges' else '')

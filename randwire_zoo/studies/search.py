@@ -13,30 +13,30 @@
     trials: 18                                  # candidates of halving, and the most that random search may draw
     seeds: [1, 2]                               # a search of its own with each
 
-Candidates come from Optuna's tree-structured Parzen estimator and are stopped by its asynchronous successive halving
-(Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020). Each rung trains from the first
-weights, as the learning rate falls over its own number of epochs. What is asked and told follows from the seed and the
-rows alone: a search that is run again goes through the same candidates and trains what has no row yet. Where a failed
-one is tried again, what Optuna asks for after it may change; rows that lie in the place of others are dropped then.
+Candidates come a wave at a time from Optuna's tree-structured Parzen estimator, the first ten at random, and are
+stopped by successive halving (Jamieson and Talwalkar, AISTATS 2016): those of a wave go on that are among the best
+third (in general, 1 / reduction) of all that have got to their rung, the wave's own included, as in Li et al., "A
+System for Massively Parallel Hyperparameter Tuning", MLSys 2020. Each rung trains from the first weights, as the
+learning rate falls over its own number of epochs. What is asked and told follows from the seed and the rows alone: a
+search that is run again goes through the same candidates and trains what has no row yet. Where a failed one is tried
+again, what Optuna asks for after it may change; rows that lie in the place of others are dropped then.
 """
 from __future__ import annotations
 
 import hashlib
 import json
 import random
-import statistics
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from tabulate import tabulate
 from tqdm import tqdm
 
 from ..errors import one_line
 from ..training.recipes import CONFIGS, packaged_names, read_packaged
-from .analysis import spread
 from .engines import Engine
 from .processes import lock
 from .results import Results, read_results
@@ -44,10 +44,13 @@ from .running import begin, forget_failed, run_networks
 from .study import AS_WRITTEN, Execution, Network, Study, data_folder, load_generators
 from .work import changed, forget_training, is_row_of
 
-__all__ = ['Search', 'is_search', 'load_search', 'run_search', 'search_names', 'search_table']
+__all__ = ['HALVING', 'RANDOM', 'Search', 'candidates', 'is_search', 'load_search', 'run_search', 'search_names',
+           'trained_again', 'winner']
 
 HALVING, RANDOM = 'halving', 'random'
-DRAWS = 2  # 1 drew the same candidates for both; a folder of other draws is of another search
+# 1 drew the same candidates for both, 2 let the first of a wave go on whatever it did and had waves of near copies; a
+# folder of other draws is of another search.
+DRAWS = 3
 RESERVED = ('title', 'graphs', 'graph_seeds', 'training_seeds', 'seeds', 'node_ops', 'models', 'detection', 'paper',
             'notes')
 
@@ -223,7 +226,7 @@ def run_search(search: Search, folder: Path, engine: Engine, data_dir: str | Non
             run = _Run(search, results, engine, data_dir, execution, bar)
             for seed in search.seeds:
                 cost = run.halve(seed)
-                if _best(run.rows, HALVING, seed) is None:
+                if winner(run.rows, HALVING, seed) is None:
                     reasons = [row['reason'] for row in results.rows.values() if row['status'] != 'done']
                     raise ValueError(f'no candidate of the search with seed {seed} could be trained, the last for: '
                                      f'{(reasons or ["no width meets the multiply-adds"])[-1]}; --retry-failed tries '
@@ -258,8 +261,9 @@ class _Run:
         """Successive halving; returns what it cost, in multiply-adds of an image times epochs."""
         import optuna
         search = self.search
-        found = _quiet_study(optuna.samplers.TPESampler(seed=seed), optuna.pruners.SuccessiveHalvingPruner(
-            min_resource=search.first_epochs, reduction_factor=search.reduction))
+        # Without a liar a wave would be near copies of one candidate, as its trials do not know of each other.
+        found = _quiet_study('TPESampler', seed=seed, constant_liar=True)
+        reached: list[list[float]] = [[] for _ in search.epochs]  # by rung, what all that got there did
         cost = 0.0
         while len(found.trials) < search.trials:
             wave = [found.ask() for _ in range(min(search.wave, search.trials - len(found.trials)))]
@@ -268,7 +272,7 @@ class _Run:
                 asked = {trial.number: self._network(f'{HALVING}-{seed}-{trial.number}', parameters, seed, epochs)
                          for trial, parameters in running}
                 self._train([pair for pair in asked.values() if pair is not None])
-                survivors = []
+                ended = []
                 for trial, parameters in running:
                     row = self._row(asked[trial.number])
                     if row is None or row['status'] != 'done':
@@ -276,13 +280,18 @@ class _Run:
                         continue
                     cost += epochs * row['macs']
                     trial.report(row['top1'], epochs)
+                    reached[rung].append(row['top1'])
+                    ended.append((trial, parameters, row['top1']))
+                running = []
+                # Optuna's own pruner is told of one after the other: whatever came first would get to the last rung.
+                least = _least_to_go_on(reached[rung], search.reduction)
+                for trial, parameters, top1 in ended:
                     if rung == search.rungs - 1:
-                        found.tell(trial, row['top1'])
-                    elif trial.should_prune():
+                        found.tell(trial, top1)
+                    elif top1 < least:
                         found.tell(trial, state=optuna.trial.TrialState.PRUNED)
                     else:
-                        survivors.append((trial, parameters))
-                running = survivors
+                        running.append((trial, parameters))
         return cost
 
     def draw(self, seed: int, cost: float) -> None:
@@ -292,10 +301,9 @@ class _Run:
         no more are drawn than `trials`, which is said. What failed costs nothing, as in halving, and another takes its
         place.
         """
-        import optuna
         # Optuna draws the first candidates of halving at random, too: with the same seed they would be these.
         own = random.Random(f'{RANDOM} {seed}').getrandbits(31)
-        found = _quiet_study(optuna.samplers.RandomSampler(seed=own), optuna.pruners.NopPruner())
+        found = _quiet_study('RandomSampler', seed=own)
         epochs, spent, capped = self.search.epochs[-1], 0.0, False
         while True:
             pairs: list[tuple[Study, Network]] = []
@@ -321,7 +329,7 @@ class _Run:
 
     def confirm(self, seed: int, method: str) -> None:
         """The winner once more, with the graphs and trainings of other seeds than its own."""
-        best = _best(self.rows, method, seed)
+        best = winner(self.rows, method, seed)
         if best is None or not self.search.confirm:
             return
         model = {name: value for name, value in best['kwargs'].items()
@@ -372,56 +380,40 @@ class _Run:
             self.bar.update()
 
 
-def _quiet_study(sampler: Any, pruner: Any) -> Any:
+def _least_to_go_on(reached: Sequence[float], reduction: int) -> float:
+    """What the last of the best `1 / reduction` has that got to a rung, or the best of fewer."""
+    return sorted(reached, reverse=True)[max(len(reached) // reduction, 1) - 1] if reached else 0.0
+
+
+def _quiet_study(sampler: str, **options: Any) -> Any:
     import optuna
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        return optuna.create_study(direction='maximize', sampler=sampler, pruner=pruner)
+        with warnings.catch_warnings():  # that the liar may change, with which the rows would be dropped and said
+            warnings.simplefilter('ignore', optuna.exceptions.ExperimentalWarning)
+            return optuna.create_study(direction='maximize', sampler=getattr(optuna.samplers, sampler)(**options),
+                                       pruner=optuna.pruners.NopPruner())
     finally:
         optuna.logging.set_verbosity(before)
 
 
-def _best(rows: Any, method: str, seed: int) -> dict[str, Any] | None:
+def candidates(rows: Iterable[dict[str, Any]], method: str, seed: int) -> list[dict[str, Any]]:
+    """Rows of what one search tried, a candidate's at each of its rungs."""
+    return [row for row in rows if row['id'].startswith(f'{method}-{seed}-') and '-winner-' not in row['id']]
+
+
+def winner(rows: Iterable[dict[str, Any]], method: str, seed: int) -> dict[str, Any] | None:
     """The candidate that did best, of those that trained longest."""
-    found = [row for row in rows if row['status'] == 'done' and row['id'].startswith(f'{method}-{seed}-')
-             and '-winner-' not in row['id']]
+    found = [row for row in candidates(rows, method, seed) if row['status'] == 'done']
     return max(found, key=lambda row: (row['epochs'], row['top1']), default=None)
+
+
+def trained_again(rows: Iterable[dict[str, Any]], method: str, seed: int) -> list[dict[str, Any]]:
+    """Rows of the winner with other seeds, as far as they gave a result."""
+    return [row for row in rows if row['id'].startswith(f'{method}-{seed}-winner-') and row['status'] == 'done']
 
 
 def is_search(path: str | Path) -> bool:
     """Whether a folder of results, or a file of them, is a search's."""
     return {'space', 'trials'} <= read_results(path)[0]['spec'].keys()
-
-
-def search_table(path: str | Path, tablefmt: str = 'simple') -> str:
-    """What both searches found with each seed, at what cost, and how their winners did again.
-
-    Args:
-        path: The folder of a search, or its file of results.
-        tablefmt: As `tabulate` names it.
-    """
-    header, rows = read_results(path)
-    lines, gaps = [], []
-    for seed in header['spec'].get('seeds') or []:
-        again = {}
-        for method in (HALVING, RANDOM):
-            mine = [row for row in rows if row['id'].startswith(f'{method}-{seed}-')]
-            tried = [row for row in mine if '-winner-' not in row['id']]
-            done = [row for row in tried if row['status'] == 'done']
-            best = _best(rows, method, seed)
-            if best is None:
-                continue
-            again[method] = [row['top1'] for row in mine if '-winner-' in row['id'] and row['status'] == 'done']
-            lines.append([str(seed), method, str(len({row['id'].rsplit('-e', 1)[0] for row in tried})),
-                          str(sum(row['epochs'] for row in done)),
-                          f'{sum(row["epochs"] * row["macs"] for row in done) / 1e9:.2f}', best['series'],
-                          str(best['epochs']), f'{best["top1"]:.2f}', spread(again[method])])
-        if all(again.get(method) for method in (HALVING, RANDOM)):
-            gaps.append(statistics.mean(again[HALVING]) - statistics.mean(again[RANDOM]))
-    heads = ['seed', 'search', 'candidates', 'epochs', 'G multiply-adds × epochs', 'winner', 'its epochs', 'top-1 (%)',
-             'again, other seeds']
-    table = tabulate(lines, heads, tablefmt=tablefmt, disable_numparse=True,
-                     colalign=('left', 'left', 'right', 'right', 'right', 'left', 'right', 'right', 'right'))
-    said = f'\n\nHalving less random, of the winners trained again: {spread(gaps)} points.' if gaps else ''
-    return f'{header["study"]}\n\n{table}{said}'
