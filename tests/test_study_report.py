@@ -23,8 +23,10 @@ import yaml
 from scipy import stats
 
 from randwire_zoo import cli
+from randwire_zoo.drawing import DARK
 from randwire_zoo.graphs import Graph, graphs_sha256, parse_graph_model, sample_graphs
 from randwire_zoo.network import NODE_OPS
+from randwire_zoo.studies import plots
 from randwire_zoo.studies.analysis import (
     band,
     correlate,
@@ -439,11 +441,26 @@ def test_the_report_gives_both_parts_of_the_variance_and_says_what_has_one_wirin
     assert cells(text)['ws(4,0)'][:2] != cells(text)['er(0.2)'][:2]
     parts = cells(text[text.index('between wirings'):text.index('By one-way')])
     # Means 54.5 and 57.5, so a mean square of 2 × 4.5 = 9 between; 0.5 within; (9 − 0.5) / 2.
-    assert parts['er(0.2)'] == ['2', '4', f'{4.25 ** 0.5:.2f}', f'{0.5 ** 0.5:.2f}']
-    assert parts['ws(4,0)'] == ['1', '2', '–', f'{0.5 ** 0.5:.2f}']
+    # F is 18; of two wirings it is t², here with two degrees of freedom.
+    assert parts['er(0.2)'] == ['2', '4', f'{4.25 ** 0.5:.2f}', f'{0.5 ** 0.5:.2f}', '0.00 to 84.82',
+                                f'{2 * stats.t.sf(18 ** 0.5, 2):.3f}']
+    assert parts['ws(4,0)'] == ['1', '2', '–', f'{0.5 ** 0.5:.2f}', '–', '–']
     together = [row('er(0.2)', seed, 50.0 + seed) for seed in (1, 2, 3)]
     text = report_table(write(tmp_path, together, graphs=['er(0.2)']))
     assert 'Graphs and training have one seed: ± is of both together.' in text and 'between trainings' not in text
+
+
+def test_the_interval_of_the_variance_parts_ratio_holds_the_true_one_as_often_as_it_says() -> None:
+    rng = random.Random(3)
+    for wirings, trainings, ratio in ((5, 2, 0.5), (8, 3, 2.0)):
+        held = 0
+        for _ in range(400):
+            rows = [row('er(0.2)', seed, luck + rng.gauss(0, 1), wiring=str(seed), training_seed=training)
+                    for seed in range(wirings) for luck in [50 + rng.gauss(0, ratio)] for training in range(trainings)]
+            parts = variance(rows)
+            assert parts is not None and parts.ratio is not None
+            held += parts.ratio[0] <= ratio <= parts.ratio[1]
+        assert 0.92 < held / 400 < 0.98  # three standard deviations of the count
 
 
 def test_a_series_that_is_not_done_has_not_one_wiring_for_that(tmp_path: Path) -> None:
@@ -529,19 +546,28 @@ def test_differences_are_tested(tmp_path: Path) -> None:
     assert units(doubled) == [52.0, 53.0, 54.0]
     assert units([row('ws(4,0)', seed, 50.0 + seed) for seed in (1, 2, 3)]) == [51.0, 52.0, 53.0]
     assert differences({'a': [row('er(0.2)', 1, 50.0)], 'b': doubled}) == []
-    # Of more than six series the best, whatever its name, is shown with the rest; all pairs are tested.
-    many = {f'er(0.{i})': [row(f'er(0.{i})', seed, 40.0 + (i == 3) + seed) for seed in (1, 2)] for i in range(1, 8)}
+    # Of more than eight series a text has the best, whatever its name, with the rest; a page has all pairs.
+    many = {f'er(0.{i})': [row(f'er(0.{i})', seed, 40.0 + (i == 3) + seed) for seed in (1, 2)] for i in range(1, 10)}
     tested = differences(many)
-    assert len(tested) == 21
+    assert len(tested) == 36
     shown = [one for one, there in zip(tested, worth_showing(tested, many), strict=True) if there]
-    assert [one.one for one in shown] == ['er(0.3)'] * 6 and len({one.other for one in shown}) == 6
+    assert [one.one for one in shown] == ['er(0.3)'] * 8 and len({one.other for one in shown}) == 8
     spread = many['er(0.3)']
-    text = report_table(write(tmp_path, [one for group in many.values() for one in group]), 'github')
+    folder = write(tmp_path, [one for group in many.values() for one in group])
+    text = report_table(folder, 'github')
     welch = text[text.index('Welch'):text.index('Distributions of the errors')]
-    assert 'allows for 21 tests' in welch and len(re.findall(r'^\| er', welch, re.MULTILINE)) == 6
+    assert 'allows for 36 tests' in welch and len(re.findall(r'^\| er', welch, re.MULTILINE)) == 8
+    write_html(folder, tmp_path / 'page.html')
+    page = (tmp_path / 'page.html').read_text('utf-8')
+    for title in ('Welch', 'Kolmogorov and Smirnov'):
+        table = page[page.index(title):]
+        pairs = re.findall(r'<tr><td class="words">(.*?)</td><td class="words">(.*?)</td>',
+                           table[:table.index('</table>')])
+        assert {frozenset(pair) for pair in pairs} == {
+            frozenset(pair) for pair in itertools.combinations(many, 2)} and len(pairs) == 36
     del many['er(0.7)']
     tested = differences(many)
-    assert len(tested) == 15 and all(worth_showing(tested, many))
+    assert len(tested) == 28 and all(worth_showing(tested, many))
     # One of the two may have no spread; without any there is no test.
     flat = [row('ba(2)', seed, 47.0) for seed in (1, 2)]
     assert len(differences({'a': flat, 'b': spread})) == len(differences({'b': spread, 'a': flat})) == 1
@@ -760,10 +786,56 @@ def test_every_network_its_mean_and_the_papers_figure_are_shown() -> None:
     low, high = axes.get_xlim()
     assert 'paper 73.8 →' in said and '← paper 12' in said and low > 12 and high < 73.8
     assert [float(line.get_xdata()[0]) for line in axes.get_lines() if line.get_marker() == 's'] == [51.5]
+    # What the paper has of other images does not belong on this axis, and some are no figure.
+    other = {'er(0.2)': '81.6 ± 0.13 at 320 px', 'ba(2)': '96.40 (a third of the data)', 'ws(4,0.75)': float('nan')}
+    axes = accuracies_figure(groups, other, 'top-1 (%)', numbers).axes[0]
+    assert not [text for text in axes.texts if 'paper' in text.get_text()]
+    assert not [line for line in axes.get_lines() if line.get_marker() == 's']
     # Networks that stand for no others have neither.
     axes = accuracies_figure(groups, paper, 'top-1 (%)', numbers, {'ba(2)'}).axes[0]
     assert [x for x, _ in drawn_points(axes)] == [50, 53, 51, 52, 51.5]
     assert not [line for line in axes.get_lines() if line.get_linewidth() == 2 or line.get_marker() == 'D']
+
+
+def test_many_series_have_a_panel_each_with_its_band_and_colours_that_stand_out_in_the_light_and_the_dark() -> None:
+    groups = {f'er(0.{i})': [row(f'er(0.{i})', seed, 40.0 + i + seed) for seed in (1, 2, 3)] for i in range(1, 10)}
+    picture, = (one for one in draw_pictures(groups, {}) if one.title == 'Error distribution of each series')
+    assert len(picture.panels) == 9 and 'Bands' in picture.note
+    for series in groups:
+        axes = distributions_figure(groups, of=series).axes[0]
+        band, = axes.collections
+        own, = (line for line in axes.get_lines() if line.get_label() == series)
+        errors = np.array(sorted(100 - one['top1'] for one in groups[series]))
+        assert axes.get_title() == series and set(map(float, own.get_xdata())) == set(errors)
+        assert band.get_datalim(axes.transData).x0 == errors[0] and band.get_datalim(axes.transData).x1 == errors[-1]
+    few = dict(list(groups.items())[:6])
+    assert len(next(one for one in draw_pictures(few, {}) if 'distribution' in one.title).panels) == 2  # and the key
+
+    def luminance(colour: str) -> float:  # of WCAG 2.2
+        parts = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
+        red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    colours = {str(look['color']) for look in plots._styles(groups).values()}
+    assert len(colours) == 9
+    for colour in colours:
+        assert 1.05 / (luminance(colour) + 0.05) > 3 and (luminance(colour) + 0.05) / (luminance(DARK.paper) + 0.05) > 3
+
+
+def test_networks_at_chance_say_nothing_of_damage_or_node_operations(tmp_path: Path) -> None:
+    damage = {'images': 300, 'top1': 10.0, 'nodes': [['conv3', node, 1 + node % 3, 1.0 + node] for node in range(8)],
+              'edges': []}
+    rows = [row(f'er(0.{i}) {operation}', 1, 10.0 + 0.1 * i, graph=f'er(0.{i})', node_op=operation, classes=10,
+                damage=damage) for i in range(1, 6) for operation in ('sep_conv', 'conv')]
+    folder = write(tmp_path, rows)
+    assert 'Mean loss' not in report_table(folder) and 'removed node' not in report_table(folder)
+    titles = {picture.title for picture in draw_pictures({one['series']: [one] for one in rows}, {}, 10)}
+    assert not [title for title in titles if 'damage' in title or 'Node operations' in title]
+    learned = [{**one, 'top1': 50.0} for one in rows if one['series'].startswith('er(0.1)')]
+    text = report_table(write(tmp_path, [*rows[2:], *learned]))
+    assert 'Mean loss' in text and '8 networks at chance are left out' in text
+    groups = {one['series']: [one] for one in [*rows[2:], *learned]}
+    assert 'Node operations (Figure 6)' in {picture.title for picture in draw_pictures(groups, {}, 10)}
 
 
 def test_trainings_of_the_only_wiring_so_far_are_drawn_as_points_and_not_as_a_distribution() -> None:

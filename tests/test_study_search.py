@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import json
 import math
+import random
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import fields
@@ -17,7 +19,9 @@ from tiny_study import Here, rows_of
 
 from randwire_zoo import GraphModel, cli
 from randwire_zoo.studies import cli as studies_cli
-from randwire_zoo.studies import running, study
+from randwire_zoo.studies import cost, running, search_report, study
+from randwire_zoo.studies.results import Results
+from randwire_zoo.studies.running import begin
 from randwire_zoo.studies.search import Search, load_search, run_search, search_names
 from randwire_zoo.studies.search_report import search_table
 from randwire_zoo.studies.study import Network, Study
@@ -140,17 +144,79 @@ def test_the_better_go_on_and_random_search_has_what_that_cost(
         first = [[rows[f'{method}-{seed}-{trial}-e{epochs}']['kwargs'] for trial in range(3)]
                  for method, epochs in (('halving', 1), ('random', 9))]
         assert first[0] != first[1]
-    table = search_table(tmp_path, 'github')
-    lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines() if line[:4] == '| 1 ']
-    assert [line[1:3] for line in lines] == [['halving', '18'], ['random', str(len(epochs_of(rows, 'random', 1)[9]))]]
-    assert lines[0][3] == str(sum(epochs * len(names) for epochs, names in epochs_of(rows, 'halving', 1).items()))
+    lines = [line for line in cells(search_table(tmp_path, 'github')) if line[0] == '1']
+    assert [[line[1], line[3]] for line in lines[:2]] == [
+        ['halving', '18'], ['random', str(len(epochs_of(rows, 'random', 1)[9]))]]
+    assert lines[0][4] == str(sum(epochs * len(names) for epochs, names in epochs_of(rows, 'halving', 1).items()))
     tried = [row['top1'] for name, row in rows.items() if name.startswith('halving-1-') and 'winner' not in name]
     assert float(lines[0][7]) == pytest.approx(max(tried), abs=0.005)
-    assert 'Halving less random, of the winners trained again:' in table
     capsys.readouterr()
     assert cli.main(['study', 'report', str(tmp_path)]) == 0 and search_table(tmp_path) in capsys.readouterr().out
-    assert cli.main(['study', 'report', str(tmp_path), '--html', str(tmp_path / 'page.html')]) == 2
-    assert 'holds a search, and only a study has a page' in capsys.readouterr().err
+    assert cli.main(['study', 'report', str(tmp_path), '--markdown']) == 0
+    assert search_table(tmp_path, 'github') in capsys.readouterr().out
+
+
+def cells(table: str) -> list[list[str]]:
+    """Of the lines of Markdown tables, heads and all."""
+    return [[cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines() if line[:1] == '|']
+
+
+def uneven(task: dict[str, Any]) -> float:
+    """As `quality`, but not twice the same."""
+    return quality(task) + random.Random(task['network']['id']).gauss(0, 1)
+
+
+@pytest.mark.usefixtures('quick')
+def test_the_winners_are_compared_at_equal_seeds_and_the_page_has_every_candidate(
+        data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from scipy.stats import ttest_rel
+    rows = run(tmp_path, data, MadeUp(uneven), search(confirm=[7, 8, 9, 10]))
+    again = {(method, seed): [rows[f'{method}-{seed}-winner-{other}']['top1'] for other in (7, 8, 9, 10)]
+             for method in ('halving', 'random') for seed in (1, 2)}
+    table = cells(search_table(tmp_path, 'github'))
+    compared = {line[0]: line[1:] for line in table if len(line) == 7 and line[0] in ('1', '2')}
+    for seed in (1, 2):
+        halving, random_ = again['halving', seed], again['random', seed]
+        tested = ttest_rel(halving, random_)
+        low, high = tested.confidence_interval()
+        mean = [sum(values) / 4 for values in (halving, random_)]
+        assert compared[str(seed)] == [f'{mean[0]:.2f}', f'{mean[1]:.2f}', f'{mean[0] - mean[1]:.2f}',
+                                       f'{low:.2f} to {high:.2f}', '4', f'{tested.pvalue:.3f}']
+    listed = [line[:4] for line in table if line[0].count('-') == 2 and line[0][-1].isdigit()]
+    longest: dict[str, dict[str, Any]] = {}
+    for name, row in rows.items():
+        if 'winner' not in name and row['epochs'] >= longest.get(name.rsplit('-e')[0], row)['epochs']:
+            longest[name.rsplit('-e')[0]] = row
+    assert sorted(listed) == sorted([name, row['series'], str(row['epochs']), f'{row["top1"]:.2f}']
+                                    for name, row in longest.items())
+    of_one = [(int(line[2]), float(line[3])) for line in listed if line[0].startswith('halving-1-')]
+    assert of_one == sorted(of_one, reverse=True)
+
+    page = tmp_path / 'page.html'
+    capsys.readouterr()
+    assert cli.main(['study', 'report', str(tmp_path), '--html', str(page)]) == 0
+    text = page.read_text('utf-8')
+    networks = json.loads(re.findall(r'<script type="application/json" id="networks">(.*?)</script>', text)[0])
+    assert {network['id'] for network in networks} == set(rows)
+    # A point for each training of a candidate in the panel of each of the three parameters, and for each winner's.
+    drawn = re.findall(r'id="[^"]*network-(\d+)"', text)
+    for number, network in enumerate(networks):
+        assert drawn.count(str(number)) == (1 if 'winner' in network['id'] else 3), network['id']
+    for title in ('The best so far against its cost', 'winners trained again', 'Accuracy against the parameters'):
+        assert title in text
+    for row in rows.values():
+        k, p = row['graph'][3:-1].split(',')
+        assert [search_report._parameter(SPEC, name, row) for name in SPEC['space']] == [
+            k, p, row['kwargs']['num_nodes']]
+
+
+def test_a_search_of_which_nothing_is_done_has_no_page(tmp_path: Path) -> None:
+    Results(tmp_path, search())
+    begin(Results(tmp_path, search()))
+    assert search_table(tmp_path).startswith('A tiny search\n')
+    with pytest.raises(ValueError, match='no network that is done'):
+        search_report.write_search_html(tmp_path, tmp_path / 'page.html')
+    assert not (tmp_path / 'page.html').exists()
 
 
 @pytest.mark.usefixtures('quick')
@@ -166,9 +232,11 @@ def test_an_interrupted_search_goes_on_to_the_same_end(data: Path, tmp_path: Pat
         except KeyboardInterrupt:
             pass
         done += engine.done
+        assert ('Not done yet' in search_table(tmp_path / 'parts')) == (most != math.inf)
     assert rows == expected and sorted(done) == sorted(whole.done), 'something was trained twice, or not at all'
     idle = MadeUp(most=0)
     assert run(tmp_path / 'parts', data, idle, short) == expected and idle.done == []
+    assert 'Not done yet' not in search_table(tmp_path / 'parts')
     with pytest.raises(ValueError, match="belongs to another study, 'A tiny search'"):
         run(tmp_path / 'parts', data, idle, search(trials=19))
 
@@ -314,6 +382,30 @@ def test_a_search_from_the_command_line_with_networks_that_are_trained(
     assert cli.main(arguments) == 0 and rows_of(tmp_path / 'output') == rows
     assert cli.main([*arguments[:4], str(tmp_path / 'nowhere'), '--output', str(tmp_path / 'new')]) == 2
     assert "needs the data set 'colours'" in capsys.readouterr().err and not (tmp_path / 'new').exists()
+
+
+def test_a_search_is_listed_and_its_cost_is_told_before(
+        data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli.main(['study', 'list']) == 0
+    listed = capsys.readouterr().out
+    assert all(re.search(rf'^{name} +{re.escape(load_search(name).title)}$', listed, re.MULTILINE)
+               for name in search_names())
+    path = tmp_path / 'mine.yaml'
+    path.write_text(yaml.safe_dump(SPEC))
+    # A step of training takes 3 s an image, of evaluation 1 s, and loading 1 s more.
+    monkeypatch.setattr(cost, '_step', lambda *args: (3.0, 1.0))
+    monkeypatch.setattr(cost, '_images', lambda *args: ((24, 9), 1.0))
+    assert cli.main(['study', 'show', str(path), '--data-dir', str(data)]) == 0
+    shown = capsys.readouterr().out
+    # 18 candidates of one epoch, 6 of three and 2 of nine, as much at random, for two seeds; both winners, two seeds.
+    epochs = 2 * (2 * (18 + 6 * 3 + 2 * 9) + 2 * 2 * 9)
+    assert search().least_epochs == epochs
+    hours, = re.findall(rf'at least ([\d.]+) hours of one process for {epochs} epochs', shown)
+    # Each epoch 24 images to train on, and evaluation of 9 in each: the recipe's interval is one.
+    assert float(hours) == pytest.approx(epochs * (24 * 4 + 9 * 2) / 3600, rel=0.1)
+    assert shown.count('candidate-') >= 4
+    with pytest.raises(ValueError, match='candidates gave 0 networks, as'):
+        search(space={'k': [8], 'p': [0.5], 'num_nodes': [7]}, study={**SPEC['study']}).some_candidates(2)
 
 
 def test_every_packaged_search_has_candidates() -> None:

@@ -842,6 +842,10 @@ def test_a_cluster_is_meant_unless_this_machine_is_said(tmp_path: Path, monkeypa
     assert create_engine('submitit', 1, tmp_path / 'output', {'cluster': 'local', 'gpus_per_node': '0'}, processes=4)
     with pytest.raises(ValueError, match='each network takes 4 processes with a GPU each, got gpus_per_node=1'):
         create_engine('submitit', 1, tmp_path / 'output', {'cluster': 'local', 'gpus_per_node': '1'}, processes=4)
+    for option in ('tasks_per_node=4', 'slurm_ntasks_per_node=2', 'nodes=2'):
+        with pytest.raises(ValueError, match=f'one task on one node.*got {option}'):
+            create_engine('submitit', 1, tmp_path / 'output', {'cluster': 'local', **dict([option.split('=')])})
+    assert create_engine('submitit', 1, tmp_path / 'output', {'cluster': 'local', 'tasks_per_node': '1'})
 
 
 def test_a_job_whose_time_is_over_goes_on_as_often_as_that_takes(

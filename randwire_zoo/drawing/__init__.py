@@ -21,8 +21,8 @@ from .themes import (
            style,
            svg_text,
 )
-from .wiring import draw, draw_graphs, graphs_figure, layered_layout
+from .wiring import draw, draw_graphs, graphs_figure, layered_layout, panel_names
 
 __all__ = ['DARK', 'FORMATS', 'LIGHT', 'THEMES', 'Theme', 'check_format', 'dark_rules', 'draw', 'draw_curves',
            'draw_detection_curves', 'draw_detections', 'draw_graphs', 'draw_predictions', 'graphs_figure',
-           'layered_layout', 'new_figure', 'run_style', 'style', 'svg_text']
+           'layered_layout', 'new_figure', 'panel_names', 'run_style', 'style', 'svg_text']

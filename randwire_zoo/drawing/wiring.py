@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ['MOST_EDGES', 'draw', 'draw_graphs', 'graphs_figure', 'layered_layout']
+__all__ = ['MOST_EDGES', 'draw', 'draw_graphs', 'graphs_figure', 'layered_layout', 'panel_names']
 
 XY = tuple[float, float]
 
@@ -129,8 +129,7 @@ def graphs_figure(
     Args:
         graphs: One graph per panel.
         title: Stands above the panels.
-        names: One per graph, such as 'conv3'. By default, of three or four graphs those of a network's stages, of one
-            none, and of others their numbers.
+        names: One per graph, such as 'conv3'; by default see `panel_names`.
         theme: See `draw`.
         progress: Show a bar where it takes more than three seconds.
 
@@ -139,7 +138,7 @@ def graphs_figure(
     """
     if not graphs:
         raise ValueError('there is no graph to draw')
-    names = _panel_names(len(graphs)) if names is None else list(names)
+    names = panel_names(len(graphs)) if names is None else list(names)
     if len(names) != len(graphs):
         raise ValueError(f'{len(graphs)} graphs need as many names, got {len(names)}')
     colours = theme_named(theme)
@@ -192,7 +191,8 @@ def graphs_figure(
     return figure
 
 
-def _panel_names(count: int) -> list[str]:
+def panel_names(count: int) -> list[str]:
+    """Of so many graphs: those of a network's stages, of one none, and of others their numbers."""
     if count in (3, 4):  # as a network has
         return stage_names(count)
     return [f'graph {i + 1}' for i in range(count)] if count > 1 else ['']

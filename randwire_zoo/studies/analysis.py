@@ -134,12 +134,16 @@ class Variance:
         networks: How many networks.
         between: Of the wirings; None if there is one.
         within: Of the trainings of one wiring.
+        ratio: The 95 % interval of the first by the second, from F; exact where all wirings have as many trainings.
+        p: Of F: how often wirings that do not differ would seem to differ as much.
     """
 
     wirings: int
     networks: int
     between: float | None
     within: float
+    ratio: tuple[float, float] | None = None
+    p: float | None = None
 
 
 def variance(rows: Sequence[Row]) -> Variance | None:
@@ -151,6 +155,7 @@ def variance(rows: Sequence[Row]) -> Variance | None:
     Returns:
         None where no wiring was trained twice.
     """
+    from scipy.stats import f
     groups = [[accuracy(row) for row in group] for group in by_wiring(rows).values()]
     total, count = sum(map(len, groups)), len(groups)
     if total == count:
@@ -163,7 +168,13 @@ def variance(rows: Sequence[Row]) -> Variance | None:
     grand = sum(map(sum, groups)) / total
     between = sum(len(group) * (mean - grand) ** 2 for group, mean in zip(groups, means, strict=True)) / (count - 1)
     each = (total - sum(len(group) ** 2 for group in groups) / total) / (count - 1)
-    return Variance(count, total, math.sqrt(max(between - within, 0.0) / each), math.sqrt(within))
+    parts = Variance(count, total, math.sqrt(max(between - within, 0.0) / each), math.sqrt(within))
+    if not within:
+        return parts
+    found = between / within
+    distribution = f(count - 1, total - count)
+    low, high = (math.sqrt(max(found / float(distribution.ppf(share)) - 1, 0.0) / each) for share in (0.975, 0.025))
+    return replace(parts, ratio=(low, high), p=float(distribution.sf(found)))
 
 
 @dataclass(frozen=True)
@@ -190,11 +201,11 @@ class Difference:
     p: float
 
 
-SHOWN = 6  # series of which a page shows every test between two
+SHOWN = 8  # series of which a text shows every test between two; a page always does
 
 
 def _pairs(groups: Mapping[str, Sequence[Row]]) -> list[tuple[str, str]]:
-    """Each two series that have two independent accuracies; where a page does not show all, the better one first."""
+    """Each two series that have two independent accuracies; where a text does not show all, the better one first."""
     values = {series: found for series, rows in groups.items() if len(found := units(rows)) > 1}
     if len(values) > SHOWN:
         values = dict(sorted(values.items(), key=lambda item: -statistics.mean(item[1])))
@@ -202,7 +213,7 @@ def _pairs(groups: Mapping[str, Sequence[Row]]) -> list[tuple[str, str]]:
 
 
 def worth_showing(tested: Sequence[Difference | Distance], groups: Mapping[str, Sequence[Row]]) -> list[bool]:
-    """Of each test between two series whether a page shows it: of more than six series, the best with the rest.
+    """Of each test between two series whether a text shows it: of more than `SHOWN` series, the best with the rest.
 
     Which is the best is seen in the values that are tested, so that p is corrected for all tests and not for these.
     """

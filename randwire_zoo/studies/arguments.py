@@ -13,8 +13,8 @@ ENGINES = ('local', 'submitit')
 def add_study_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `randwire-zoo study`."""
     commands = parser.add_subparsers(dest='study_command', metavar='COMMAND', required=True)
-    commands.add_parser('list', help='the studies that come with the package')
-    sub = commands.add_parser('show', help='what a study would train, with C tuned, and cost; trains nothing')
+    commands.add_parser('list', help='the studies and searches that come with the package')
+    sub = commands.add_parser('show', help='what a study or search would train, with C tuned, and cost; trains nothing')
     sub.add_argument('study', metavar='STUDY', help='a yaml file, or a name of `study list`')
     sub.add_argument('--data-dir', metavar='DIR', help='as of `study run`: the cost needs to know how many images')
     _add_execution(sub)
@@ -25,8 +25,8 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
     names = ', '.join(packaged_names('searches'))
     sub.add_argument('search', metavar='SEARCH', help=f'a yaml file, or one of: {names}')
     _add_run_arguments(sub, 'search')
-    sub = commands.add_parser('report', help='the table, and with --html a page with every picture')
-    sub.add_argument('folder', metavar='FOLDER', help='output of `study run`')
+    sub = commands.add_parser('report', help='the tables, and with --html a page with every picture')
+    sub.add_argument('folder', metavar='FOLDER', help='output of `study run` or `study search`, or a file of results')
     sub.add_argument('--html', metavar='FILE', help='page to write')
     sub.add_argument('--markdown', action='store_true', help='the table in Markdown')
 

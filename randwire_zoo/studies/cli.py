@@ -7,24 +7,30 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from .cost import measure_cost
+from .cost import NO_DATA, measure_cost
 from .engines import LocalEngine, create_engine
 from .report import report_table, write_html
 from .results import Results
 from .running import networks_of, run_study
-from .search import is_search, load_search, run_search
+from .search import Search, is_search, load_search, names_search, run_search, search_names
 from .search_report import search_table, write_search_html
 from .study import Execution, Network, Study, load_study, study_names
 from .work import chosen_kernels
 
 __all__ = ['main']
 
+SHOWN_CANDIDATES = 4  # of a search
+
 
 def main(args: argparse.Namespace) -> int:
     """Run `randwire-zoo study`; 1 where a network failed."""
     if args.study_command == 'list':
         print(tabulate([(name, load_study(name).title) for name in study_names()], tablefmt='plain'))
+        searches = [(name, load_search(name).title) for name in search_names()]
+        print(f'\nFor study search:\n{tabulate(searches, tablefmt="plain")}')
         return 0
+    if args.study_command == 'show' and names_search(args.study):
+        return _show_search(args, load_search(args.study))
     if args.study_command == 'report':
         table, page = (search_table, write_search_html) if is_search(args.folder) else (report_table, write_html)
         print(table(args.folder, 'github' if args.markdown else 'simple'))
@@ -37,7 +43,9 @@ def main(args: argparse.Namespace) -> int:
         execution = _execution(args, study)
         networks = study.networks(progress=True)
         print(_describe(study, networks))
-        if not study.detection:
+        if study.detection:
+            print('\nWhat it costs is not measured: detectron2 trains these.')
+        else:
             with chosen_kernels(study, execution) as header:
                 print(f'\n{header}\n{measure_cost(study, networks, args.data_dir, execution)}')
         return 0
@@ -71,6 +79,23 @@ def main(args: argparse.Namespace) -> int:
     return 1 if any(row['status'] != 'done' for row in results.rows.values()) else 0
 
 
+def _show_search(args: argparse.Namespace, search: Search) -> int:
+    execution = _execution(args, search.example)
+    study, networks = search.some_candidates(SHOWN_CANDIDATES)
+    print(_describe(study, networks))
+    with chosen_kernels(study, execution) as header:
+        cost = measure_cost(study, networks, args.data_dir, execution)
+    steps = '\n'.join(cost.steps)
+    print(f'\n{header}\n{steps}')
+    if cost.hours is None:
+        print(NO_DATA)
+    else:
+        hours = cost.hours * search.least_epochs / (cost.epochs * len(networks))
+        print(f'Cost: at least {hours:.1f} hours of one process for {search.least_epochs} epochs, as these random '
+              'candidates cost; more where more than the best of a rung go on.')
+    return 0
+
+
 def _execution(args: argparse.Namespace, study: Study) -> Execution:
     given = {name: value for name, value in vars(args).items() if name in ('kernels', 'amp')}
     if study.detection and 'amp' in given:
@@ -80,8 +105,8 @@ def _execution(args: argparse.Namespace, study: Study) -> Execution:
 
 
 def _describe(study: Study, networks: list[Network]) -> str:
-    rows = [(network.id, network.kwargs.get('channels', '–'), f'{network.params / 1e6:.3f}',
-             f'{network.macs / 1e6:.2f}') for network in networks]
+    rows = [(network.id, network.kwargs.get('channels', '–'), f'{network.params / 1e6:.3f}' if network.params else '–',
+             f'{network.macs / 1e6:.2f}' if network.macs else '–') for network in networks]
     table = tabulate(rows, ('network', 'C', 'params, M', 'multiply-adds, M'), disable_numparse=True,
                      colalign=('left', 'right', 'right', 'right'))
     once = [graph for graph in study.graphs if study.seeds is None and len(study.graph_seeds or []) > 1

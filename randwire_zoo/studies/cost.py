@@ -15,12 +15,13 @@ from ..training.images import CachedImages
 from ..weights.description import Description
 from .study import AS_WRITTEN, Execution, Network, Study, data_folder
 
-__all__ = ['Cost', 'measure_cost']
+__all__ = ['NO_DATA', 'Cost', 'measure_cost']
 
 # Multiply-adds of a forward pass that is timed: a second or two of one core. With fewer, what a step does once for any
 # number of images, as in the optimiser, weighs too much.
 ENOUGH = 2e10
 REPEATS = 2
+NO_DATA = 'The data are not here, so hours cannot be told.'
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ class Cost:
     def __str__(self) -> str:
         text = '\n'.join(self.steps)
         if self.hours is None:
-            return f'{text}\nThe data are not here, so hours cannot be told.'
+            return f'{text}\n{NO_DATA}'
         return (f'{text}\nCost: {self.hours:.1f} hours of one process, {self.epochs} epochs of {self.images[0]:,} '
-                f'images and {self.images[1]:,} to measure on for each network, without damage, further sizes and '
-                'what a teacher says.')
+                f'images and {self.images[1]:,} to measure on for each network, without damage, predictions, further '
+                'sizes and what a teacher says.')
 
 
 def measure_cost(study: Study, networks: Sequence[Network], data_dir: str | None = None,

@@ -217,6 +217,10 @@ def create_engine(
         if options:
             raise ValueError(f'the local engine takes no options, got {", ".join(options)}')
         return LocalEngine(workers, processes)
+    for option in ('tasks_per_node', 'slurm_ntasks_per_node', 'nodes', 'slurm_nodes'):
+        if options.get(option, '1') != '1':  # several tasks would wait for each other, or for the one that has begun
+            raise ValueError(f"a network is one task on one node, which starts the study's processes; got "
+                             f'{option}={options[option]}')
     gpus = options.get('gpus_per_node', options.get('slurm_gpus_per_node', ''))
     if gpus.isdigit() and 0 < int(gpus) < processes:  # with none they share the cores
         raise ValueError(f'each network takes {processes} processes with a GPU each, got gpus_per_node={gpus}')

@@ -30,13 +30,17 @@ __all__ = ['Report', 'Table', 'interval_text', 'made_with', 'p_text', 'printable
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, of which the first `texts` columns are words. The main table has no title."""
+    """Cells as text, of which the first `texts` columns are words. The main table has no title.
+
+    What is in `more` follows on a page alone, where a reader can sort it.
+    """
 
     title: str
     heads: list[str]
     lines: list[list[str]]
     note: str = ''
     texts: int = 1
+    more: Sequence[list[str]] = ()
 
 
 @dataclass(frozen=True)
@@ -144,9 +148,10 @@ def made_with(rows: Sequence[Row]) -> str:
     parts = []
     for name in ('randwire_zoo', 'commit', 'python', 'torch', 'timm', 'processor', 'device', 'kernels', 'precision',
                  'threads'):
-        values = list(dict.fromkeys(str(made[name]) for made in known if made.get(name) is not None))
-        if values:
-            parts.append(f'{name} {" and ".join(values)}')
+        said = [str(made[name]) for made in known if made.get(name) is not None]
+        if said:
+            some = f' (as {len(said)} of {len(known)} say)' if name != 'device' and len(said) < len(known) else ''
+            parts.append(f'{name} {" and ".join(dict.fromkeys(said))}{some}')
     dates = sorted(str(made.get('date', ''))[:10] for made in known)
     unknown = f'; {len(rows) - len(trained)} rows do not say what they were made with' if len(trained) < len(
         rows) else ''

@@ -5,13 +5,14 @@ Panels are narrow, and stand beside each other or below each other as the page h
 """
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from ..drawing import LIGHT, graphs_figure, new_figure, run_style, style, svg_text
+from ..drawing import LIGHT, graphs_figure, new_figure, panel_names, run_style, style, svg_text
 from ..drawing.themes import matplotlib_settings
 from .analysis import (
     MEASURES,
@@ -41,6 +42,7 @@ Groups = Mapping[str, Sequence[Row]]
 WIDTH = 4.5  # inches of a panel: 432 pixels
 LONGEST_NAME = 36  # of a series, in letters
 FEW = 6  # series that colours and markers can tell apart
+MIDDLE = 0.21  # luminance between white and the dark page's
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,11 @@ def draw_pictures(groups: Groups, paper: Mapping[str, Any], classes: int | None 
         'wirings in brackets.' + given, legend=False)
     several = {series: group for series, group in populations.items() if len(units(group)) > 1}
     if metric != 'AP' and several:
-        bands = (' Bands hold a whole distribution with 95 % confidence (Dvoretzky, Kiefer and Wolfowitz).'
-                 if len(several) <= FEW else '')
-        add('Error distribution of each series', [distributions_figure(several, groups)],
-            'Each wiring counts once, with the mean of its trainings.' + bands)
+        # Of many the bands would cover each other: then each has a panel, with the others in grey.
+        add('Error distribution of each series', [distributions_figure(several, groups)] if len(several) <= FEW else [
+            distributions_figure(several, groups, one) for one in several],
+            'Each wiring counts once, with the mean of its trainings. Bands hold a whole distribution with 95 % '
+            'confidence (Dvoretzky, Kiefer and Wolfowitz).', legend=len(several) <= FEW)
     measures = [measure for measure in MEASURES if _has(better, 'measures', measure)]
     add('Accuracy against graph measures', (
         _against(better, groups, 'measures', measure, metric, numbers) for measure in measures))
@@ -105,18 +108,21 @@ def draw_pictures(groups: Groups, paper: Mapping[str, Any], classes: int | None 
         if _has(better, 'proxies', name)))
     if any(len(row.get('history', ())) > 1 for row in rows):
         add('Training curves', (_curves(groups, metric, column) for column in (1, 2)))
-    damaged = {series: group for series, group in groups.items() if any('damage' in row for row in group)}
+    damaged = {series: group for series, group in better.items() if any('damage' in row for row in group)}
     if damaged:
         add('Graph damage (Figure 5): loss in top-1 when a node or an edge is removed',
             damage_figures(damaged, numbers), "A point is the mean of a network's removals; the line has the mean and "
             'the standard deviation of the networks.', legend=False)
-    if len({row['node_op'] for row in rows if row['node_op']}) > 1:
-        add('Node operations (Figure 6)', [_operations(rows)], legend=False)
+    if len({row['node_op'] for group in better.values() for row in group if row['node_op']}) > 1:
+        add('Node operations (Figure 6)', [_operations([row for group in better.values() for row in group])],
+            legend=False)
     for series, group in groups.items():
         network = next((row for row in group if row['node_op'] == 'sep_conv' and row['graph']), None)
         if network is not None and (graphs := graphs_of_row(network)):
-            add(f'Graphs of {series}, seed {network["graph_seed"]}', [graphs_figure(graphs, theme='light')],
-                legend=False)
+            names = panel_names(len(graphs))
+            add(f'Graphs of {series}, seed {network["graph_seed"]}', [
+                graphs_figure([graph], names=[name], theme='light')
+                for name, graph in zip(names, graphs, strict=True)], legend=False)
     return album.pictures
 
 
@@ -182,10 +188,26 @@ def _styles(groups: Groups) -> dict[str, dict[str, Any]]:
     """Colour, marker and dashes of each series."""
     if len(groups) <= FEW:
         return {series: run_style(i, LIGHT) for i, series in enumerate(groups)}
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-    return {series: {**run_style(i, LIGHT), 'color': to_hex(
-        colormaps['turbo'](0.04 + 0.92 * i / (len(groups) - 1)))} for i, series in enumerate(groups)}
+    return {series: {**run_style(i, LIGHT), 'color': _hue(i / len(groups))} for i, series in enumerate(groups)}
+
+
+def _hue(hue: float) -> str:
+    """A colour of this hue that stands out from white and from nearly black by 3:1 and more (WCAG 2.2, 1.4.11).
+
+    A page in the dark does not change it, as it does those of few series.
+    """
+    from colorsys import hls_to_rgb
+
+    def luminance(lightness: float) -> float:
+        linear = [(c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4)
+                  for c in hls_to_rgb(hue, lightness, 0.75)]
+        return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    low, high = 0.0, 1.0
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (middle, high) if luminance(middle) < MIDDLE else (low, middle)
+    return '#' + ''.join(f'{round(255 * c):02x}' for c in hls_to_rgb(hue, low, 0.75))
 
 
 def _key(groups: Groups) -> Figure:
@@ -248,28 +270,35 @@ def accuracies_figure(groups: Groups, paper: Mapping[str, Any], metric: str, num
 
 
 def _number(text: Any) -> float | None:
-    """The number that a figure of the paper's begins with, such as `74.7 ± 0.25`."""
-    try:
-        return float(str(text).split()[0])
-    except (ValueError, IndexError):
-        return None
+    """The number of a figure such as `74.7` or `74.7 ± 0.25`; None of one that has other words, as of other images."""
+    found = re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*(?:±\s*\d+(?:\.\d+)?)?\s*', str(text))
+    return float(found[1]) if found else None
 
 
 @_words_are_words
-def distributions_figure(groups: Groups, all_groups: Groups | None = None) -> Figure:
-    """The distribution of each series' errors, a step for each of its independent networks, with bands."""
-    figure, axes = _panel(3.6)
+def distributions_figure(groups: Groups, all_groups: Groups | None = None, of: str | None = None) -> Figure:
+    """The distribution of each series' errors, a step for each of its independent networks, with bands.
+
+    Args:
+        groups: By series.
+        all_groups: Those of the whole page, which have the same colours everywhere.
+        of: One of them, which the panel is of; the others are in grey and without their bands.
+    """
+    figure, axes = _panel(3.6 if of is None else 2.6)
     looks = _styles(all_groups or groups)
     for series, group in groups.items():
         errors, shares = error_distribution(group)
-        look, half = looks[series], band(len(errors))
-        axes.step([errors[0], *errors], [0, *shares], where='post', label=series, color=look['color'],
-                  linestyle=look['linestyle'])
-        if len(groups) <= FEW:
+        look, half, here = looks[series], band(len(errors)), of in (None, series)
+        axes.step([errors[0], *errors], [0, *shares], where='post', label=series, linewidth=1.5 if here else 0.8,
+                  color=look['color'] if here else LIGHT.edge, linestyle=look['linestyle'] if here else '-',
+                  alpha=1 if here else 0.5, zorder=3 if here else 2)
+        if here:
             axes.fill_between([errors[0], *errors], [max(share - half, 0) for share in (0, *shares)],
                               [min(share + half, 1) for share in (0, *shares)], step='post', color=look['color'],
                               alpha=0.1, linewidth=0)
     style(axes, 'top-1 error (%)', 'share of the population')
+    if of is not None:
+        axes.set_title(of, fontsize=10, color=LIGHT.ink)
     return figure
 
 
@@ -295,8 +324,9 @@ def _against_parameter(groups: Groups, name: str, values: Mapping[str, Any], num
     figure, axes = _panel()
     looks = _styles(groups)
     shown = list(dict.fromkeys(str(value) for value in values.values()))
-    places = {text: number for text in shown if (number := _number(text)) is not None}
-    if len(places) < len(shown):  # words stand side by side
+    try:
+        places = {text: float(text) for text in shown}
+    except ValueError:  # words stand side by side
         places = {text: float(place) for place, text in enumerate(shown)}
         axes.set_xticks(list(places.values()), shown, fontsize=9)
     for series, group in groups.items():
@@ -312,7 +342,7 @@ def _best_so_far(groups: Groups, longest: int) -> Figure:
     for series, group in groups.items():
         cost, best, line = 0.0, 0.0, []
         for row in group:
-            cost += row['epochs'] * row['macs'] / 1e9
+            cost += row['epochs'] * row['macs'] / 1e6
             best = max(best, accuracy(row)) if row['epochs'] == longest else best
             if best:
                 line.append((cost, best))
@@ -320,7 +350,7 @@ def _best_so_far(groups: Groups, longest: int) -> Figure:
             axes.step(*zip(*line, strict=True), where='post', color=looks[series]['color'],
                       linestyle=looks[series]['linestyle'])
             axes.plot(*line[-1], color=looks[series]['color'], marker=looks[series]['marker'])
-    style(axes, 'cost (G multiply-adds of an image × epochs)', 'top-1 (%)')
+    style(axes, 'cost (M multiply-adds of an image × epochs)', 'top-1 (%)')
     return figure
 
 

@@ -158,10 +158,10 @@ def _tables(study: _Study) -> list[Table]:
     tables = [_main_table(study), _variance_table(done), *_differences_tables(
                   {series: group for series, group in by_series(done).items() if series not in study.to_come}),
               _measures_table(done, classes), _proxies_table(done, classes), _operations_table(done, classes),
-              _damage_table(done, 'nodes', "a removed node's out-degree"),
-              _damage_correlations_table(done, 'nodes', 'node'),
-              _damage_table(done, 'edges', "the in-degree of a removed edge's target"),
-              _damage_correlations_table(done, 'edges', 'edge')]
+              _damage_table(done, classes, 'nodes', "a removed node's out-degree"),
+              _damage_correlations_table(done, classes, 'nodes', 'node'),
+              _damage_table(done, classes, 'edges', "the in-degree of a removed edge's target"),
+              _damage_correlations_table(done, classes, 'edges', 'edge')]
     return [table for table in tables if table is not None]
 
 
@@ -219,47 +219,52 @@ def _variance_table(rows: Sequence[Row]) -> Table | None:
         if parts is None or group[0]['graph'] is None:
             continue
         lines.append([series, str(parts.wirings), str(parts.networks),
-                      '–' if parts.between is None else f'{parts.between:.2f}', f'{parts.within:.2f}'])
+                      '–' if parts.between is None else f'{parts.between:.2f}', f'{parts.within:.2f}',
+                      interval_text(parts.ratio), p_text(parts.p)])
     if not lines:
         return None
+    heads = ['series', 'wirings', 'networks', 'between wirings', 'between trainings', 'ratio, 95 % interval', 'p']
+    note = 'By one-way analysis of variance with random effects.'
+    if all(line[-1] == '–' for line in lines):
+        heads, lines = heads[:-2], [line[:-2] for line in lines]
+    else:
+        note += ' Ratio: of the two. p: of F, if wirings do not differ at all.'
     return Table('Standard deviation of the accuracy between wirings, and between trainings of one wiring, in points',
-                 ['series', 'wirings', 'networks', 'between wirings', 'between trainings'], lines,
-                 'By one-way analysis of variance with random effects.')
+                 heads, lines, note)
 
 
 def _differences_tables(groups: Mapping[str, Sequence[Row]]) -> list[Table]:
     heads = ['first', 'second', 'n', 'first − second', '95 % interval', 't', 'df', 'p', 'p (Holm)']
 
-    def lines(tested: Sequence[Difference | Distance]) -> list[list[str]]:
+    def lines(tested: Sequence[Difference | Distance], in_text: bool) -> list[list[str]]:
         return [[one.one, one.other, str(one.n[0]) if one.n[0] == one.n[1] else f'{one.n[0]}, {one.n[1]}', *(
                     [f'{one.statistic:.2f}'] if isinstance(one, Distance) else
                     [f'{one.mean:.2f}', f'{one.low:.2f} to {one.high:.2f}', f'{one.t:.2f}', f'{one.df:.1f}']),
                  p_text(one.p), p_text(corrected)] for one, corrected, shown in zip(
-                     tested, holm([one.p for one in tested]), worth_showing(tested, groups), strict=True) if shown]
+                     tested, holm([one.p for one in tested]), worth_showing(tested, groups), strict=True)
+                if shown == in_text]
 
-    def allowed(tested: Sequence[Difference | Distance]) -> str:
-        said = f'p (Holm) allows for {len(tested)} tests'
-        return said + ('.' if all(worth_showing(tested, groups)) else
-                       ', those of all pairs; shown are those of the series with the best mean.')
+    def table(title: str, heads: list[str], tested: Sequence[Difference | Distance], note: str) -> Table:
+        allowed = f'p (Holm) allows for {len(tested)} tests'
+        allowed += ('.' if all(worth_showing(tested, groups)) else ', those of all pairs: a text has those of the '
+                    'series with the best mean, a page all of them.')
+        return Table(title, heads, lines(tested, True), note + allowed, 2, lines(tested, False))
 
     wirings = 'n: wirings, each with the mean of its trainings; trainings where there is one wiring. '
     tables = []
     if welch := differences(groups):
-        tables.append(Table(
-            "Differences between series, in points (Welch's t test)", heads, lines(welch),
-            wirings + allowed(welch), texts=2))
+        tables.append(table("Differences between series, in points (Welch's t test)", heads, welch, wirings))
     if paired := paired_differences(groups):
-        tables.append(Table(
-            'Differences at equal seeds, in points (t test of pairs)', heads, lines(paired),
+        tables.append(table(
+            'Differences at equal seeds, in points (t test of pairs)', heads, paired,
             'Pairs have the same seeds of graphs and training, or of training alone where one of the two has one '
-            'wiring. n: pairs, of which those that share one of several wirings count as one. ' + allowed(paired),
-            texts=2))
+            'wiring; where that leaves one value, the two are left out. n: pairs, of which those that share one of '
+            'several wirings count as one. '))
     if apart := distances(groups):
-        tables.append(Table(
+        tables.append(table(
             'Distributions of the errors (test of Kolmogorov and Smirnov)',
-            ['first', 'second', 'n', 'D', 'p', 'p (Holm)'], lines(apart),
-            'D: the largest difference between two empirical distributions, from 0 to 1. ' + wirings + allowed(apart),
-            texts=2))
+            ['first', 'second', 'n', 'D', 'p', 'p (Holm)'], apart,
+            'D: the largest difference between two empirical distributions, from 0 to 1. ' + wirings))
     return tables
 
 
@@ -302,9 +307,7 @@ def _correlation_note(rows: Sequence[Row], better: Sequence[Row], letter: str = 
             f'any, and {ENOUGH - 1} of them are free, as of {ENOUGH} wirings of one. p: how often that is as far from '
             f'0 where the accuracies of each generator stand in random order, of {ORDERS} orders and the true one; it '
             'allows for one line alone. Without one: the range of what is left without any one generator.')
-    if len(better) < len(rows):
-        note += f' {len(rows) - len(better)} networks at chance are left out.'
-    return note
+    return note + _at_chance(rows, better)
 
 
 def _measures_table(rows: Sequence[Row], classes: int | None) -> Table | None:
@@ -335,9 +338,9 @@ def _operations_table(rows: Sequence[Row], classes: int | None) -> Table | None:
                  ) if lines else None
 
 
-def _damage_table(rows: Sequence[Row], kind: str, degree: str) -> Table | None:
-    lines = []
-    for series, group in by_series(rows).items():
+def _damage_table(rows: Sequence[Row], classes: int | None, kind: str, degree: str) -> Table | None:
+    better, lines = learned(rows, classes), []
+    for series, group in by_series(better).items():
         networks = [losses for row in group if (losses := losses_by_degree(row, kind))]
         if not networks:
             continue
@@ -358,12 +361,12 @@ def _damage_table(rows: Sequence[Row], kind: str, degree: str) -> Table | None:
                  ['series', 'networks', *(columns[i] for i in used)],
                  [[*line[:2], *(line[i + 2] for i in used)] for line in lines],
                  'Each network is averaged for itself, then they are: mean ± standard deviation over networks, and '
-                 'how many removals in all.')
+                 'how many removals in all.' + _at_chance(rows, better))
 
 
-def _damage_correlations_table(rows: Sequence[Row], kind: str, what: str) -> Table | None:
-    lines = []
-    for series, group in by_series(rows).items():
+def _damage_correlations_table(rows: Sequence[Row], classes: int | None, kind: str, what: str) -> Table | None:
+    better, lines = learned(rows, classes), []
+    for series, group in by_series(better).items():
         found = [damage_correlation(group, kind, measure) for measure in DAMAGE_MEASURES]
         if any(one.values for one in found):
             lines.append([series, str(max(len(one.values) for one in found)), *(
@@ -377,7 +380,11 @@ def _damage_correlations_table(rows: Sequence[Row], kind: str, what: str) -> Tab
         + (' and, for in-degree and depth, over the edges with one target' if kind == 'edges' else '')
         + ", and of deviations from each stage's means; mean ± standard deviation over wirings. p: how often their "
         f'mean is as far from 0 where the losses in each stage stand in random order, of {ORDERS} orders and the true '
-        f'one. Depth: nodes on the longest path that ends with the {what}.')
+        f'one. Depth: nodes on the longest path that ends with the {what}.' + _at_chance(rows, better))
+
+
+def _at_chance(rows: Sequence[Row], better: Sequence[Row]) -> str:
+    return f' {len(rows) - len(better)} networks at chance are left out.' if len(better) < len(rows) else ''
 
 
 def _signed(correlation: float | None) -> str:

@@ -24,7 +24,7 @@ __all__ = ['ASIDE', 'RESULTS', 'Results', 'ResultsFile', 'load_results', 'read_r
 RESULTS = 'results.jsonl'
 ASIDE = 'results.broken'  # lines that could not be read, or are another study's
 FORMAT = 2  # 1 had one seed for graphs and training
-# What the line about the study says of its networks, and no sha256 is of; a search has neither.
+# What the line about the study says of its networks, and no sha256 is of; a search's says how many when it is done.
 ASKED = ('networks', 'one_wiring')
 Row = dict[str, Any]
 Check = Callable[[Any], bool]

@@ -33,6 +33,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+import yaml
 from tqdm import tqdm
 
 from ..errors import one_line
@@ -41,11 +42,11 @@ from .engines import Engine
 from .processes import lock
 from .results import Results, read_results
 from .running import begin, forget_failed, run_networks
-from .study import AS_WRITTEN, Execution, Network, Study, data_folder, load_generators
+from .study import AS_WRITTEN, Execution, Network, Study, data_folder, load_generators, study_names
 from .work import changed, forget_training, is_row_of
 
-__all__ = ['HALVING', 'RANDOM', 'Search', 'candidates', 'is_search', 'load_search', 'run_search', 'search_names',
-           'trained_again', 'winner']
+__all__ = ['HALVING', 'RANDOM', 'Search', 'candidates', 'is_search', 'load_search', 'names_search', 'run_search',
+           'search_names', 'trained_again', 'winner']
 
 HALVING, RANDOM = 'halving', 'random'
 # 1 drew the same candidates for both, 2 let the first of a wave go on whatever it did and had waves of near copies; a
@@ -139,6 +140,34 @@ class Search:
         return [self.first_epochs * self.reduction ** rung for rung in range(self.rungs)]
 
     @property
+    def least_epochs(self) -> int:
+        """Of all trainings together, where no more than the best third (1 / reduction) of all at a rung goes on."""
+        halving = sum(max(self.trials // self.reduction ** rung, 1) * epochs for rung, epochs in enumerate(self.epochs))
+        again = sum(other != seed for seed in self.seeds for other in self.confirm) * self.epochs[-1]
+        return 2 * (len(self.seeds) * halving + again)
+
+    def some_candidates(self, number: int) -> tuple[Study, list[Network]]:
+        """So many random candidates, which the search need not try, as long as the last rung is.
+
+        Raises:
+            ValueError: if hardly any parameters of the space have a network.
+        """
+        rng, found = random.Random(0), list[Network]()
+        for _ in range(10 * number):
+            parameters = {
+                name: rng.choice(choices) if isinstance(choices, list) else
+                round(rng.uniform(choices['low'], choices['high']), 4) for name, choices in self.space.items()}
+            try:
+                study, network = self.network(f'candidate-{len(found)}', parameters, self.seeds[0], self.epochs[-1])
+            except ValueError as error:
+                reason = error
+                continue
+            found.append(network)
+            if len(found) == number:
+                return study, found
+        raise ValueError(f'{10 * number} random candidates gave {len(found)} networks, as {reason}')
+
+    @property
     def sha256(self) -> str:
         """Of all that decides on the results, and on what is drawn at random."""
         decisive = {name: value for name, value in asdict(self).items() if name not in ('title', 'notes', 'study')}
@@ -163,6 +192,17 @@ class Search:
         network, = study.networks()
         more = ''.join(f', {key} {value}' for key, value in parameters.items() if key not in self._in_graph)
         return study, replace(network, id=f'{name}-e{epochs}', series=f'{network.series}{more}')
+
+
+def names_search(path_or_name: str | Path) -> bool:
+    """Whether this is a search's name, or a file of one, and not a study's."""
+    if Path(path_or_name).is_file():
+        try:
+            data = yaml.safe_load(Path(path_or_name).read_text(encoding='utf-8'))
+        except (OSError, ValueError, yaml.YAMLError):
+            return False  # who reads it says what is wrong
+        return isinstance(data, dict) and {'space', 'graph'} <= data.keys()
+    return str(path_or_name) in search_names() and str(path_or_name) not in study_names()
 
 
 def search_names() -> list[str]:
@@ -232,9 +272,9 @@ def run_search(search: Search, folder: Path, engine: Engine, data_dir: str | Non
                                      f'{(reasons or ["no width meets the multiply-adds"])[-1]}; --retry-failed tries '
                                      'them again')
                 run.draw(seed, cost)
-                for method in (HALVING, RANDOM):
-                    run.confirm(seed, method)
+                run.confirm(seed)
             run.drop(set(results.rows) - run.asked, 'no longer asked for')
+            begin(results, {'networks': len(results.rows)})  # it is known only now, and says that this is all
     return results
 
 
@@ -327,26 +367,28 @@ class _Run:
             self.bar.write(f'{RANDOM}-{seed}: drew as many as trials allows ({self.search.trials}), which cost '
                            f'{spent / cost:.0%} of what halving did')
 
-    def confirm(self, seed: int, method: str) -> None:
-        """The winner once more, with the graphs and trainings of other seeds than its own."""
-        best = winner(self.rows, method, seed)
-        if best is None or not self.search.confirm:
-            return
-        model = {name: value for name, value in best['kwargs'].items()
-                 if name not in ('graph', 'seed', 'channels', 'node_op')}
-        settings = {**self.search.example.settings, 'epochs': self.search.epochs[-1]}
+    def confirm(self, seed: int) -> None:
+        """Both winners once more, with the graphs and trainings of other seeds than their own."""
         pairs = []
-        for other in self.search.confirm:
-            if other == seed:
+        for method in (HALVING, RANDOM):
+            best = winner(self.rows, method, seed)
+            if best is None:
                 continue
-            study = replace(self.search.example, graphs=[best['graph']], seeds=[other], model=model, settings=settings)
-            name = f'{method}-{seed}-winner-{other}'
-            try:
-                network, = study.networks()
-            except ValueError as error:  # graphs of this seed that no C brings to the multiply-adds
-                self.bar.write(f'{name}: {error}')
-                continue
-            pairs.append((study, replace(network, id=name, series=best['series'])))
+            model = {name: value for name, value in best['kwargs'].items()
+                     if name not in ('graph', 'seed', 'channels', 'node_op')}
+            settings = {**self.search.example.settings, 'epochs': self.search.epochs[-1]}
+            for other in self.search.confirm:
+                if other == seed:
+                    continue
+                study = replace(
+                    self.search.example, graphs=[best['graph']], seeds=[other], model=model, settings=settings)
+                name = f'{method}-{seed}-winner-{other}'
+                try:
+                    network, = study.networks()
+                except ValueError as error:  # graphs of this seed that no C brings to the multiply-adds
+                    self.bar.write(f'{name}: {error}')
+                    continue
+                pairs.append((study, replace(network, id=name, series=best['series'])))
         self._train(pairs)
 
     def _suggest(self, trial: Any) -> dict[str, Any]:

@@ -53,7 +53,8 @@ def _report(path: str | Path) -> Report:
     spec = header['spec']
     done = [row for row in rows if row['status'] == 'done']
     hours = sum(row.get('seconds') or 0 for row in rows) / 3600
-    summary = f'{len(done)} of {len(rows)} trainings that ended gave a result; {hours:.1f} hours of work in all.'
+    summary = 'Not done yet. ' if header.get('networks') != len(rows) else ''
+    summary += f'{len(done)} of {len(rows)} trainings that ended gave a result; {hours:.1f} hours of work in all.'
     problems = '; '.join(found.problems)
     tables = [_winners(spec, rows), _again(spec, done), _candidates(spec, done)]
     return Report(header['study'], summary, spec['notes'], spec, [table for table in tables if table is not None], rows,
@@ -75,12 +76,14 @@ def _winners(spec: Mapping[str, Any], rows: Sequence[Row]) -> Table:
             done = [row for row in tried if row['status'] == 'done']
             lines.append([str(seed), method, best['series'], str(len({_candidate(row) for row in tried})),
                           str(sum(row['epochs'] for row in done)),
-                          f'{sum(row["epochs"] * row["macs"] for row in done) / 1e9:.2f}', str(best['epochs']),
+                          f'{sum(row["epochs"] * row["macs"] for row in done) / 1e6:.1f}', str(best['epochs']),
                           f'{best["top1"]:.2f}', spread([row['top1'] for row in trained_again(rows, method, seed)])])
-    return Table('', ['seed', 'search', 'winner', 'candidates', 'epochs', 'G multiply-adds × epochs', 'its epochs',
+    return Table('', ['seed', 'search', 'winner', 'candidates', 'epochs', 'M multiply-adds × epochs', 'its epochs',
                       'top-1 (%)', 'again, other seeds'], lines,
                  'The top-1 of a winner is the best of several, and too high for that; again it has other graphs and '
-                 'trainings. Failed candidates cost nothing.', texts=3)
+                 'trainings. All is measured on the images that the recipe evaluates with, by which the winners were '
+                 'chosen, too. Random search ends before it costs more than halving and 5 %, so that it may have up to '
+                 'one candidate less. Failed candidates cost nothing.', texts=3)
 
 
 def _again(spec: Mapping[str, Any], done: Sequence[Row]) -> Table | None:
