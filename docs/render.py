@@ -36,8 +36,10 @@ from randwire_zoo.architectures import ARCHITECTURES  # noqa: E402
 from randwire_zoo.files import write_atomically  # noqa: E402
 from randwire_zoo.graphs import parse_graph_model  # noqa: E402
 from randwire_zoo.studies import analysis  # noqa: E402
+from randwire_zoo.studies.page import p_text  # noqa: E402
 from randwire_zoo.studies.report import report_table  # noqa: E402
 from randwire_zoo.studies.results import read_results  # noqa: E402
+from randwire_zoo.studies.search_report import search_table  # noqa: E402
 from randwire_zoo.training.quickstart import REQUIRED_TOP1  # noqa: E402
 
 __all__ = ['DOCUMENTS', 'FIGURE', 'PICTURE', 'picture_is_old', 'render']
@@ -372,6 +374,12 @@ def study(name: str) -> str:
 
 
 @figure
+def search(name: str) -> str:
+    """All tables of a search."""
+    return search_table(ROOT / 'docs' / 'studies' / f'{name}.jsonl', 'github').split('\n', 1)[1]
+
+
+@figure
 def study_runs() -> str:
     """Where the rows of every study come from: they say it, or else docs/data/studies.jsonl."""
     older = {record['study']: record for record in _records('studies')}
@@ -482,13 +490,42 @@ def largest_gap(name: str, *series: str) -> str:
             f'and of {holm:.2f} among {len(tested)} tests')
 
 
-@figure
-def training_spread(name: str, series: str) -> str:
-    """Standard deviation in points between trainings of one wiring."""
+def _variance(name: str, series: str) -> analysis.Variance:
     found = analysis.variance(analysis.by_series(_study(name)[1])[series])
     if found is None:
         raise ValueError(f'no wiring of {series} was trained twice')
-    return f'{found.within:.1f}'
+    return found
+
+
+@figure
+def training_spread(name: str, series: str) -> str:
+    """Standard deviation in points between trainings of one wiring."""
+    return f'{_variance(name, series).within:.1f}'
+
+
+@figure
+def largest_ratio(name: str, *series: str) -> str:
+    """How many times the trainings' standard deviation that of the wirings may be, at most, with 95 % confidence."""
+    return f'{max(_ratio(name, one)[1] for one in series):.1f}'
+
+
+@figure
+def least_ratio(name: str, series: str) -> str:
+    """The same, at least."""
+    return f'{_ratio(name, series)[0]:.1f}'
+
+
+def _ratio(name: str, series: str) -> tuple[float, float]:
+    ratio = _variance(name, series).ratio
+    if ratio is None:
+        raise ValueError(f'{series} has one wiring')
+    return ratio
+
+
+@figure
+def wirings_p(name: str, series: str) -> str:
+    """p of F, if the wirings of a series do not differ."""
+    return p_text(_variance(name, series).p)
 
 
 @figure

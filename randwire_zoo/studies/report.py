@@ -313,8 +313,11 @@ def _correlation_note(rows: Sequence[Row], better: Sequence[Row], letter: str = 
 def _measures_table(rows: Sequence[Row], classes: int | None) -> Table | None:
     better = learned(rows, classes)
     lines = _correlation_lines(better, MEASURES, 'measures')
+    said = ('Degree, path length, clustering and betweenness (of the node that has most) are of the undirected graph. '
+            'Depth: nodes on the longest path; edge depth: on that which ends with an edge, mean over edges; paths: '
+            'the logarithm (10) of their number; peak memory: outputs that are kept at a time, in the best order. ')
     return Table("Pearson's r of accuracy and the mean of a graph measure over the stages",
-                 ['measure', *CORRELATION_HEADS], lines, _correlation_note(rows, better)) if lines else None
+                 ['measure', *CORRELATION_HEADS], lines, said + _correlation_note(rows, better)) if lines else None
 
 
 def _proxies_table(rows: Sequence[Row], classes: int | None) -> Table | None:
