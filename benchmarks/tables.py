@@ -41,15 +41,20 @@ def format_table(table: Table, tablefmt: str = 'simple') -> str:
 
 def machine_line(record: Record) -> str:
     """What a record, or a row of a study's, says about where it comes from, in a line."""
-    instructions, memory, commit = (record.get(name) for name in ('instructions', 'memory_gib', 'commit'))
-    changed = record.get('changed_since_commit') or (commit or '').endswith('+')
+    instructions, memory = (record.get(name) for name in ('instructions', 'memory_gib'))
     return ', '.join([
         record['processor'] + (f' ({" ".join(instructions)})' if instructions else ''),
         *([f'{memory:.0f} GiB'] if memory else []), record['device'] or 'no GPU',
         f'{record["threads"]} thread{"s" if record["threads"] > 1 else ""}', f'Python {record["python"]}',
         f'torch {record["torch"]}', f'timm {record["timm"]}',
         *([record['compiler']] if record.get('compiler') else []),
-        f'commit {commit[:10]}{" with changes" if changed else ""}' if commit else 'no commit', record['date'][:10]])
+        _commit(record), record['date'][:10]])
+
+
+def _commit(record: Record) -> str:
+    commit = record.get('commit')
+    changed = record.get('changed_since_commit') or (commit or '').endswith('+')
+    return f'commit {commit[:10]}{" with changes" if changed else ""}' if commit else 'no commit'
 
 
 def peak_rate(limits: Record) -> float:
@@ -244,12 +249,20 @@ def import_table(record: Record) -> Table:
 
 
 def quickstart_table(rows: Sequence[Record]) -> Table:
-    """Quick starts by kernels, threads and seed."""
-    lines = [[run['kernels'], str(row['threads']), str(run['seed']), f'{run["top1"]:.2f}',
-              row['processor'], row['commit'][:10], row['date'][:10]]
-             for row in rows if (run := row['results'])]
-    return Table(['kernels', 'threads', 'seed', 'top-1 of 360 held-out digits (%)', 'processor', 'commit', 'date'],
-                 sorted(lines))
+    """Quick starts of one seed each, by kernels and threads."""
+    groups: dict[tuple[str, int], list[Record]] = {}
+    for row in rows:
+        groups.setdefault((row['results']['kernels'], row['threads']), []).append(row)
+    lines = []
+    for (kernels, threads), runs in sorted(groups.items()):
+        top1 = [run['results']['top1'] for run in runs]
+        mean = f'{statistics.mean(top1):.2f}' + (f' ± {statistics.stdev(top1):.2f}' if len(top1) > 1 else '')
+        runs = sorted(runs, key=lambda run: str(run['date']))
+        commits = dict.fromkeys(_commit(run).removeprefix('commit ') for run in runs)
+        lines.append([kernels, str(threads), str(len(runs)), mean, f'{min(top1):.2f}', f'{max(top1):.2f}',
+                      ', '.join(dict.fromkeys(run['processor'] for run in runs)), ', '.join(commits)])
+    return Table(['kernels', 'threads', 'seeds', 'top-1 of 360 held-out digits (%)', 'lowest', 'highest', 'processor',
+                  'commits'], lines)
 
 
 def trained_table(rows: Sequence[Record]) -> Table:

@@ -473,7 +473,7 @@ def gap_interval(name: str, better: str, worse: str) -> str:
     """The 95 % interval of the points between the means of two series."""
     difference = _difference(name, better, worse)
     ends = (difference.low, difference.high) if difference.one == better else (-difference.high, -difference.low)
-    return f'{ends[0]:.0f} to {ends[1]:.0f}'
+    return f'{ends[0]:.1f} to {ends[1]:.1f}'
 
 
 @figure

@@ -6,8 +6,10 @@ traceback. Commands import what they need when they run.
 from __future__ import annotations
 
 import argparse
+import codecs
 import fnmatch
 import importlib
+import io
 import json
 import os
 import re
@@ -187,6 +189,16 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _print_anything() -> None:
+    """Where the encoding of a file or a pipe lacks letters, as on Windows, it gets UTF-8; a terminal question marks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name not in ('utf-8', 'utf-16'):
+            if stream.isatty():
+                stream.reconfigure(errors='replace')
+            else:
+                stream.reconfigure(encoding='utf-8')
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -197,6 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 1 where a check failed, 2 for an error of the user, 130 when interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _print_anything()
     show_traceback = '--traceback' in arguments
     try:
         command = next((argument for argument in arguments if not argument.startswith('-')), None)

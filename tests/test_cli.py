@@ -331,6 +331,16 @@ def test_what_only_reads_imports_neither_torch_nor_timm_nor_matplotlib(argv: lis
     assert 'imported' not in done.stderr
 
 
+def test_what_is_written_to_a_file_has_every_letter_whatever_the_encoding() -> None:
+    """Windows' own has no minus sign, and Python would end the command there."""
+    results = Path(__file__).resolve().parents[1] / 'docs' / 'studies' / 'table2_small.jsonl'
+    written = [subprocess.run([sys.executable, '-m', 'randwire_zoo', 'study', 'report', str(results)],
+                              capture_output=True, env={**os.environ, 'PYTHONIOENCODING': encoding})
+               for encoding in ('cp1252', 'utf-8')]
+    assert [(done.returncode, done.stderr) for done in written] == [(0, b'')] * 2
+    assert written[0].stdout == written[1].stdout and '−' in written[0].stdout.decode()
+
+
 def test_the_module_runs_as_a_program_and_reports_mistakes_without_a_traceback() -> None:
     done = subprocess.run([sys.executable, '-m', 'randwire_zoo', 'draw', 'ws(5,0.5)'], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, '')

@@ -37,6 +37,7 @@ from randwire_zoo.studies.engines import LocalEngine, create_engine
 from randwire_zoo.studies.report import report_table
 from randwire_zoo.studies.results import read_results
 from randwire_zoo.studies.running import run_study
+from randwire_zoo.studies.search import is_search
 from randwire_zoo.studies.study import data_folder, load_study, study_names
 from randwire_zoo.training.evaluation import default_device, evaluate_folder
 from randwire_zoo.training.recipes import load_recipe
@@ -313,13 +314,23 @@ def test_a_detector_may_have_several_gpus_and_needs_detectron2(
     assert not (tmp_path / 'out').exists()
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'docs' / 'studies').glob('*.jsonl')), ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', [path for path in sorted((ROOT / 'docs' / 'studies').glob('*.jsonl'))
+                                  if not is_search(path)], ids=lambda path: path.stem)
 def test_a_study_of_an_earlier_release_is_the_study_that_it_was(path: Path) -> None:
     header, rows = read_results(path)
     study = studies.Study(**header['spec'])
     assert study.sha256 == header['sha256'], 'its folder could not be gone on with'
     trained = {row['training_seed'] for row in rows}
     assert trained == set(study.seeds or trained) and trained <= set(study.trainings)
+
+
+def test_studies_want_a_posix_system(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(studies_cli, 'POSIX', False)
+    for command in (['run', 'mnist'], ['search', 'ws_small']):
+        assert cli.main(['study', *command, '-o', str(tmp_path / 'out')]) == 2
+        assert f'study {command[0]} needs a POSIX system' in one_line(capsys)
+    assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.parametrize('graph, macs, seeds', [

@@ -138,7 +138,7 @@ def _keep_freed_memory() -> None:
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # the last on Windows, where it wants a name
         return  # not glibc
     for parameter in (-1, -3):  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
         # Older versions of glibc refuse what is above half of a heap's largest size, which most tensors are below.

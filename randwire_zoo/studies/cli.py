@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from .work import chosen_kernels
 __all__ = ['main']
 
 SHOWN_CANDIDATES = 4  # of a search
+POSIX = os.name == 'posix'  # process groups, file locks and exit codes of the engines
 
 
 def main(args: argparse.Namespace) -> int:
@@ -49,6 +51,8 @@ def main(args: argparse.Namespace) -> int:
             with chosen_kernels(study, execution) as header:
                 print(f'\n{header}\n{measure_cost(study, networks, args.data_dir, execution)}')
         return 0
+    if not POSIX:
+        raise ValueError(f'study {args.study_command} needs a POSIX system, such as Linux or macOS')
     search = load_search(args.search) if args.study_command == 'search' else None
     study = search.example if search else load_study(args.study)
     if args.workers is not None and args.workers < 1:

@@ -139,11 +139,13 @@ def printable(value: Any) -> Any:
     return [printable(entry) for entry in value] if isinstance(value, list) else value
 
 
-def made_with(rows: Sequence[Row]) -> str:
+def made_with(header: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """What the networks were trained with: one sentence, with all values where rows differ."""
     trained = [row['provenance'] for row in rows if row.get('provenance')]
     known = [made for row in rows if row.get('provenance') for made in [*row.get('earlier', ()), row['provenance']]]
     if not known:
+        if header.get('randwire_zoo'):
+            return f'Made with randwire_zoo {header["randwire_zoo"]}; the rows do not say on what.'
         return 'The rows do not say what they were made with.'
     parts = []
     for name in ('randwire_zoo', 'commit', 'python', 'torch', 'timm', 'processor', 'device', 'kernels', 'precision',

@@ -126,7 +126,7 @@ def _read(path: str | Path) -> _Study:
         [series for series, group in groups.items() if has_one_wiring(group, seeds, named)],
         [series for series, group in groups.items() if has_wirings_to_come(group, seeds, named)],
         _summary(spec, rows, header.get('networks', 0)),
-        problems and f'Of {found.path.name}: {problems}.', made_with(rows))
+        problems and f'Of {found.path.name}: {problems}.', made_with(header, rows))
 
 
 def _summary(spec: dict[str, Any], rows: Sequence[Row], asked: int) -> str:

@@ -58,7 +58,7 @@ def _report(path: str | Path) -> Report:
     problems = '; '.join(found.problems)
     tables = [_winners(spec, rows), _again(spec, done), _candidates(spec, done)]
     return Report(header['study'], summary, spec['notes'], spec, [table for table in tables if table is not None], rows,
-                  made_with(rows), problems and f'Of {found.path.name}: {problems}.')
+                  made_with(header, rows), problems and f'Of {found.path.name}: {problems}.')
 
 
 def _seeds(spec: Mapping[str, Any]) -> list[int]:
