@@ -5,7 +5,6 @@ import csv
 import json
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -54,15 +53,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Give a new folder beside this one, which is missing or empty, and move it into place if the block succeeds."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
-    try:
+    with tempfile.TemporaryDirectory(
+            prefix=f'.{folder.name}-', dir=folder.parent, ignore_cleanup_errors=True) as private:
+        temporary = Path(private) / folder.name
+        temporary.mkdir()  # by whom it may be read is as the user's umask and the folder above say
         yield temporary
-        temporary.chmod(0o755)  # mkdtemp makes private folders
         if folder.exists():
             folder.rmdir()
         temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_atomically(path: str | os.PathLike[str], text: str) -> None:

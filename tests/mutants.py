@@ -106,6 +106,7 @@ MODULES: dict[str, list[str]] = {
     'randwire_zoo/studies/damage.py': ['test_damage'],
     'randwire_zoo/studies/engines.py': ['test_studies', 'test_study_survival'],
     'randwire_zoo/studies/measures.py': ['test_study_measures'],
+    'randwire_zoo/studies/page.py': ['test_study_report', 'test_study_search'],
     'randwire_zoo/studies/plots.py': ['test_study_report'],
     'randwire_zoo/studies/processes.py': ['test_study_survival'],
     'randwire_zoo/studies/proxies.py': ['test_study_proxies'],
@@ -113,6 +114,7 @@ MODULES: dict[str, list[str]] = {
     'randwire_zoo/studies/results.py': ['test_study_identity', 'test_study_survival', 'test_study_report'],
     'randwire_zoo/studies/running.py': ['test_studies', 'test_study_identity', 'test_study_survival'],
     'randwire_zoo/studies/search.py': ['test_study_search'],
+    'randwire_zoo/studies/search_report.py': ['test_study_search', 'test_study_report'],
     'randwire_zoo/studies/study.py': ['test_studies', 'test_study_identity', 'test_study_search'],
     'randwire_zoo/studies/work.py': ['test_studies', 'test_study_identity', 'test_study_measures',
                                      'test_study_survival'],
@@ -279,8 +281,7 @@ def mutants_of(path: str, root: Path = ROOT) -> list[Mutant]:
 def copy_project() -> None:
     """Copy what git knows or would add to TREE, with all packages inside randwire_zoo as an installation has them."""
     shutil.rmtree(TREE, ignore_errors=True)
-    listed = subprocess.run(['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'], cwd=ROOT,
-                            check=True, capture_output=True, text=True).stdout
+    listed = git('ls-files', '-z', '--cached', '--others', '--exclude-standard', check=True).stdout
     for name in filter(None, listed.split('\0')):
         if (ROOT / name).is_file():
             (TREE / name).parent.mkdir(parents=True, exist_ok=True)
@@ -646,11 +647,20 @@ def report(
     return numbers, not news and (not unnamed or len(results) < total)
 
 
+def git(*arguments: str, check: bool = False) -> subprocess.CompletedProcess[str]:
+    """git at work on this checkout, and not on the repository that a hook has in its environment.
+
+    As `randwire_zoo.provenance.git_environment` has it, which must not be imported here: every child imports a mutant.
+    """
+    ours = {name: value for name, value in os.environ.items()
+            if not name.startswith('GIT_') or name.startswith(('GIT_CONFIG_', 'GIT_EXEC_PATH'))}
+    return subprocess.run(['git', *arguments], cwd=ROOT, env=ours, check=check, capture_output=True, text=True)
+
+
 def commit(*paths: str) -> str:
     """The commit that is tested, with a + where these files differ from it."""
-    head = subprocess.run(['git', 'rev-parse', '--short=12', 'HEAD'], cwd=ROOT, check=True, capture_output=True,
-                          text=True)
-    changed = subprocess.run(['git', 'diff', '--quiet', 'HEAD', '--', *paths], cwd=ROOT)
+    head = git('rev-parse', '--short=12', 'HEAD', check=True)
+    changed = git('diff', '--quiet', 'HEAD', '--', *paths)
     return head.stdout.strip() + '+' * changed.returncode
 
 
@@ -659,15 +669,12 @@ def lasting(summary: dict[str, Any]) -> dict[str, Any]:
 
     A clone without its whole history knows few of them, and keeps all.
     """
-    def says(*arguments: str) -> str:
-        return subprocess.run(['git', *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-    whole = says('rev-parse', '--is-shallow-repository') == 'false'
+    whole = git('rev-parse', '--is-shallow-repository').stdout.strip() == 'false'
     kept = {}
     for path, numbers in summary.items():
         if path not in MODULES:
             print(f'{SUMMARY.name}: {path} is left out, which is not mutated any more')
-        elif whole and says('cat-file', '-t', numbers['commit'].rstrip('+')) != 'commit':
+        elif whole and git('cat-file', '-t', numbers['commit'].rstrip('+')).stdout.strip() != 'commit':
             print(f'{SUMMARY.name}: {path} is left out, as git knows no commit {numbers["commit"]}')
         else:
             kept[path] = numbers

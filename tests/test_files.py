@@ -2,21 +2,54 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from randwire_zoo.files import write_atomically
+from randwire_zoo.files import atomic_folder, write_atomically
+
+UMASKS = pytest.mark.parametrize('umask', [0o022, 0o027, 0o002, 0o077], ids=oct)
 
 
-@pytest.mark.parametrize(('umask', 'mode'), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)], ids=oct)
-def test_a_file_may_be_read_by_whom_the_users_umask_lets(umask: int, mode: int, tmp_path: Path) -> None:
-    """As one that open() makes; temporary files are for their owner alone."""
+@pytest.fixture
+def mask(umask: int) -> Iterator[int]:
+    """The umask of a test, which has to leave it as it is."""
     before = os.umask(umask)
     try:
-        write_atomically(tmp_path / 'a.txt', 'a')
-        (tmp_path / 'plain.txt').write_text('a')
-        assert os.umask(umask) == umask, 'the umask is not left as it was'
+        yield umask
     finally:
-        os.umask(before)
-    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ('a.txt', 'plain.txt')] == [mode, mode]
+        assert os.umask(before) == umask, 'the umask is not left as it was'
+
+
+@UMASKS
+def test_a_file_may_be_read_by_whom_the_users_umask_lets(mask: int, tmp_path: Path) -> None:
+    """As one that open() makes; temporary files are for their owner alone."""
+    write_atomically(tmp_path / 'a.txt', 'a')
+    (tmp_path / 'plain.txt').write_text('a')
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ('a.txt', 'plain.txt')] == [0o666 & ~mask] * 2
+
+
+@UMASKS
+@pytest.mark.parametrize('parent', [0o755, 0o2775], ids=oct)  # in the second, all is of the folder's group
+def test_a_folder_may_be_read_by_whom_the_users_umask_lets(mask: int, parent: int, tmp_path: Path) -> None:
+    """As one that mkdir makes, whether it is new or takes the place of an empty one."""
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data').chmod(parent)
+    (tmp_path / 'data' / 'empty').mkdir()
+    for name in ('new', 'empty'):
+        with atomic_folder(tmp_path / 'data' / name) as temporary:
+            (temporary / 'a.txt').write_text('a')
+            assert os.listdir(tmp_path / 'data' / 'empty') == [], 'it appears before it is complete'
+        assert os.listdir(tmp_path / 'data' / name) == ['a.txt']
+    (tmp_path / 'data' / 'plain').mkdir()
+    modes = {name: oct((tmp_path / 'data' / name).stat().st_mode) for name in os.listdir(tmp_path / 'data')}
+    assert modes == dict.fromkeys(('new', 'empty', 'plain'), modes['plain'])
+    assert int(modes['plain'], 8) & 0o777 == 0o777 & ~mask
+
+
+def test_of_a_folder_that_fails_nothing_is_left(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), atomic_folder(tmp_path / 'a' / 'b') as temporary:
+        (temporary / 'c').mkdir()
+        raise KeyError
+    assert os.listdir(tmp_path / 'a') == []

@@ -65,5 +65,27 @@ def test_numbers_that_cannot_be_looked_up_are_left_out(
             f'mutants.json: {ordering} is left out, as git knows no commit {"0" * 12}'] * (clone == 'whole')
 
 
+def test_the_commit_and_the_files_are_this_checkouts_in_a_hook_of_another_repository(
+        tmp_path: Path, git: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ('ours', 'hook'):
+        git('init', '-q', name)
+        (tmp_path / name / name).write_text('a')
+        git('-C', name, 'add', '.')
+        git('-C', name, 'commit', '-q', '-m', name)
+    head = git('-C', 'ours', 'rev-parse', '--short=12', 'HEAD')
+    monkeypatch.setattr(mutants, 'ROOT', tmp_path / 'ours')
+    monkeypatch.setattr(mutants, 'TREE', tmp_path / 'tree')
+    monkeypatch.setattr(mutants, 'BESIDE', ())
+    monkeypatch.setenv('GIT_DIR', str(tmp_path / 'hook' / '.git'))
+    monkeypatch.setenv('GIT_WORK_TREE', str(tmp_path / 'hook'))
+    monkeypatch.setenv('GIT_INDEX_FILE', str(tmp_path / 'hook' / '.git' / 'index'))
+    summary = {'randwire_zoo/graphs.py': {'commit': head}}
+    assert mutants.commit('ours') == head and mutants.lasting(summary) == summary
+    mutants.copy_project()
+    assert [path.name for path in (tmp_path / 'tree').iterdir()] == ['ours']
+    (tmp_path / 'ours' / 'ours').write_text('b')
+    assert mutants.commit('ours') == head + '+'
+
+
 def test_the_numbers_that_are_kept_are_of_files_that_are_mutated() -> None:
     assert json.loads(mutants.SUMMARY.read_text('utf-8')).keys() <= mutants.MODULES.keys()

@@ -1,6 +1,7 @@
 """Whose rows are whose: a row says of which settings it is, and nothing of other settings is mixed in or trained."""
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -15,24 +16,26 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import made_up_study
 import pytest
-import test_study_survival
-from test_study_survival import STUDY, Instant, made_up, run
+from made_up_study import STUDY, Instant, made_up, run
 from tiny_study import GENERATORS, Here, rows_of, write
 from waiting import wait_for
 
 from randwire_zoo.files import write_atomically
 from randwire_zoo.graphs import GraphModel, parse_graph_model, sample_graphs
 from randwire_zoo.studies import engines, running, work
+from randwire_zoo.studies import study as study_module
 from randwire_zoo.studies.engines import SubmititEngine, _Process, _SubmititJob, create_engine
 from randwire_zoo.studies.results import ASIDE, Results, load_results, read_results
 from randwire_zoo.studies.running import networks_of, run_networks, run_study
 from randwire_zoo.studies.study import AS_WRITTEN, Network, Study, load_study
 from randwire_zoo.studies.work import CHANGED, is_row_of, row_path, run_task, write_task
+from randwire_zoo.training import recipes
 from randwire_zoo.training.recipes import CONFIGS
 
 DOCS = Path(__file__).resolve().parents[1] / 'docs' / 'studies'
-networks, instant = test_study_survival.networks, test_study_survival.instant  # fixtures
+networks, instant = made_up_study.networks, made_up_study.instant  # fixtures
 
 
 @pytest.fixture
@@ -163,6 +166,83 @@ def test_results_of_another_study_in_the_same_file_end_it(tmp_path: Path) -> Non
     assert found.problems == found.broken == [] and len(found.rows) == len(ours) - 1
 
 
+def test_the_recipe_is_read_as_often_for_many_networks_as_for_few(
+        networks: list[Network], instant: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def load_recipe(name: str) -> dict[str, Any]:
+        read.append(name)
+        return recipes.load_recipe(name)
+
+    monkeypatch.setattr(study_module, 'load_recipe', load_recipe)
+    times = []
+    for folder, some in ((tmp_path / 'few', networks[:2]), (tmp_path / 'many', networks[:14])):
+        for started in (len(some), 0):  # their tasks are written, and then their rows are there
+            read.clear()
+            engine = Instant(places=14)
+            run(some, folder, engine)
+            assert engine.started == started
+            times.append(len(read))
+    assert times[:2] == times[2:] and min(times) > 0
+    # A study that goes on with another recipe is another one all the same.
+    recipe = recipes.load_recipe(STUDY.recipe)
+    monkeypatch.setattr(study_module, 'load_recipe', lambda name: {**recipe, 'weight_decay': 0.25})
+    with pytest.raises(ValueError, match='belongs to another study'):
+        run(networks[:14], tmp_path / 'many')
+
+
+# Rows that lie beside the tasks
+
+
+@pytest.mark.parametrize('task', ['there', 'missing', 'broken'])
+def test_a_row_that_lies_in_the_folder_is_taken_only_if_it_is_known_to_be_of_these_settings(
+        task: str, networks: list[Network], instant: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network, other = networks[0], replace(STUDY, settings={'lr': 0.5})
+    older = {**made_up(network), 'top1': 77.0}
+    none: tuple[Any, ...] = ({}, [1], None)
+    cases = [({**older, 'sha256': STUDY.network_sha256(network)}, True),
+             ({**older, 'sha256': other.network_sha256(network)}, False),
+             ({**older, 'id': 'another', 'sha256': STUDY.network_sha256(replace(network, id='another'))}, False),
+             (older, task == 'there'),  # an earlier release's says which network it is of, and its task the rest
+             ({**older, 'training_seed': 9}, False), ({**older, 'id': 'another'}, False),
+             *((row, False) for row in none)]
+    for number, ((row, taken), begun) in enumerate(itertools.product(cases, (False, True))):
+        folder = tmp_path / str(number)
+        path = folder / 'tasks' / f'{network.id}.json'
+        checkpoint = folder / 'runs' / network.id / 'last.pth.tar'
+        path.parent.mkdir(parents=True)
+        if task == 'there':
+            write_task(folder, STUDY, network, None)
+        elif task == 'broken':
+            path.write_text('{"sha25')
+        row_path(path).write_text('' if row is None else json.dumps(row))
+        if begun:
+            checkpoint.parent.mkdir(parents=True)
+            checkpoint.touch()
+        engine = Instant()
+        found = run([network], folder, engine).rows[network.id]
+        assert (found['top1'], engine.started) == ((77.0, 0) if taken else (50.0, 1)), row
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == (0 if taken else 1) and all(network.id in line for line in said), row
+        # A row that is none says nothing against a training whose task is there.
+        assert checkpoint.exists() is (begun and (taken or (task == 'there' and row in none))), row
+        assert list(path.parent.glob('*.row')) == []
+
+
+def test_a_process_does_not_take_the_row_that_one_of_other_settings_left(
+        networks: list[Network], no_training: None, tmp_path: Path) -> None:
+    """As of a job that was at work still when its study's file was changed, whose end the next one waits for."""
+    network, other = networks[0], replace(STUDY, settings={'lr': 0.5})
+    task = write_task(tmp_path, STUDY, network, None)
+    row_path(task).write_text(json.dumps({**made_up(network), 'sha256': other.network_sha256(network)}))
+    for _ in range(2):  # its own it leaves as it is
+        run_task(str(task))
+        row = json.loads(row_path(task).read_text())
+        assert row['sha256'] == STUDY.network_sha256(network)
+        row_path(task).write_text(json.dumps({**row, 'top1': 77.0}))
+    assert row['top1'] == 77.0
+
+
 # What the first line says of the networks
 
 
@@ -249,7 +329,7 @@ def test_a_recipe_or_generator_that_changes_while_networks_wait_ends_the_study_a
 
 def test_a_recipe_that_changes_while_tasks_are_written_ends_the_study_before_any_is_begun(
         no_training: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tasks written after the change would agree with it, and nothing later would notice."""
+    """What is written before it is of the former recipe, and what after it is not to be of the new one."""
     study, folder = of_own_files(tmp_path), tmp_path / 'output'
     networks, recipe = networks_of(study, folder), tmp_path / 'recipe.yaml'
 
@@ -258,10 +338,13 @@ def test_a_recipe_that_changes_while_tasks_are_written_ends_the_study_before_any
             recipe.write_text(recipe.read_text() + '\nweight_decay: 0.25\n')
         return write_task(*args)
 
+    started: list[None] = []
     monkeypatch.setattr(running, 'write_task', write_changed)
     with pytest.raises(ValueError, match=rf'recipe\.yaml {CHANGED}'):
-        run_study(study, networks, folder, OneByOne(), progress=False)
-    assert rows_of(folder) == []
+        run_study(study, networks, folder, OneByOne(lambda: started.append(None)), progress=False)
+    assert rows_of(folder) == [] and started == []
+    sha256 = {json.loads(path.read_text())['sha256'] for path in (folder / 'tasks').glob('*.json')}
+    assert sha256.isdisjoint(study.network_sha256(network) for network in networks) and len(sha256) == 3
 
 
 def test_a_process_says_that_its_files_have_changed_and_the_study_stops_the_others(

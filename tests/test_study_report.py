@@ -149,6 +149,37 @@ def test_other_sizes_and_detectors_have_their_columns(tmp_path: Path) -> None:
     assert 'AP by series' in page and page.count('<figure>') == 2 and '>n = 2<' in page
 
 
+def test_a_searchs_table_in_markdown_has_both_winners_with_what_they_cost_and_how_they_did_again(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def one(name: str, top1: float, epochs: int, macs: float, **more: Any) -> dict[str, Any]:
+        return {**row('er(0.2)', 1, top1, id=name, epochs=epochs, macs=macs), **more}
+
+    rows = [one('halving-1-0-e1', 70.0, 1, 2e6), one('halving-1-1-e1', 45.0, 1, 2e6),
+            {**failed('er(0.2)', 1, 'MemoryError: no more'), 'id': 'halving-1-2-e1'},
+            one('halving-1-1-e3', 50.0, 3, 2e6, series='er(0.2), num_nodes 7|9'), one('random-1-0-e3', 60.0, 3, 3e6)]
+    rows += [one(f'{method}-1-winner-{seed}', top1, 3, 2e6) for method, found in (
+        ('halving', (51.0, 53.0, 52.0)), ('random', (55.0, 55.0, 55.0))) for seed, top1 in enumerate(found, 7)]
+    folder = write(tmp_path / 'search', rows, title='Tiny', graph='er({p})', trials=3, seeds=[1], confirm=[7, 8, 9],
+                   space={'p': [0.2], 'num_nodes': ['7|9', 8]})
+    assert cli.main(['study', 'report', str(folder), '--markdown']) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[0] == 'Tiny'
+    lines = [[cell.strip().replace(r'\|', '|') for cell in re.split(r'(?<!\\)\|', line)[1:-1]]
+             for line in said.splitlines() if line.startswith('|')]
+    head = lines[0]
+    found = [dict(zip(head, line, strict=True)) for line in lines if line[:2] in (['1', 'halving'], ['1', 'random'])]
+    # Of those that were trained longest the best, at (1 + 1 + 3) · 2 and 3 · 3; what failed has cost nothing.
+    assert found == [
+        {'seed': '1', 'search': 'halving', 'candidates': '3', 'epochs': '5', 'M multiply-adds × epochs': '10.0',
+         'winner': 'er(0.2), num_nodes 7|9', 'its epochs': '3', 'top-1 (%)': '50.00',
+         'again, other seeds': '52.00 ± 1.00'},
+        {'seed': '1', 'search': 'random', 'candidates': '1', 'epochs': '3', 'M multiply-adds × epochs': '9.0',
+         'winner': 'er(0.2)', 'its epochs': '3', 'top-1 (%)': '60.00', 'again, other seeds': '55.00 ± 0.00'}]
+    assert '-3.00' in said
+    assert cli.main(['study', 'report', str(folder)]) == 0
+    assert not [line for line in capsys.readouterr().out.splitlines() if line.startswith('|')]
+
+
 def test_series_stand_in_the_order_of_the_study(tmp_path: Path) -> None:
     rows = [row(f'{graph} {operation}', seed, 50.0 + seed, graph=graph, node_op=operation)
             for graph in ('ba(2)', 'er(0.2)') for operation in ('sep_conv', 'conv') for seed in (3, 1)]

@@ -21,9 +21,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import made_up_study
 import pytest
 import tiny_study
 import torch
+from made_up_study import STUDY, Instant, made_up, run
 from tiny_study import GENERATORS, IDS, SPEC, Here, arguments, results, rows_of, write
 from tqdm import tqdm
 from waiting import wait_for
@@ -38,12 +40,13 @@ from randwire_zoo.studies.report import report_table
 from randwire_zoo.studies.results import ASIDE, Results, load_results, read_results
 from randwire_zoo.studies.running import run_study
 from randwire_zoo.studies.study import Network, Study, load_study
-from randwire_zoo.studies.work import CANNOT_WRITE, CannotWrite, row_of, row_path, run_task, write_task
+from randwire_zoo.studies.work import CANNOT_WRITE, CannotWrite, row_path, run_task, write_task
 from randwire_zoo.training.recipes import load_recipe
 
 pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs a Unix')
 ASKS_LINUX = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='asks the Linux kernel')
 data, uninterrupted = tiny_study.data, tiny_study.uninterrupted  # fixtures
+networks, instant = made_up_study.networks, made_up_study.instant  # fixtures
 
 
 def start(*args: Any) -> subprocess.Popen[bytes]:
@@ -89,48 +92,6 @@ def in_a_fork(work: Callable[[], object]) -> Iterator[int]:
             os.kill(pid, signal.SIGKILL)
         with suppress(ChildProcessError):
             os.waitpid(pid, 0)
-
-
-class Instant:
-    """An engine whose tasks are done at once: each writes a row of a few kilobytes."""
-
-    def __init__(self, places: int = 3, size: int = 0) -> None:
-        self.places, self.size, self.started = places, size, 0
-        self.stopped: list[Path] = []
-
-    def start(self, tasks: list[Path], places: list[int]) -> list[Any]:
-        return [self.job(task) for task in tasks]
-
-    def job(self, task: Path) -> Any:
-        self.started += 1
-        network = Network(**json.loads(task.read_text())['network'])
-        write_atomically(row_path(task), json.dumps({
-            **row_of(network), 'status': 'done', 'top1': 50.0, 'top5': 90.0, 'padding': 'x' * self.size}))
-        return SimpleNamespace(poll=lambda: 'exit code 0', stop=lambda: self.stopped.append(task))
-
-
-STUDY = Study(title='Made up', graphs=['er(0.5)', 'ba(2)'], seeds=list(range(1, 11)), channels=3,
-              model={'num_nodes': 4, 'stem_stride': 2}, recipe='cifar10/study', data='nothing')
-
-
-@pytest.fixture(scope='module')
-def networks() -> list[Network]:
-    return STUDY.networks()
-
-
-@pytest.fixture
-def instant(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without data, and without waiting."""
-    monkeypatch.setattr(running, 'data_folder', lambda *args: Path())
-    monkeypatch.setattr(running, 'SECONDS', 0.0)
-
-
-def run(networks: list[Network], folder: Path, engine: Any = None) -> Results:
-    return run_study(STUDY, networks, folder, engine or Instant(), progress=False)
-
-
-def made_up(network: Network, size: int = 0) -> dict[str, Any]:
-    return {**row_of(network), 'status': 'done', 'top1': 50.0, 'top5': 90.0, 'padding': 'x' * size}
 
 
 def test_a_study_that_is_half_done_has_as_much_of_every_series(
@@ -492,7 +453,7 @@ def test_a_row_that_was_added_just_before_a_kill_is_not_added_twice(
     results = run(networks[:3], tmp_path)
     task = tmp_path / 'tasks' / f'{networks[0].id}.json'
     write_atomically(row_path(task), json.dumps(results.rows[networks[0].id]))  # added, and not yet taken away
-    write_atomically(row_path(tmp_path / 'tasks' / f'{networks[3].id}.json'), json.dumps(made_up(networks[3])))
+    write_atomically(row_path(write_task(tmp_path, STUDY, networks[3], None)), json.dumps(made_up(networks[3])))
     engine = Instant()
     assert len(run(networks[:4], tmp_path, engine).rows) == 4 and engine.started == 0
     assert len((tmp_path / 'results.jsonl').read_text().splitlines()) == 5

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -43,6 +44,25 @@ def test_the_scripts_come_from_a_given_repository_once_and_stand_alone(tmp_path:
     assert {path.suffix for path in scripts.iterdir() if path.name[0] != '.'} == {'.py'}  # no package called timm
     second = run(tmp_path, 'timm', TIMM_REPO=str(tmp_path / 'nowhere'))
     assert second.returncode == 0 and 'fetching' not in second.stdout
+
+
+def test_a_hook_of_another_repository_is_left_as_it_is_and_the_pinned_commit_is_fetched(
+        git: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of `git rebase --exec`, or before a commit."""
+    for name in ('given', 'hook'):
+        git('init', '-q', name)
+        (tmp_path / name / 'file').write_text(name)
+        git('-C', name, 'add', 'file')
+        git('-C', name, 'commit', '-q', '-m', name)
+    commits = {name: git('-C', name, 'rev-parse', 'HEAD') for name in ('given', 'hook')}
+    before = {path: path.read_bytes() for path in sorted((tmp_path / 'hook').rglob('*')) if path.is_file()}
+    monkeypatch.setenv('RANDWIRE_ZOO_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.setenv('GIT_DIR', str(tmp_path / 'hook' / '.git'))
+    monkeypatch.setenv('GIT_WORK_TREE', str(tmp_path / 'hook'))
+    monkeypatch.setenv('GIT_INDEX_FILE', str(tmp_path / 'hook' / '.git' / 'index'))
+    folder = upstream.fetch(upstream.Source('own', str(tmp_path / 'given'), commits['given'], 'OWN_REPO'))
+    assert (folder / 'file').read_text() == 'given' and git('-C', str(folder), 'rev-parse', 'HEAD') == commits['given']
+    assert {path: path.read_bytes() for path in sorted((tmp_path / 'hook').rglob('*')) if path.is_file()} == before
 
 
 @pytest.fixture

@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from randwire_zoo.provenance import git_environment
+
 
 @dataclass(frozen=True)
 class Source:
@@ -113,8 +115,8 @@ def _run(command: list[str | Path], what: str, cwd: Path | None = None, log: Pat
     """Run a command; a failure becomes one line with what it said last."""
     try:
         done = subprocess.run(
-            command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, errors='replace')
+            command, cwd=cwd, env=env or git_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors='replace')
     except OSError as error:
         raise UpstreamError(f'{what}: {command[0]} does not run: {error.strerror}') from None
     if log is not None:
@@ -187,7 +189,7 @@ def build_detectron2() -> Path:
         print(f'detectron2: building a wheel for torch {version("torch")} (a few minutes)', flush=True)
         _run([sys.executable, '-m', 'pip', 'install', '--quiet', '--upgrade', '--target', tools, *BUILD_TOOLS],
              'detectron2: build tools')
-        env = {'FORCE_CUDA': '0', **os.environ, 'PYTHONPATH': str(tools),
+        env = {'FORCE_CUDA': '0', **git_environment(), 'PYTHONPATH': str(tools),
                'PATH': os.pathsep.join([str(tools / 'bin'), os.environ.get('PATH', os.defpath)])}
         _run([sys.executable, '-m', 'pip', 'wheel', '--no-build-isolation', '--no-deps', '--wheel-dir', part, source],
              'detectron2: the build failed', env=env, log=wheels / 'build.log')

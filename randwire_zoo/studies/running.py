@@ -21,7 +21,7 @@ from .engines import Engine, Job
 from .processes import lock
 from .results import Results
 from .study import AS_WRITTEN, Execution, Network, Study, data_folder
-from .work import CANNOT_WRITE, CHANGED, changed, is_row_of, row_of, row_path, train_net, write_task
+from .work import CANNOT_WRITE, CHANGED, changed, is_row_of, read_row, row_of, row_path, train_net, write_task
 
 __all__ = ['begin', 'forget_failed', 'networks_of', 'run_networks', 'run_study']
 
@@ -88,18 +88,19 @@ def _run(
         study: Study, networks: list[Network], folder: Path, engine: Engine, data_dir: str | None, retry_failed: bool,
         progress: bool, execution: Execution,
 ) -> Results:
-    results = Results(folder, study)
-    _check_rows(study, networks, results)
+    begun = study.snapshot()  # all rows and tasks are of one reading of its files
+    results = Results(folder, begun)
+    _check_rows(begun, networks, results)
     begin(results, {'networks': len(networks), 'one_wiring': study.one_wiring(networks)})
-    if _kept_networks(study, folder) != networks:
+    if _kept_networks(begun, folder) != networks:
         write_atomically(folder / NETWORKS, json.dumps(
-            {'sha256': study.sha256, 'networks': [asdict(network) for network in networks]}))
+            {'sha256': begun.sha256, 'networks': [asdict(network) for network in networks]}))
     if retry_failed:
         forget_failed(results)
     with _Progress(study, networks, folder, results, progress) as bar:
-        pairs = [(study, network) for network in _taking_turns(networks)]
+        pairs = [(begun, network) for network in _taking_turns(networks)]
         waiting = _waiting(pairs, results, data_dir, execution)
-        if study.sha256 != results.sha256:  # the tasks would have been written of what came meanwhile
+        if study.sha256 != results.sha256:  # every process would find that its task is of another recipe
             raise changed(study)
         _work_through(waiting, results, engine, bar.show)
     return results
@@ -216,7 +217,7 @@ def _work_through(
         # may have failed of what stops us here, and is tried again.
         for task, _ in active.values():
             with suppress(OSError):
-                row = _row(task.path)
+                row = read_row(task.path)
                 if row is not None and row['status'] != 'done':
                     row_path(task.path).unlink()
                 _collect(results, task.path)
@@ -234,7 +235,7 @@ def _end(task: _Task, ended: str, waiting: list[_Task], results: Results) -> Non
         raise ValueError(f'{task.network.id}: {ended}')
     if CANNOT_WRITE in ended:
         raise OSError(f'{task.network.id} {ended}; the study goes on from here when it is run again')
-    row = _row(task.path)
+    row = read_row(task.path)
     if row is None or row['status'] != 'done':
         try:
             _probe(folder)
@@ -257,15 +258,9 @@ def _probe(folder: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _row(task: Path) -> dict[str, Any] | None:
-    """The row of a task, if there is one."""
-    path = row_path(task)
-    return read_json(path) if path.is_file() else None
-
-
 def _collect(results: Results, task: Path) -> bool:
     """Add the row of a task to the results, if there is one."""
-    row = _row(task)
+    row = read_row(task)
     if row is None:
         return False
     if row['id'] not in results.rows:  # it may have been added just before an interruption

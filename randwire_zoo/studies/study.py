@@ -21,7 +21,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +260,13 @@ class Study:
         decisive = {name: value for name, value in self._decisive.items() if name not in WHICH_NETWORKS}
         return _sha256([decisive, {name: value for name, value in asdict(network).items() if name != 'series'}])
 
+    def snapshot(self) -> Study:
+        """The same study, which reads the files that it names once, and not again for every network.
+
+        What its sha256 and those of its networks say is of one moment, whatever becomes of the files.
+        """
+        return _Snapshot(**{entry.name: getattr(self, entry.name) for entry in fields(self)})
+
     @property
     def _decisive(self) -> dict[str, Any]:
         decisive = {name: value for name, value in asdict(self).items() if name not in ('title', 'paper', 'notes')
@@ -403,6 +410,14 @@ class Study:
         size = self.input_size
         classes = self.recipe_settings['num_classes']
         return _count(name, json.dumps(kwargs, sort_keys=True), size, classes)
+
+
+class _Snapshot(Study):
+    """A study as it was when it was first asked what decides on its results."""
+
+    @cached_property
+    def _decisive(self) -> dict[str, Any]:  # type: ignore[override]
+        return super()._decisive
 
 
 @cache

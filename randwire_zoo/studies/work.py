@@ -34,7 +34,8 @@ from .processes import end_with_parent, keep_niceness, lock, run_child
 from .study import AS_WRITTEN, Execution, Network, Study, data_folder, graphs_of, load_generators, wiring_of
 
 __all__ = ['CANNOT_WRITE', 'CHANGED', 'WATCH', 'CannotWrite', 'Changed', 'changed', 'chosen_kernels',
-           'forget_training', 'is_row_of', 'row_of', 'row_path', 'run_network', 'run_task', 'train_net', 'write_task']
+           'forget_training', 'is_row_of', 'read_row', 'row_of', 'row_path', 'run_network', 'run_task', 'train_net',
+           'write_task']
 
 WATCH = '--end-with-parent'
 TRAIN = '--train'
@@ -63,20 +64,20 @@ def write_task(
     """Write down what a process has to do; returns the file.
 
     What the folder has of a network of the same id that is another one, as after a change of the study's file, is
-    thrown away: its training would be gone on with, and its accuracy taken for this one's. So is a training of which it
-    is not written down what it is of: it may have been begun in another folder.
+    thrown away: its training would be gone on with, and its accuracy taken for this one's. So is what nothing says of
+    which settings it is, as it may come from another folder: a training without its task, and a row without either its
+    task or, as those of earlier releases, a sha256 of its own.
     """
     path = folder / 'tasks' / f'{network.id}.json'
     sha256 = study.network_sha256(network)
-    before: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        before = read_json(path)
+    before = _mapping(path)
     other = ''
     if 'sha256' in before:
         other = '' if before['sha256'] == sha256 else 'of other settings'
     elif 'network' in before:  # an earlier release wrote the network alone
         other = '' if before['network'] == json.loads(json.dumps(asdict(network))) else 'of other settings'
-    elif _has_checkpoint(folder / 'runs' / network.id):
+    elif _mapping(row_path(path)).get('sha256') != sha256 and (
+            row_path(path).is_file() or _has_checkpoint(folder / 'runs' / network.id)):
         other = f'of unknown settings, as {path} is missing or broken'
     if other:
         print(f'{network.id}: what {folder} has of it is {other}, and is trained anew', file=sys.stderr)
@@ -105,15 +106,49 @@ def is_row_of(row: Mapping[str, Any], study: Study, network: Network) -> bool:
 
     A row of an earlier release says no more than what was trained.
     """
-    if 'sha256' in row:
-        return bool(row['sha256'] == study.network_sha256(network))
-    return all(row.get(name) == value for name, value in json.loads(json.dumps(
-        {'model': network.model, 'kwargs': network.kwargs, 'training_seed': network.training_seed})).items())
+    return _is_of(row, study.network_sha256(network), asdict(network))
+
+
+def _is_of(row: Mapping[str, Any], sha256: str | None, network: Mapping[str, Any]) -> bool:
+    if sha256 is not None and 'sha256' in row:
+        return bool(row['sha256'] == sha256)
+    trained = {name: network[name] for name in ('id', 'model', 'kwargs', 'training_seed')}
+    return all(row.get(name) == value for name, value in json.loads(json.dumps(trained)).items())
 
 
 def row_path(task: Path) -> Path:
     """Where the row of a task will lie."""
     return task.with_suffix('.row')
+
+
+def read_row(task: Path) -> dict[str, Any] | None:
+    """The row that lies beside a task, if it is this task's.
+
+    Any other is thrown away, and what was trained with it: put there by hand, or by a process that outlived the study
+    which it was started for.
+    """
+    path = row_path(task)
+    if not path.is_file():
+        return None
+    said, row = read_json(task), _mapping(path)
+    if _is_of(row, said.get('sha256'), said['network']):
+        return row
+    if row:
+        print(f'{path} is of other settings than {task.name}, and its network is trained anew', file=sys.stderr)
+        forget_training(task.parent.parent, task.stem)
+    else:  # which says nothing against the training
+        print(f'{path} is no row of a network, and is dropped', file=sys.stderr)
+        path.unlink()
+    return None
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """The object of JSON that a file holds; an empty one where it is missing or broken."""
+    with suppress(FileNotFoundError, ValueError):
+        found = read_json(path)
+        if isinstance(found, dict):
+            return found
+    return {}
 
 
 def _starts_path(task: Path) -> Path:
@@ -132,7 +167,7 @@ def run_task(path: str) -> str:
     # A process that outlived the study that started it is waited for: it may be at this network still.
     try:
         with lock(task.with_suffix('.lock'), wait=True, held=f'another process is at {task.stem}') as held:
-            if not row_path(task).is_file():
+            if read_row(task) is None:
                 _do(task, held)
     except Exception as error:
         reason = _storage_trouble(error, task.parent)
