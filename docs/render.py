@@ -49,6 +49,9 @@ PICTURE = ROOT / 'docs' / 'images' / 'scaling.svg'
 FIGURE = re.compile(r'<!--= (?P<words>[^\n]*?) -->(?P<text>.*?)<!--/-->', re.DOTALL)
 FUNCTIONS: dict[str, Callable[..., str]] = {}
 TYPES = {'fp32': 'float32', 'bf16': 'bfloat16'}
+# Other implementations, by the option of a benchmark that names a clone: where that is on GitHub.
+OTHERS = {'seungwonpark': 'seungwonpark/RandWireNN', 'jiaminren': 'JiaminRen/RandWireNN',
+          'scheduler': 'mit-han-lab/inter-operator-scheduler'}
 
 
 def render(document: str) -> str:
@@ -108,6 +111,19 @@ def records(*names: str) -> str:
         lines.setdefault(tables.machine_line(_record(name)), []).append(
             f'[`{name}.json`](data/{name}.json): `{_record(name)["command"]}`')
     return '\n'.join(f'- {line}:\n' + '\n'.join(f'  - {one}' for one in found) for line, found in lines.items())
+
+
+@figure
+def clones() -> str:
+    """Other implementations, with every commit of theirs that a record was made with."""
+    used: dict[str, set[str]] = {}
+    for path in sorted((ROOT / 'docs' / 'data').glob('*.json')):
+        for name, commit in _record(path.stem).get('clones', {}).items():
+            if name in OTHERS:
+                used.setdefault(name, set()).update([commit[:10]] if commit else [])
+    return '\n'.join(
+        f'- {name.upper()}: [{OTHERS[name]}](https://github.com/{OTHERS[name]})'
+        f'{", commit " + " and ".join(sorted(commits)) if commits else ""}' for name, commits in sorted(used.items()))
 
 
 @figure

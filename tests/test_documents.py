@@ -189,6 +189,15 @@ def test_the_quick_start_shown_is_the_newest_with_the_native_kernels() -> None:
     assert f'<!--= quickstart_output -->\n{printed}<!--/-->' in read('docs/train.md')
 
 
+def test_the_commits_of_other_implementations_are_those_of_every_record_that_has_them() -> None:
+    text = read('docs/performance.md')
+    for repository in ('seungwonpark/RandWireNN', 'JiaminRen/RandWireNN', 'mit-han-lab/inter-operator-scheduler'):
+        line, = re.findall(rf'^- .*\(https://github\.com/{repository}\).*$', text, re.MULTILINE)
+        name = line.split(':')[0].removeprefix('- ').lower()
+        commits = {commit[:10] for _, record in records() if (commit := record.get('clones', {}).get(name))}
+        assert set(re.findall(r'\b[0-9a-f]{10}\b', line)) == commits
+
+
 def test_every_study_is_named_where_studies_are_explained() -> None:
     """`…_small` stands for those of the paper's experiments."""
     text = read('docs/studies.md')
