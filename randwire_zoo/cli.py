@@ -42,6 +42,7 @@ examples:
   randwire-zoo data cifar10 data/cifar10
   randwire-zoo data tiny-imagenet tiny-imagenet-200.zip output/tiny-imagenet
   randwire-zoo data caltech-101 caltech-101.zip output/caltech-101
+  randwire-zoo data folder photographs output/photographs
   randwire-zoo data voc labelled output/mine
 """),
     'teacher': ('training.distillation', 'an ImageNet network as the teacher of a set of some of its classes', """\
@@ -58,6 +59,7 @@ examples:
   randwire-zoo eval --model randwire_ws_pico --data-dir digits
   randwire-zoo eval --checkpoint output/train/RUN/last.pth.tar
   randwire-zoo eval --checkpoint output/train/RUN/model_best.pth.tar --img-size 320
+  randwire-zoo eval --checkpoint output/train/RUN/last.pth.tar --confusion confusion.csv
 """),
     'probe': ('training.linear_probe', 'accuracy of a linear classifier of the features of a network', """\
 examples:
@@ -176,7 +178,8 @@ examples:
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('network', metavar='NAME|MODEL',
-                        help='a frozen name (see randwire-zoo list), or a random graph model: er(P), ba(M) or ws(K,P)')
+                        help='a frozen name (see randwire-zoo list), or a random graph model: er(P), ba(M), ws(K,P) or '
+                             'ws_flex(K,P) (WS-flex)')
     model = parser.add_argument_group('for a random graph model')
     model.add_argument('--seed', type=int, metavar='S', help='seed of the generator (default: 1)')
     model.add_argument('--num-nodes', type=int, metavar='N', help='nodes of a stage (default: 32)')

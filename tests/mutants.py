@@ -88,6 +88,7 @@ MODULES: dict[str, list[str]] = {
     'randwire_zoo/training/arguments.py': ['test_cli', 'test_datasets', 'test_distillation', 'test_evaluation',
                                            'test_linear_probe', 'test_quickstart', 'test_training'],
     'randwire_zoo/training/boxes.py': ['test_boxes', 'test_datasets'],
+    'randwire_zoo/training/confusion.py': ['test_evaluation'],
     'randwire_zoo/training/datasets.py': ['test_datasets'],
     'randwire_zoo/training/digits.py': ['test_quickstart'],
     'randwire_zoo/training/distillation.py': ['test_distillation'],

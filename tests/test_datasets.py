@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import re
 import struct
 import tarfile
 import zipfile
@@ -18,7 +19,13 @@ from torchvision.datasets import CIFAR10, MNIST
 from voc import annotation, lay, picture
 
 from randwire_zoo import cli
-from randwire_zoo.training.datasets import read_label_texts, write_caltech101, write_downloaded, write_tiny_imagenet
+from randwire_zoo.training.datasets import (
+    read_label_texts,
+    write_caltech101,
+    write_class_folders,
+    write_downloaded,
+    write_tiny_imagenet,
+)
 from randwire_zoo.training.evaluation import class_indices, open_images
 from randwire_zoo.training.trainer import read_summary
 from randwire_zoo.weights.description import build_model
@@ -200,6 +207,88 @@ def test_boxes_are_split_and_what_is_broken_is_left_out_as_the_command_says(
     assert 'left out: 2.jpg is no image' in capsys.readouterr().out
     assert cli.main(['data', 'voc', str(broken), str(tmp_path / 'none')]) == 2
     assert '--skip-broken leaves out what is so' in capsys.readouterr().err and not (tmp_path / 'none').exists()
+
+
+def photographs() -> dict[str, bytes]:
+    """Three classes of 11, 5 and 2 images, among what else lies in such folders; each image has a shade of its own."""
+    names = [f'{label}/{index:02}.{ending}' for label, count, ending in (('cat', 11, 'jpg'), ('dog', 5, 'JPEG'),
+                                                                       ('train', 2, 'png')) for index in range(count)]
+    return {**{name: picture(shade=number) for number, name in enumerate(names)}, 'cover.jpg': picture(),
+            'cat/notes.txt': b'notes', 'dog/IMG_1.HEIC': b'photograph', 'cat/cut.jpg': picture()[:-200],
+            'dog/empty.png': b'', '.DS_Store': b'junk', 'cat/._00.jpg': b'junk', '.trash/old.jpg': picture()}
+
+
+@pytest.mark.parametrize(('kind', 'every'), [
+    ('folder', 5), ('folder', 2), ('folder', 3), ('folder', 100), ('packed', 5), ('packed folder', 5)])
+def test_class_folders_are_split_class_by_class(
+        kind: str, every: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files, folder = photographs(), tmp_path / 'here'
+    if kind == 'folder':
+        source = lay(tmp_path / 'there', files)
+    else:
+        source = tmp_path / 'there.zip'
+        with zipfile.ZipFile(source, 'w') as archive:
+            for name, data in files.items():
+                if kind == 'packed' or name != 'cover.jpg':
+                    archive.writestr(name if kind == 'packed' else f'photographs/{name}', data)
+    flags = [] if every == 5 else ['--every', str(every)]
+    assert cli.main(['data', 'folder', str(source), str(folder), *flags]) == 0
+    training = held = 0
+    for label, count in (('cat', 11), ('dog', 5), ('train', 2)):
+        names = sorted(name for name in files if re.fullmatch(rf'{label}/\d\d\.\w+', name))
+        out = {name for number, name in enumerate(names, 1) if number % every == 0} or {names[-1]}
+        assert written(folder / 'validation' / label) == sorted(name.partition('/')[2] for name in out)
+        assert written(folder / 'train' / label) == sorted(name.partition('/')[2] for name in set(names) - out)
+        training, held = training + count - len(out), held + len(out)
+    assert len(written(folder)) == training + held == 18 and min(training, held) >= 3
+    for path in folder.rglob('*.*'):
+        assert path.read_bytes() == files[path.relative_to(folder).as_posix().partition('/')[2]]
+    outside = ['left out: 1 images in no class folder, such as cover.jpg'] if kind != 'packed folder' else []
+    said, *lines = capsys.readouterr().out.splitlines()
+    assert said == f'{folder}: 3 classes, {training} training and {held} validation images'
+    assert lines[:-1] == ['left out: 2 files that are not .png, .jpg, .jpeg: 1 .heic, 1 .txt', *outside]
+    assert lines[-1].startswith('left out: 2 that cannot be read, such as cat/cut.jpg is broken')
+    for split, count in (('train', training), ('validation', held)):  # as timm reads it
+        images = open_images(folder, split, num_classes=3)
+        assert class_indices(images) == {'cat': 0, 'dog': 1, 'train': 2} and len(images) == count
+
+
+@pytest.mark.parametrize(('change', 'arguments', 'message'), [
+    ({'one/1.jpg': picture()}, {}, 'the class one has 1 image that can be read (.png, .jpg, .jpeg); it needs one to'),
+    ({'one/1.jpg': picture(), 'one/2.jpg': b'?'}, {}, 'the class one has 1 image that can be read'),
+    ({'notes/all.txt': b'?'}, {}, 'the class notes has no image that can be read'),
+    ({'cat/white/1.jpg': picture()}, {}, 'cat/white/1.jpg lies deeper than in a folder per class; name the folder'),
+    ({'train/cat/1.jpg': picture()}, {}, 'is split already: it has train/; name it as the --data-dir of a training'),
+    ({'Valid/cat/1.jpg': picture(), 'train': None}, {}, 'is split already: it has Valid/'),
+    ({'val/1.jpg': picture()}, {}, 'is split already: it has train/'),
+    ({'dog': None, 'train': None}, {}, 'has one class, cat; it must have a folder of images (.png, .jpg, .jpeg) for'),
+    ({'dog': None, 'train': None, 'cat': None}, {}, 'has no folder of images; it must have a folder of images'),
+    ({}, {'every': 1}, 'every must be at least 2, got 1'),
+])
+def test_class_folders_that_cannot_be_split_are_one_line_and_nothing_is_written(
+        change: dict[str, Any], arguments: dict[str, int], message: str, tmp_path: Path) -> None:
+    gone = [name for name, data in change.items() if data is None]
+    files = {name: data for name, data in {**photographs(), **change}.items() if name.partition('/')[0] not in gone}
+    source = lay(tmp_path / 'there', files)
+    with pytest.raises(ValueError) as error:
+        write_class_folders(source, tmp_path / 'here', **arguments)
+    assert message in str(error.value) and '\n' not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ['there'] and written(source) == sorted(files)
+
+
+def test_class_folders_are_not_split_into_a_folder_in_use_or_into_themselves(tmp_path: Path) -> None:
+    source = lay(tmp_path / 'there', photographs())
+    lay(tmp_path / 'here', {'mine.txt': b'mine'})
+    (source / 'fish').mkdir()
+    with pytest.raises(ValueError, match='the class fish has no image'):
+        write_class_folders(source, tmp_path / 'new')
+    with pytest.raises(FileExistsError, match='here exists and is not empty; name another folder'):
+        write_class_folders(source, tmp_path / 'here')
+    with pytest.raises(ValueError, match=r'lies in .*there, of which it is to be made'):
+        write_class_folders(source, source / 'split')
+    with pytest.raises(FileNotFoundError, match='no archive or folder at'):
+        write_class_folders(tmp_path / 'nowhere', tmp_path / 'new')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['here', 'there'] and not (source / 'split').exists()
 
 
 @pytest.mark.parametrize('change, arguments, message', [

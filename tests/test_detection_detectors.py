@@ -205,6 +205,9 @@ def test_files_that_are_no_detectors_or_another_one_are_refused(detector_file: P
     save_weights(random_model(), tmp_path / 'classifier.safetensors')
     with pytest.raises(ValueError, match=r'classifier\.safetensors holds no detector'):
         load_detector(tmp_path / 'classifier.safetensors')
+    (tmp_path / 'last.pth.tar').write_bytes(b'a checkpoint')
+    with pytest.raises(ValueError, match=r'last\.pth\.tar holds no detector .*`randwire-zoo convert` makes a'):
+        load_detector(tmp_path / 'last.pth.tar')
     for key, value in (('detector', '{"name": "randwire_ws_pico", "soft_nms": true}'), ('detector', '[]'),
                        ('classes', '["disc"]')):
         metadata = {**read_metadata(detector_file), key: value}

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import importlib.util
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -104,6 +106,96 @@ def test_the_command_prints_where_it_runs_and_the_figures_of_the_size_it_is_aske
     assert re.fullmatch(r'device cpu, .*, kernels .*\n'
                         r'randwire at 48 px on 21 images: top-1 [\d.]+ %, top-5 [\d.]+ %, loss [\d.]+\n',
                         capsys.readouterr().out)
+
+
+def table(path: Path) -> tuple[list[str], dict[str, dict[str, int]]]:
+    """The columns of a table of confusion, and its rows."""
+    with path.open(newline='', encoding='utf-8') as file:
+        header, *lines = csv.reader(file)
+    return header, {name: dict(zip(header[1:], map(int, counts), strict=True)) for name, *counts in lines}
+
+
+@pytest.mark.parametrize('batch_size', [4, 21])
+def test_confusion_is_that_counted_image_by_image_and_agrees_with_top1(
+        batch_size: int, images: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / 'new' / 'confusion.csv'
+    assert main(command(images, weights, '--img-size', '32', '--crop-pct', '1', '--batch-size', str(batch_size),
+                        '--confusion', path)) == 0
+    header, rows = table(path)
+    assert header == ['true', *'0123456789'] and list(rows) == list('0123456789')
+    model = build_model('randwire', checkpoint_path=str(weights), **NETWORK).eval()
+    naive = {row: dict.fromkeys('0123456789', 0) for row in '0123456789'}
+    for image in images.glob('test/*/*.png'):
+        pixels = (np.asarray(Image.open(image), np.float32) / 255 - model.pretrained_cfg['mean']
+                  ) / model.pretrained_cfg['std']
+        with torch.inference_mode():
+            logits = model(torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None])[0]
+        naive[image.parent.name][str(int(np.argmax(logits.numpy())))] += 1
+    assert rows == naive and len({max(row, key=lambda name: row[name]) for row in rows.values()}) > 1
+    *_, said, last = capsys.readouterr().out.splitlines()
+    assert last == str(path) and [one.name for one in path.parent.iterdir()] == ['confusion.csv']
+    right = sum(rows[name][name] for name in rows)
+    assert f'on 21 images: top-1 {100 * right / 21:.4f} %' in said
+
+
+def test_confusion_has_a_column_for_outputs_without_images_and_the_names_of_the_training(tmp_path: Path) -> None:
+    """Five outputs of which three have images, whose names need quotes; and equal logits are as top-1 takes them."""
+    names = ['ash, common', 'beech', 'cedar "blue"']
+    for split in ('train', 'validation'):
+        for index in range(8):
+            path = tmp_path / 'data' / split / names[index % 3] / f'{index}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new('RGB', (32, 32), (30 * index, 0, 90)).save(path)
+    result = train(model='randwire', model_kwargs=SMALL, num_classes=5, img_size=32, data_dir=str(tmp_path / 'data'),
+                   output=str(tmp_path), epochs=1, warmup_epochs=0, batch_size=4, workers=0, device='cpu',
+                   progress=False)
+    assert result.folder is not None
+    checkpoint = result.folder / 'last.pth.tar'
+    path = tmp_path / 'confusion.csv'
+    evaluate_checkpoint(checkpoint, progress=False, confusion=path)
+    header, rows = table(path)
+    assert header == ['true', *names, 'output 3', 'output 4']
+    assert {name: sum(row.values()) for name, row in rows.items()} == dict(zip(names, (3, 3, 2), strict=True))
+
+    state = torch.load(checkpoint, weights_only=False)
+    for name in ('fc.weight', 'fc.bias'):
+        state['state_dict'][name].zero_()
+    torch.save(state, checkpoint)
+    metrics = evaluate_checkpoint(checkpoint, progress=False, confusion=path)
+    _, rows = table(path)
+    assert 100 * sum(rows[name][name] for name in rows) / 8 == metrics['top1']
+
+    # By a class map, the images' own names; two may be one class.
+    with open(tmp_path / 'map.pkl', 'wb') as file:
+        pickle.dump(dict(zip(names, (4, 1, 1), strict=True)), file)
+    evaluate_checkpoint(checkpoint, {'class_map': str(tmp_path / 'map.pkl')}, progress=False, confusion=path)
+    header, rows = table(path)
+    assert header == ['true', names[0], f'beech or {names[2]}', names[2], 'output 3', names[0]]
+    assert [line.split(',')[0] for line in path.read_text().splitlines()[1:]] == ['"beech or cedar ""blue"""', '"ash']
+
+
+@pytest.mark.parametrize(('path', 'error', 'message'), [
+    ('confusion.txt', ValueError, 'ends in .csv'), ('folder.csv', ValueError, 'ends in .csv'),
+    ('file/confusion.csv', OSError, 'file'),
+])
+def test_a_table_that_cannot_be_written_is_refused_before_anything_is_measured(
+        path: str, error: type[Exception], message: str, images: Path, weights: Path, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'folder.csv').mkdir()
+    (tmp_path / 'file').write_text('')
+    monkeypatch.setattr('randwire_zoo.training.evaluation.evaluate', lambda *_, **__: pytest.fail('it was measured'))
+    with pytest.raises(error, match=re.escape(message)):
+        main(command(images, weights, '--img-size', '32', '--confusion', tmp_path / path))
+    assert sorted(one.name for one in tmp_path.iterdir()) == ['file', 'folder.csv']
+
+
+def test_an_earlier_table_stays_where_the_evaluation_fails(
+        images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'confusion.csv').write_text('earlier')
+    monkeypatch.setattr('randwire_zoo.training.confusion.Confusion.update', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(command(images, weights, '--img-size', '32', '--confusion', tmp_path / 'confusion.csv'))
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [('confusion.csv', 'earlier')]
 
 
 @pytest.mark.parametrize('folder', ['train', 'training', 'val', 'valid', 'validation', 'eval', 'evaluation', 'test'])
@@ -297,7 +389,7 @@ def test_evaluation_and_training_have_the_same_names_and_defaults_as_validate_py
     parser = argparse.ArgumentParser()
     add_eval_arguments(parser)
     for action in parser._actions:
-        if action.dest not in ('help', *OWN):
+        if action.dest not in ('help', 'confusion', *OWN):
             stock = theirs[action.dest]
             assert action.option_strings[0] in (*stock.option_strings, '--no-ema')
             assert (action.type or str) == (stock.type or str) and action.nargs == stock.nargs

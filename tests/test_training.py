@@ -480,13 +480,15 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line_and_nothing_is_written(imag
     ({'epocs': 3}, ValueError, "unknown key 'epocs'; did you mean epochs"),
     ({'zzz': 3}, ValueError, "unknown key 'zzz'; the trainer knows "),
     ({'epochs': 0}, ValueError, 'epochs must be at least 1, got 0'),
-    ({'batch_size': 64}, ValueError, "'train' has 45 images, fewer than one batch of 64"),
+    ({'batch_size': 64}, ValueError,
+     "'train' has 45 images, fewer than the batch of 64: choose a smaller --batch-size"),
     ({'model': 'randwire_ws_huge'}, ValueError, 'Unknown model'),
     ({'model_kwargs': {'graph': 'ws(3,0.5)'}}, ValueError, 'K'),
     ({'model_kwargs': {'num_node': 3}}, ValueError, "'num_node'; did you mean num_nodes"),
     ({'pretrained': True}, ValueError, "cannot create the model 'randwire'"),
     ({'num_classes': 2}, ValueError, '3 classes, but the model has 2 outputs'),
-    ({'val_split': 'test'}, FileNotFoundError, "no folder 'test'"),
+    ({'val_split': 'test'}, FileNotFoundError, "no folder 'test' in {images}; an image folder has train/ and "
+     'validation/, with a folder per class in each: `randwire-zoo data folder` makes them of class folders'),
     ({'data_dir': 'nowhere'}, FileNotFoundError, 'no data folder nowhere'),
     ({'device': 'cuda:99'}, ValueError, "device 'cuda:99' is not available"),
     ({'lr': 0}, ValueError, 'lr must be above 0, got 0: train.py takes that for none'),
@@ -510,7 +512,7 @@ def test_a_bad_setting_is_one_line_and_nothing_is_written(
     settings = {**PLAIN, 'data_dir': str(images), 'output': str(tmp_path / 'output'), **change}
     with pytest.raises(error) as caught:
         train(**settings, progress=False)
-    assert message in str(caught.value) and '\n' not in str(caught.value)
+    assert message.replace('{images}', str(images)) in str(caught.value) and '\n' not in str(caught.value)
     assert not (tmp_path / 'output').exists()
 
 
@@ -556,8 +558,8 @@ def test_the_command_line_trains_in_mixed_precision_and_prints_its_folder(
     output = capsys.readouterr()
     assert output.out.splitlines()[-1] == str(tmp_path / 'run')
     # Into a file go the lines and no bar; --no-progress takes away no line either.
-    assert (f'model randwire with 3 outputs, data {images} (45 images of 3 classes, 9 held out), output '
-            f'{tmp_path / "run"}\n') in output.out
+    assert (f'model randwire (WS(2, 0.5), seed 1, small regime, N = 4, C = 4, stem stride 4) with 3 outputs, data '
+            f'{images} (45 images of 3 classes, 9 held out), output {tmp_path / "run"}\n') in output.out
     assert 'epoch 1/1: train_loss' in output.out and '\r' not in output.out + output.err
     args = parser.parse_args(['--resume', str(tmp_path / 'run' / 'last.pth.tar'), '--epochs', '2', '--no-progress'])
     assert main(args) == 0
@@ -574,6 +576,38 @@ def test_outputs_without_images_are_told(images: Path, tmp_path: Path, capsys: p
     assert '98 of the 101 outputs have no images; --num-classes 3 leaves none without\n' in capsys.readouterr().out
     train(**{**PLAIN, 'num_classes': 3}, data_dir=str(images), output=str(tmp_path), experiment='as_many')
     assert 'have no images' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('model', 'kwargs', 'said'), [
+    ('randwire', {**NETWORK, 'graph': 'er(0.5)', 'seed': 3, 'channels': 6, 'stem_stride': 2},
+     'randwire (ER(0.5), seed 3, small regime, N = 4, C = 6, stem stride 2) with 3'),
+    ('randwire_ws_small_s2', {'channels': 4, 'stem_stride': 1},
+     'randwire_ws_small_s2 (WS(4, 0.75), seed 2, small regime, N = 32, C = 4, stem stride 1) with 3'),
+    ('resnet10t', {}, 'resnet10t with 3'),
+])
+def test_the_wiring_that_is_trained_is_told(
+        model: str, kwargs: dict[str, Any], said: str, images: Path, tmp_path: Path,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    train(**{**PLAIN, 'model': model, 'model_kwargs': kwargs, 'drop_path': None, 'data_dir': str(images)},
+          output=str(tmp_path), progress=False)
+    assert f'model {said} outputs, data' in capsys.readouterr().out
+
+
+def test_arguments_of_a_recipe_that_are_dropped_are_told(
+        images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / 'recipe.yaml'
+    recipe.write_text(yaml.safe_dump({
+        **PLAIN, 'model_kwargs': {**NETWORK, 'stem_stride': 1, 'node_op': 'conv'}, 'data_dir': str(images)}))
+    for number, (kwargs, dropped) in enumerate([
+            ({**NETWORK, 'node_op': 'sep_conv'}, 'stem_stride: 1'), (NETWORK, 'node_op: conv, stem_stride: 1'),
+            ({**NETWORK, 'stem_stride': 2, 'node_op': 'conv'}, ''), (None, '')]):
+        given = {} if kwargs is None else {'model_kwargs': kwargs}
+        result = train(recipe, output=str(tmp_path), experiment=str(number), progress=False, **given)
+        lines = [line for line in capsys.readouterr().out.splitlines() if 'model_kwargs' in line]
+        assert lines == ([f"model_kwargs takes the place of the recipe's, and drops its {dropped}"] if dropped else [])
+        assert result.folder is not None
+        used = yaml.safe_load((result.folder / 'args.yaml').read_text())['model_kwargs']
+        assert used == (kwargs or {**NETWORK, 'stem_stride': 1, 'node_op': 'conv'}), 'as train.py has it'
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_leaves_nothing_where_it_cannot(

@@ -364,10 +364,10 @@ def _settings(parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_description(path: str | os.PathLike[str]) -> tuple[DetectorConfig, list[str]]:
-    metadata = read_metadata(path)
+    metadata = read_metadata(path) if Path(path).suffix == '.safetensors' else {}
     if metadata.get('kind') != FORMAT:
-        raise ValueError(f'{path} holds no detector of randwire-zoo; `randwire-zoo convert` makes one of what '
-                         'detectron2 has trained')
+        raise ValueError(f'{path} holds no detector of randwire-zoo; `randwire-zoo convert` makes a .safetensors of '
+                         'what detectron2 has trained, and save_detector of a detector in Python')
     try:
         values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
                                   for name, value in json.loads(metadata['detector']).items()}

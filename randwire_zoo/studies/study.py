@@ -416,7 +416,7 @@ class _Snapshot(Study):
     """A study as it was when it was first asked what decides on its results."""
 
     @cached_property
-    def _decisive(self) -> dict[str, Any]:  # type: ignore[override]
+    def _decisive(self) -> dict[str, Any]:
         return super()._decisive
 
 

@@ -5,18 +5,27 @@ import io
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
+
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import one_line
 
-__all__ = ['Files', 'copy_files', 'free_folder', 'open_files', 'read_file']
+__all__ = ['EVERY', 'BrokenFileError', 'Files', 'copy_files', 'free_folder', 'hold_out', 'is_hidden', 'open_files',
+           'open_image', 'read_file']
 
 #: How to read each file, by its name.
 Files = Mapping[str, Callable[[], bytes]]
+#: Which share of images is held out where nothing says which: every so manieth.
+EVERY = 5
+
+
+class BrokenFileError(ValueError):
+    """A file of a source that makes no sense; one line that names it."""
 
 
 def free_folder(folder: str | Path) -> Path:
@@ -44,6 +53,39 @@ def read_file(source: str | Path, files: Files, name: str) -> bytes:
         return files[name]()
     except zipfile.BadZipFile as error:
         raise ValueError(f'{source} is damaged: {one_line(error)}') from None
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file is a system's own, such as what a Mac leaves in archives."""
+    return any(part.startswith('.') or part == '__MACOSX' for part in PurePosixPath(name).parts)
+
+
+def hold_out(names: Sequence[str], every: int) -> tuple[list[str], list[str]]:
+    """What to train on and what to measure on: every so manieth is held out.
+
+    Raises:
+        ValueError: if there would be nothing to train on.
+    """
+    if every < 2:
+        raise ValueError(f'every must be at least 2, got {every}')
+    return [name for index, name in enumerate(names) if index % every != every - 1], list(names[every - 1::every])
+
+
+@contextmanager
+def open_image(name: str, data: bytes) -> Iterator[Image.Image]:
+    """An image of which all pixels are decoded.
+
+    Raises:
+        BrokenFileError: if that cannot be done, or what the block reads of it is broken.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            yield image
+    except UnidentifiedImageError:
+        raise BrokenFileError(f'{name} is no image') from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BrokenFileError(f'{name} is broken: {one_line(error)}') from None
 
 
 @contextmanager

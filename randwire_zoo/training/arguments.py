@@ -48,6 +48,13 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
                      help='train on so many images of each category, whatever the lists say')
     sub.add_argument('--seed', type=int, default=1, metavar='S', help='of that draw (default: %(default)s)')
     sub = kinds.add_parser(
+        'folder', help='your own photographs in a folder per class, split for training',
+        description='Your own photographs, in a folder per class, as the image folder that training reads. Of each '
+                    'class every Nth image by name is held out; of one that has fewer, the last.')
+    sub.add_argument('source', metavar='SOURCE', help='folder, or archive of one, with a folder of images per class')
+    sub.add_argument('folder', metavar='FOLDER', help='image folder to write: train/ and validation/')
+    sub.add_argument('--every', type=int, default=5, metavar='N', help='hold out every Nth (default: %(default)s)')
+    sub = kinds.add_parser(
         'voc', help="your own images with boxes in Pascal VOC's XML files, for detectors",
         description='Images and boxes in COCO\'s layout, from the XML files that programs for drawing boxes write '
                     '(labelImg, CVAT, Roboflow, …). Lists in ImageSets/Main or folders called train and val say what '
@@ -95,6 +102,9 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     _add_average(parser)
     parser.add_argument('--crop-mode', default=argparse.SUPPRESS, choices=CROP_MODES,
                         help="timm's way of cropping (default: as trained)")
+    parser.add_argument('--confusion', metavar='FILE',
+                        help='write a table (.csv) of how many images of each class, in rows, were taken for which, in '
+                             'columns')
     for name in EVAL:
         add_key(parser, KEYS[name], 'as trained')
     add_key(parser, KEYS['kernels'])

@@ -5,7 +5,6 @@ the images in `train/` and `val/`.
 """
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,11 +14,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
-from PIL import Image, UnidentifiedImageError
-
 from ..errors import one_line
 from ..files import atomic_folder
-from .archives import Files, copy_files, free_folder, open_files, read_file
+from .archives import (
+    EVERY,
+    BrokenFileError,
+    Files,
+    copy_files,
+    free_folder,
+    hold_out,
+    is_hidden,
+    open_files,
+    open_image,
+    read_file,
+)
 
 __all__ = ['BoxFolder', 'write_voc']
 
@@ -29,7 +37,6 @@ SPLITS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val'}
 LISTS = 'ImageSets/Main'
 #: Folders of Pascal VOC's masks, which have the names of the images that they are of.
 MASKS = {'SegmentationClass', 'SegmentationObject'}
-EVERY = 5
 ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)  # values of it by which width and height change places
 
@@ -108,10 +115,8 @@ def write_voc(
         ValueError: if there are no such files, one is broken or does not fit its image, or a split is empty.
     """
     folder = free_folder(folder)
-    if every is not None and every < 2:
-        raise ValueError(f'every must be at least 2, got {every}')
     with open_files(Path(source)) as found:
-        files = {name: read for name, read in found.items() if not _hidden(name)}
+        files = {name: read for name, read in found.items() if not is_hidden(name)}
         names = sorted(name for name in files if name.lower().endswith('.xml'))
         if not names:
             raise ValueError(f'{source} has no XML files')
@@ -124,7 +129,7 @@ def write_voc(
             for name in members:
                 try:
                     read[split].append(_read(name, source, files, images))
-                except _BrokenError as error:
+                except BrokenFileError as error:
                     if not skip_broken:
                         raise ValueError(f'{source}: {error}; --skip-broken leaves out what is so') from None
                     left_out.append(str(error))
@@ -164,10 +169,6 @@ def write_voc(
         sum(one.cut for one in both), left_out)
 
 
-class _BrokenError(ValueError):
-    """An XML file and its image that make no sense; one line that names them."""
-
-
 class _Images:
     """The images of a source, by which an XML file finds its own."""
 
@@ -185,12 +186,12 @@ class _Images:
         filename = PurePosixPath(filename.replace('\\', '/')).name  # programs on Windows write its paths
         found = self.by_stem.get(PurePosixPath(annotation).stem) or self.by_name.get(filename) or []
         if not found:
-            raise _BrokenError(f'{annotation} has no image' + (f', nor is there a {filename}' if filename else ''))
+            raise BrokenFileError(f'{annotation} has no image' + (f', nor is there a {filename}' if filename else ''))
         steps = {name: _steps(name, annotation) for name in found}
         nearest = [name for name in found if steps[name] == min(steps.values())]
         nearest = [name for name in nearest if PurePosixPath(name).name == filename] or nearest
         if len(nearest) > 1:
-            raise _BrokenError(f'{annotation} may be of {nearest[0]} or of {nearest[1]}')
+            raise BrokenFileError(f'{annotation} may be of {nearest[0]} or of {nearest[1]}')
         self.used.add(nearest[0])
         return nearest[0]
 
@@ -200,11 +201,6 @@ def _steps(one: str, other: str) -> int:
     left, right = PurePosixPath(one).parts[:-1], PurePosixPath(other).parts[:-1]
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
     return len(left) + len(right) - 2 * shared
-
-
-def _hidden(name: str) -> bool:
-    """Whether a file is a system's own, such as what a Mac leaves in archives."""
-    return any(part.startswith('.') or part == '__MACOSX' for part in PurePosixPath(name).parts)
 
 
 def _split(
@@ -233,9 +229,8 @@ def _split(
                     splits[split].append(name)
         if all(splits.values()):
             return splits, len(names) - sum(map(len, splits.values()))
-    every = every or EVERY
-    return {'train': [name for index, name in enumerate(names) if index % every != every - 1],
-            'val': list(names[every - 1::every])}, 0
+    training, held_out = hold_out(names, EVERY if every is None else every)
+    return {'train': training, 'val': held_out}, 0
 
 
 def _read(name: str, source: str | Path, files: Files, images: _Images) -> _Annotation:
@@ -243,21 +238,21 @@ def _read(name: str, source: str | Path, files: Files, images: _Images) -> _Anno
     try:
         root = ElementTree.fromstring(read_file(source, files, name))
     except ElementTree.ParseError as error:
-        raise _BrokenError(f'{name} is no XML: {one_line(error)}') from None
+        raise BrokenFileError(f'{name} is no XML: {one_line(error)}') from None
     if root.tag != 'annotation':
-        raise _BrokenError(f'{name} is no annotation of Pascal VOC: it begins with <{root.tag}>')
+        raise BrokenFileError(f'{name} is no annotation of Pascal VOC: it begins with <{root.tag}>')
     image = images.find(name, root.findtext('filename', '').strip())
     size = _size(image, read_file(source, files, image))
     said = tuple(_number(name, root.find('size'), side, 0.0) for side in ('width', 'height'))
     if all(said) and said != size:
         turned = ' as its EXIF data turn it' if said == size[::-1] else ''
-        raise _BrokenError(f'{name} is of an image of {said[0]:g}×{said[1]:g} pixels, and {image} has '
+        raise BrokenFileError(f'{name} is of an image of {said[0]:g}×{said[1]:g} pixels, and {image} has '
                            f'{size[0]}×{size[1]}{turned}')
     read = _Annotation(name, image, size)
     for thing in root.findall('object'):
         label, box = thing.findtext('name', '').strip(), thing.find('bndbox')
         if not label or box is None:
-            raise _BrokenError(f'{name} has an object without {"a name" if not label else "a bndbox"}')
+            raise BrokenFileError(f'{name} has an object without {"a name" if not label else "a bndbox"}')
         left, top, right, bottom = (_number(name, box, side) for side in ('xmin', 'ymin', 'xmax', 'ymax'))
         whole = (left - 1, top - 1, right, bottom)
         inside = (max(left - 1, 0.0), max(top - 1, 0.0), min(right, float(size[0])), min(bottom, float(size[1])))
@@ -279,23 +274,17 @@ def _number(name: str, parent: ElementTree.Element | None, tag: str, otherwise: 
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise _BrokenError(f'{name} has the {tag} {text!r}, which is no number')
+        raise BrokenFileError(f'{name} has the {tag} {text!r}, which is no number')
     return value
 
 
 def _size(name: str, data: bytes) -> tuple[int, int]:
     """Width and height of an image as it is shown, which is how detectron2 reads it; all of its pixels are decoded."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            mode, (width, height) = image.mode, image.size
-            turned = image.getexif().get(ORIENTATION) in TURNED
-    except UnidentifiedImageError:
-        raise _BrokenError(f'{name} is no image') from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _BrokenError(f'{name} is broken: {one_line(error)}') from None
+    with open_image(name, data) as image:
+        mode, (width, height) = image.mode, image.size
+        turned = image.getexif().get(ORIENTATION) in TURNED
     if mode.startswith(('I', 'F')):
-        raise _BrokenError(f'{name} has more than 8 bits a pixel, and detectron2 takes all above 255 for white; '
+        raise BrokenFileError(f'{name} has more than 8 bits a pixel, and detectron2 takes all above 255 for white; '
                            'write it with 8 bits first')
     return (height, width) if turned else (width, height)
 

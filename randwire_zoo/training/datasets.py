@@ -5,16 +5,32 @@ import argparse
 import random
 import re
 import zipfile
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+from timm.data import get_img_extensions
 
 from ..errors import one_line
 from ..files import atomic_folder, cache_folder
-from .archives import Files, copy_files, free_folder, open_files
-from .boxes import write_voc
+from .archives import (
+    EVERY,
+    BrokenFileError,
+    Files,
+    copy_files,
+    free_folder,
+    hold_out,
+    is_hidden,
+    open_files,
+    open_image,
+    read_file,
+)
+from .boxes import SPLITS, write_voc
 from .digits import write_digits
 
-__all__ = ['ImageFolder', 'main', 'read_label_texts', 'write_caltech101', 'write_downloaded', 'write_tiny_imagenet']
+__all__ = ['ImageFolder', 'main', 'read_label_texts', 'write_caltech101', 'write_class_folders', 'write_downloaded',
+           'write_tiny_imagenet']
 
 LABEL_TEXTS = 'words.txt'
 CALTECH = '101_ObjectCategories'
@@ -30,12 +46,18 @@ class ImageFolder:
         classes: Number of classes.
         training: Number of training images.
         validation: Number of images that are held out.
+        left_out: What is not there, a phrase each.
     """
 
     folder: Path
     classes: int
     training: int
     validation: int
+    left_out: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        counts = f'{self.classes:,} classes, {self.training:,} training and {self.validation:,} validation images'
+        return '\n'.join([f'{self.folder}: {counts}', *(f'left out: {phrase}' for phrase in self.left_out)])
 
 
 def write_tiny_imagenet(source: str | Path, folder: str | Path) -> ImageFolder:
@@ -167,7 +189,99 @@ def write_downloaded(name: str, folder: str | Path, root: str | Path | None = No
                 place = temporary / split / names[label]
                 place.mkdir(parents=True, exist_ok=True)
                 image.save(place / f'{index:05}.png')
-    return ImageFolder(folder, len(names), *(len(images) for images in splits.values()))
+    return ImageFolder(folder, len(names), len(splits['train']), len(splits['test']))
+
+
+def write_class_folders(source: str | Path, folder: str | Path, every: int = EVERY) -> ImageFolder:
+    """Write the image folder of photographs in a folder per class: train/CLASS/ and validation/CLASS/.
+
+    Of each class every so manieth image by name is held out; of one that has fewer, the last. Images are the files that
+    timm takes for such by the ending of their name, and that can be decoded; others are left out.
+
+    Args:
+        source: A folder with a folder of images per class, or an archive of such folders or of one with them in it.
+        folder: Where to; it appears only when it is complete.
+        every: Hold out every so manieth.
+
+    Raises:
+        FileNotFoundError: if there is no such source.
+        FileExistsError: if the folder exists and is not empty.
+        ValueError: if the folders are not such, or are split already, or a class has less than two images.
+    """
+    folder, source = free_folder(folder), Path(source)
+    if folder.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f'{folder} lies in {source}, of which it is to be made; name another folder')
+    with open_files(source) as found:
+        files = {name: read for name, read in found.items() if not is_hidden(name)}
+        tops = {name.partition('/')[0] for name in files}
+        if not source.is_dir() and len(tops) == 1 and all(name.count('/') > 1 for name in files):
+            files = {name.partition('/')[2]: read for name, read in files.items()}  # the folder that was packed
+        classes, left_out = _class_folders(source, files)
+        wanted: dict[str, str] = {}  # from the name here to the name there
+        training = 0
+        for names in classes.values():
+            train, held_out = hold_out(names, every)
+            if not held_out:
+                train, held_out = names[:-1], names[-1:]
+            wanted.update({f'train/{name}': name for name in train})
+            wanted.update({f'validation/{name}': name for name in held_out})
+            training += len(train)
+        with atomic_folder(folder) as temporary:
+            copy_files(source, files, wanted, temporary)
+    return ImageFolder(folder, len(classes), training, len(wanted) - training, left_out)
+
+
+def _class_folders(source: Path, files: Files) -> tuple[dict[str, list[str]], list[str]]:
+    """The images of each class that can be read, by name, and what is left out."""
+    endings = get_img_extensions()
+    classes: dict[str, list[str]] = {}
+    if source.is_dir():  # an empty one is a class, too
+        classes = {path.name: [] for path in sorted(source.iterdir()) if path.is_dir() and not is_hidden(path.name)}
+    outside: list[str] = []
+    others: Counter[str] = Counter()
+    deeper = ''
+    for name in sorted(files):
+        label, ending = name.rpartition('/')[0], PurePosixPath(name).suffix.lower()
+        if ending not in endings:
+            others[ending or 'without an ending'] += 1
+        elif '/' in label:
+            deeper = deeper or name
+        elif label:
+            classes.setdefault(label, []).append(name)
+        else:
+            outside.append(name)
+    # A class may be called train, and then its folder has images in it.
+    splits = {SPLITS[label.lower()]: label for label in classes if label.lower() in SPLITS}
+    if len(splits) == 2 or deeper.partition('/')[0].lower() in SPLITS:
+        first = splits.get('train') or deeper.partition('/')[0]
+        raise ValueError(f'{source} is split already: it has {first}/; name it as the --data-dir of a training')
+    if deeper:
+        raise ValueError(f'{source}: {deeper} lies deeper than in a folder per class; name the folder that has these')
+    if len(classes) < 2:
+        raise ValueError(f'{source} has {f"one class, {min(classes)}" if classes else "no folder of images"}; it must '
+                         f'have a folder of images ({", ".join(endings)}) for each of two classes or more')
+    whole: dict[str, list[str]] = {label: [] for label in classes}
+    broken: list[str] = []
+    for label, names in classes.items():
+        for name in names:
+            try:
+                with open_image(name, read_file(source, files, name)):
+                    whole[label].append(name)
+            except BrokenFileError as error:
+                broken.append(str(error))
+    for label, names in whole.items():
+        if len(names) < 2:
+            raise ValueError(f'{source}: the class {label} has {len(names) or "no"} image that can be read '
+                             f'({", ".join(endings)}); it needs one to train on and one to hold out')
+    left_out = []
+    if others:
+        kinds = ', '.join(f'{count:,} {ending}' for ending, count in sorted(others.items()))
+        left_out.append(f'{others.total():,} files that are not {", ".join(endings)}: {kinds}')
+    if outside:
+        left_out.append(f'{len(outside):,} images in no class folder, such as {outside[0]}')
+    if broken:
+        left_out.append(f'{len(broken):,} that cannot be read, such as {broken[0]}')
+    return whole, left_out
 
 
 def read_label_texts(folder: str | Path) -> dict[str, str]:
@@ -188,6 +302,9 @@ def main(args: argparse.Namespace) -> int:
     if args.kind == 'digits':
         print(write_digits(args.folder))
         return 0
+    if args.kind == 'folder':
+        print(write_class_folders(args.source, args.folder, args.every))
+        return 0
     if args.kind == 'voc':
         print(write_voc(args.source, args.folder, args.every, args.skip_broken))
         return 0
@@ -197,8 +314,7 @@ def main(args: argparse.Namespace) -> int:
         written = write_downloaded(args.kind, args.folder, args.root)
     else:
         written = write_tiny_imagenet(args.source, args.folder)
-    print(f'{written.folder}: {written.classes:,} classes, {written.training:,} training and '
-          f'{written.validation:,} validation images')
+    print(written)
     return 0
 
 

@@ -24,11 +24,13 @@ from torch import nn
 from tqdm import tqdm
 
 from ..errors import one_line
+from ..files import atomic_path
 from ..kernels.library import chosen
 from ..weights.description import Description, read_settings
 from ..weights.errors import loading
 from ..weights.files import read_metadata
 from .arguments import DATA, EVAL
+from .confusion import Confusion, check_table
 from .recipes import DEFAULTS, KEYS, check_settings
 
 __all__ = ['Conditions', 'autocast', 'check_classes', 'checked', 'checking_loaders', 'class_indices', 'conditions_of',
@@ -53,6 +55,7 @@ def evaluate(
         distributed: bool = False,
         description: str = 'evaluate',
         progress: bool = True,
+        watch: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
 ) -> dict[str, float]:
     """Measure a model on everything that a timm loader yields.
 
@@ -65,6 +68,7 @@ def evaluate(
         distributed: Add up over all processes; the images that pad the last process's share are not counted.
         description: Stands before the progress bar.
         progress: Show the bar, on a terminal.
+        watch: Sees the logits and the class indices of each batch of this process, padding included.
 
     Returns:
         'loss' (mean cross-entropy), 'top1' and 'top5' in per cent.
@@ -82,6 +86,8 @@ def evaluate(
             with amp_autocast():
                 logits = model(images)
             evaluator.update(logits, targets)
+            if watch is not None:
+                watch(logits, targets)
     return dict(evaluator.compute(distributed=distributed))
 
 
@@ -173,6 +179,7 @@ def evaluate_description(
         device: torch.device | str = 'cpu',
         workers: int = 2,
         progress: bool = True,
+        confusion: str | Path | None = None,
 ) -> dict[str, float]:
     """Measure a network on a folder of images, fed as its description says.
 
@@ -185,12 +192,13 @@ def evaluate_description(
         device: Where to run.
         workers: Processes that load images; 0 loads them here.
         progress: Show a progress bar.
+        confusion: File of comma-separated values to write: for each class how many of its images were taken for which.
 
     Returns:
         What `evaluate` returns, and 'img_size' and 'images', how many there were.
 
     Raises:
-        FileNotFoundError: if the folder of the split is missing.
+        OSError: if the folder of the split is missing, or the file cannot be written; before anything is measured.
         ValueError: if there are no images, or other classes than the network has.
     """
     device = torch.device(device)
@@ -200,8 +208,13 @@ def evaluate_description(
     model = model.to(device)
     if conditions.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    metrics = evaluate(
-        model, loader, device, autocast(device, conditions.amp_dtype), conditions.channels_last, progress=progress)
+    counts = Confusion()
+    with nullcontext() if confusion is None else atomic_path(check_table(confusion)) as table:
+        metrics = evaluate(
+            model, loader, device, autocast(device, conditions.amp_dtype), conditions.channels_last, progress=progress,
+            watch=None if table is None else counts.update)
+        if table is not None:
+            counts.write(table, class_indices(images), description.label_names)
     return {**metrics, 'img_size': description.input_size[-1], 'images': len(images)}
 
 
@@ -250,7 +263,7 @@ def evaluate_folder(
 
 def evaluate_checkpoint(
         checkpoint: str | Path = '', settings: Mapping[str, Any] | None = None, progress: bool = True,
-        lines: bool = False,
+        lines: bool = False, confusion: str | Path | None = None,
 ) -> dict[str, Any]:
     """Measure the weights in a file, or published ones, as they were trained, but for what is given here.
 
@@ -264,6 +277,7 @@ def evaluate_checkpoint(
             kernels.
         progress: Show a progress bar.
         lines: Print a line about device and kernels on stdout.
+        confusion: See `evaluate_description`.
 
     Returns:
         What `evaluate_description` returns, and 'name'.
@@ -274,6 +288,8 @@ def evaluate_checkpoint(
         KernelError: if the native kernels were asked for and cannot be built.
     """
     given = checked(settings)
+    if confusion is not None:
+        check_table(confusion)
     description, recorded = find_description(checkpoint, given)
     conditions = conditions_of(recorded, given)
     if recorded and not recorded.get('val_split', True) and 'split' not in given:
@@ -284,7 +300,7 @@ def evaluate_checkpoint(
     with chosen(given.get('kernels'), device, amp_dtype=conditions.amp_dtype) as header:
         if lines:
             print(header, flush=True)
-        metrics = evaluate_description(model, description, conditions, device, workers, progress)
+        metrics = evaluate_description(model, description, conditions, device, workers, progress, confusion)
     return {'name': given.get('model') or description.architecture, **metrics}
 
 
@@ -451,7 +467,9 @@ def open_images(
     if is_folder and (data_dir is None or not Path(data_dir).is_dir()):
         raise FileNotFoundError(f'no data folder{f" {data_dir}" if data_dir else ""}; name one with --data-dir')
     if is_folder and split and not has_split(str(data_dir), split):
-        raise FileNotFoundError(f'no folder {split!r} in {data_dir}')  # timm would take the root for the split
+        # timm would take the root for the split.
+        raise FileNotFoundError(f'no folder {split!r} in {data_dir}; an image folder has train/ and validation/, with '
+                                'a folder per class in each: `randwire-zoo data folder` makes them of class folders')
     mode = input_img_mode or ('L' if input_size[0] == 1 else 'RGB')
     _check_mode(mode, input_size[0])
     try:
@@ -491,7 +509,9 @@ def main(args: argparse.Namespace) -> int:
     """
     given = {name: value for name, value in vars(args).items()
              if name in (*EVAL, 'model', 'split', 'use_ema', 'crop_mode', 'kernels')}
-    metrics = evaluate_checkpoint(args.checkpoint, given, lines=True)
+    metrics = evaluate_checkpoint(args.checkpoint, given, lines=True, confusion=args.confusion)
     print(f"{metrics['name']} at {metrics['img_size']} px on {metrics['images']} images: "
           f"top-1 {metrics['top1']:.4f} %, top-5 {metrics['top5']:.4f} %, loss {metrics['loss']:.4f}")
+    if args.confusion is not None:
+        print(args.confusion)
     return 0

@@ -83,8 +83,8 @@ GROUPS: dict[str, tuple[Key, ...]] = {
     ),
     'model': (
         Key('model', str, 'resnet50', 'name of the model', public=_MODEL),
-        Key('model_kwargs', dict, {}, 'arguments of the model, such as graph=ws(4,0.75) seed=2', many='*',
-            public=_ARGUMENT),
+        Key('model_kwargs', dict, {}, 'arguments of the model, such as graph=ws(4,0.75) seed=2; they take the place of '
+            "all of the recipe's, which hold if not given", many='*', public=_ARGUMENT),
         Key('pretrained', bool, False, 'start from the published weights'),
         Key('pretrained_path', str, None, 'start from the weights in this file, with a new classifier; train.py wants '
             'pretrained beside it'),

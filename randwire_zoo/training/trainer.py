@@ -57,6 +57,7 @@ from tqdm import tqdm
 from ..errors import nearest, one_line
 from ..files import atomic_path, read_summary, write_atomically
 from ..kernels.library import chosen
+from ..network import RandWire
 from ..weights.description import WEIGHT_SOURCES, Description, read_settings
 from ..weights.errors import loading
 from .distillation import RecordedTeacher, check_teachers_classes
@@ -136,7 +137,7 @@ def train(
         KernelError: if the native kernels were asked for and cannot be built.
         PeerFailure: in all processes but one, if there is anything wrong in that one.
     """
-    args = _resolve(config, settings)
+    args, dropped = _resolve(config, settings)
     for module in args.device_modules or ():
         try:
             import_module(module)
@@ -152,6 +153,8 @@ def train(
             kernels = args.kernels or ('torch' if args.torchcompile else None)
             amp_dtype = args.amp_dtype if args.amp else None
             training.say(_together(args, lambda: stack.enter_context(chosen(kernels, device, amp_dtype=amp_dtype))))
+            for line in dropped:
+                training.say(line)
             training.connect()
             try:
                 return training.run()
@@ -185,8 +188,11 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _resolve(config: str | Path | None, settings: dict[str, Any]) -> argparse.Namespace:
-    """Defaults, recipe and explicit settings in one namespace, checked as far as that needs no model and no data."""
+def _resolve(config: str | Path | None, settings: dict[str, Any]) -> tuple[argparse.Namespace, list[str]]:
+    """Defaults, recipe and explicit settings in one namespace, checked as far as that needs no model and no data.
+
+    And a line about each mapping of the recipe of which some is lost: as in train.py, another one takes its place.
+    """
     explicit = check_settings(settings)
     resume = explicit.get('resume')
     if config is None and resume and (Path(resume).parent / 'args.yaml').is_file():
@@ -210,7 +216,13 @@ def _resolve(config: str | Path | None, settings: dict[str, Any]) -> argparse.Na
             args.model_kwargs = {**sources, **args.model_kwargs}
     if args.sync_bn and not args.device.startswith('cuda'):
         raise ValueError(f'sync_bn needs GPUs, got device {args.device!r}')
-    return args
+    dropped = []
+    for name in ('model_kwargs', 'opt_kwargs'):
+        lost = {key: value for key, value in recipe.get(name, {}).items() if key not in getattr(args, name)}
+        if lost:
+            dropped.append(f"{name} takes the place of the recipe's, and drops its "
+                           + ', '.join(f'{key}: {value}' for key, value in lost.items()))
+    return args, dropped
 
 
 def _together(args: argparse.Namespace, action: Callable[[], Made]) -> Made:
@@ -281,6 +293,7 @@ class _Run:
         seed_everything(args.seed, 0, 0)
         self.description = Description.from_settings(vars(args))
         model = self._build_model()
+        self.wiring = _wiring(model, self.description.architecture)
         self.mixup = args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
         if self.mixup and args.batch_size % 2:
             raise ValueError(f'mixup and cutmix need an even batch_size, got {args.batch_size}')
@@ -407,8 +420,10 @@ class _Run:
                 # Workers that live on would carry their random state over from an epoch that a resumed run never saw.
                 persistent_workers=False, **shared)
         if len(loader_train) == 0:
-            raise ValueError(f'{args.train_split!r} has {len(images)} images, fewer than one batch of '
-                             f'{args.batch_size} in each of {args.world_size} processes')
+            batch = (f'one batch of {args.batch_size} in each of {args.world_size} processes' if args.distributed
+                     else f'the batch of {args.batch_size}')
+            raise ValueError(f'{args.train_split!r} has {len(images)} images, fewer than {batch}: choose a smaller '
+                             '--batch-size')
         if held_out is None:
             return loader_train, None
         return loader_train, conditions.loader(self.description, held_out, self.device, args.workers, **shared)
@@ -564,8 +579,9 @@ class _Run:
                 history = read_summary(folder / SUMMARY)
         held_out = f', {len(self.loader_eval.dataset):,} held out' if self.loader_eval is not None else ''
         classes = f' of {len(self.description.label_names)} classes' if self.description.label_names else ''
-        self.say(f'model {args.model} with {args.num_classes} outputs, data {args.data_dir or args.dataset} '
-                 f'({len(self.loader_train.dataset):,} images{classes}{held_out}), output {self.folder}')
+        images = f'{len(self.loader_train.dataset):,} images{classes}{held_out}'
+        self.say(f'model {args.model}{self.wiring} with {args.num_classes} outputs, '
+                 f'data {args.data_dir or args.dataset} ({images}), output {self.folder}')
         unused = args.num_classes - len(self.description.label_names)
         if self.description.label_names and unused:  # a recipe's number beside one's own images, most often
             advice = f'; --num-classes {len(self.description.label_names)} leaves none without'
@@ -681,6 +697,14 @@ class _Run:
         with tqdm(total=total, desc=f'train {epoch + 1}/{self.num_epochs}', unit='img', leave=False,
                   disable=None if self.progress else True) as bar:
             yield bar
+
+
+def _wiring(model: nn.Module, name: str) -> str:
+    """Which RandWire network it is, in brackets; nothing of another."""
+    if not isinstance(model, RandWire):
+        return ''
+    # The name that a frozen wiring begins with has been said; at conv2 all strides of the stem are behind.
+    return f' ({model.extra_repr().removeprefix(f"{name}: ")}, stem stride {model.feature_info[1]["reduction"]})'
 
 
 def _check_same_classes(images: Any, held_out: Any) -> None:
