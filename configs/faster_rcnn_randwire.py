@@ -36,8 +36,11 @@ model.backbone.bottom_up = LazyCall(RandWireBackbone)(
 for key in ('mask_in_features', 'mask_pooler', 'mask_head'):
     del model.roi_heads[key]
 
-# Names of data sets that nobody has registered may be folders in COCO's layout.
-dataloader.train.dataset._target_ = dataloader.test.dataset._target_ = load_dataset_dicts
+# Names of data sets that nobody has registered may be folders in COCO's layout, whose classes are compared with these.
+for split in ('train', 'test'):
+    dataloader[split].dataset._target_ = load_dataset_dicts
+    dataloader[split].dataset.num_classes = '${oc.select:model.roi_heads.num_classes,null}'
+dataloader.test.dataset.trained_on = '${dataloader.train.dataset.names}'
 
 # Detectron's losses and RoIAlign.
 model.proposal_generator.smooth_l1_beta = 1 / 9
@@ -45,8 +48,9 @@ model.roi_heads.box_predictor.smooth_l1_beta = 1.0
 model.roi_heads.box_pooler.sampling_ratio = 2
 model.roi_heads.box_pooler.pooler_type = 'ROIAlign'
 
-# RGB and the weights' own statistics; a single scale.
-model.input_format = dataloader.train.mapper.image_format = 'RGB'
+# RGB and the weights' own statistics; a single scale. What the model says of its images is what it gets.
+dataloader.train.mapper.image_format = 'RGB'
+model.input_format = '${oc.select:dataloader.train.mapper.image_format,RGB}'
 model.pixel_mean = [123.675, 116.28, 103.53]
 model.pixel_std = [58.395, 57.12, 57.375]
 dataloader.train.mapper.use_instance_mask = False

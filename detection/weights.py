@@ -27,9 +27,8 @@ __all__ = ['SCHEMES', 'STAGES', 'are_near', 'compare_statistics', 'detectors_bac
 SCHEMES = ('randwire://', 'hf-hub:')
 #: Of a classifier, what a backbone has no place for.
 HEAD = ('conv_head.', 'bn_head.', 'fc.', 'global_pool.')
-#: Where detectron2's detectors have their backbone, and where torchvision's have it.
-BOTTOM_UP = 'backbone.bottom_up.'
-BODY = 'backbone.body.'
+#: Where detectors have their backbone: detectron2's below a pyramid, torchvision's, and detectron2's without a pyramid.
+PLACES = ('backbone.bottom_up.', 'backbone.body.', 'backbone.')
 STAGES = tuple(f'conv{i}.' for i in range(1, 6))
 
 
@@ -146,32 +145,33 @@ def are_near(one: Iterable[Sequence[float]], other: Iterable[Sequence[float]]) -
                for a, b in zip(one, other, strict=True))
 
 
-def compare_statistics(source: str, mean: Sequence[float], std: Sequence[float], channels: str) -> list[str]:
-    """One line if a detectron2 config feeds published weights other images, or other statistics, than trained them.
+def compare_statistics(source: str, mean: Sequence[float], std: Sequence[float], channels: str) -> str:
+    """One line if a detectron2 model feeds weights other images, or other statistics, than trained them.
 
     Args:
-        source: `MODEL.WEIGHTS`: published weights, those of a repository of the Hub, or those of a staged folder, whose
-            config.json says it. Others are not looked at, nor are those that cannot be had: whoever loads them says so.
-        mean: `MODEL.PIXEL_MEAN`.
-        std: `MODEL.PIXEL_STD`.
-        channels: `INPUT.FORMAT`. Whatever it is, detectron2 hands its channels to conv1 as they come, which knows RGB.
+        source: Where the weights come from. Those that do not say what they were trained with are passed over.
+        mean: The model's `pixel_mean`: `MODEL.PIXEL_MEAN` of a yaml config.
+        std: Its `pixel_std`: `MODEL.PIXEL_STD`.
+        channels: Its `input_format`: `INPUT.FORMAT`; empty where nobody says it. Whatever it is, detectron2 hands its
+            channels to conv1 as they come, which knows RGB.
     """
-    said = source.startswith(SCHEMES) or (
-        Path(source).name == FILENAME and Path(source).with_name('config.json').is_file())
+    if len(mean) != 3:
+        return ''
     try:
-        trained = read_statistics(source) if said else None
-    except (HubError, ValueError):
-        return []
-    if trained is None or len(mean) != 3:
-        return []
+        trained = read_statistics(source)
+    except (OSError, ValueError):  # of the Hub, too
+        trained = None
+    if trained is None:
+        return ''
     wanted = pixel_statistics(*trained)
-    if channels != 'RGB':
-        return [f'{source} was trained on RGB images, and INPUT.FORMAT is {channels}: set INPUT.FORMAT RGB, '
-                f'MODEL.PIXEL_MEAN {wanted[0]} and MODEL.PIXEL_STD {wanted[1]}']
+    if channels not in ('RGB', ''):
+        return (f'{source} was trained on RGB images, and this model gets {channels}: set INPUT.FORMAT RGB (in a '
+                'LazyConfig model.input_format and dataloader.train.mapper.image_format), '
+                f'MODEL.PIXEL_MEAN {wanted[0]} and MODEL.PIXEL_STD {wanted[1]}')
     if are_near(wanted, (mean, std)):
-        return []
-    return [f'{source} was trained with MODEL.PIXEL_MEAN {wanted[0]} and PIXEL_STD {wanted[1]} (of RGB), and '
-            f'the config has {list(mean)} and {list(std)}']
+        return ''
+    return (f'{source} was trained with MODEL.PIXEL_MEAN {wanted[0]} and PIXEL_STD {wanted[1]} (of RGB), and this '
+            f'model has {list(mean)} and {list(std)}')
 
 
 def fit_weights(state: Mapping[str, Tensor], model: nn.Module, name: str, source: object) -> dict[str, Tensor]:
@@ -209,8 +209,9 @@ def fit_weights(state: Mapping[str, Tensor], model: nn.Module, name: str, source
 
 def detectors_backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The backbone's part of a whole detector's weights, by plain names; empty where they are of no detector."""
-    return {key.removeprefix(place): tensor for place in (BOTTOM_UP, BODY) for key, tensor in state.items()
-            if key.startswith(place)}
+    place = next((place for place in PLACES if any(key.startswith(place) for key in state)), None)
+    return {} if place is None else {
+        key.removeprefix(place): tensor for key, tensor in state.items() if key.startswith(place)}
 
 
 def unneeded(model: nn.Module) -> tuple[str, ...]:

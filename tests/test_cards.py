@@ -125,7 +125,7 @@ def test_the_card_tells_detectron2_of_other_pixels_than_its_configs(staged_detec
         assert [value / 255 for value in given['PIXEL_MEAN']] == pytest.approx(trained['mean'])
         assert [value / 255 for value in given['PIXEL_STD']] == pytest.approx(trained['std'])
         assert ('MODEL.PIXEL_MEAN' in options) == (folder is staged_detector)
-        assert compare_statistics(str(folder / 'model.safetensors'), *given.values(), config['INPUT']['FORMAT']) == []
+        assert compare_statistics(str(folder / 'model.safetensors'), *given.values(), config['INPUT']['FORMAT']) == ''
     # Of a config in detectron2's BGR the channels would be others, and not only their statistics in another order.
     assert config['INPUT']['FORMAT'] == 'RGB'
 

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import pickle
 from typing import Any
 
@@ -153,8 +152,10 @@ def test_an_unknown_builder_is_detectron2s_own_error() -> None:
 
 def test_the_builders_read_detectron2s_own_keys() -> None:
     cfg = config(f'build_{NAME}_backbone', 'MODEL.BACKBONE.FREEZE_AT', 3, 'MODEL.RESNETS.NORM', 'BN',
-                 'MODEL.RESNETS.OUT_FEATURES', ['res4', 'res5'], 'MODEL.RESNETS.RES5_DILATION', 2)
+                 'MODEL.RESNETS.OUT_FEATURES', ['res4', 'res5'], 'MODEL.RESNETS.RES5_DILATION', 2,
+                 'INPUT.FORMAT', 'YUV-BT.601')
     backbone = build_backbone(cfg)
+    assert backbone.input_format == 'YUV-BT.601'
     assert {name: shape.stride for name, shape in backbone.output_shape().items()} == {'res4': 16, 'res5': 16}
     assert [next(getattr(backbone, f'conv{i}').parameters()).requires_grad for i in range(1, 6)] == [
         False, False, False, True, True]
@@ -181,33 +182,6 @@ def test_the_pyramids_have_the_levels_of_detectron2s_resnet(kind: str, levels: s
 def test_retinanet_without_res5_says_what_it_lacks() -> None:
     with pytest.raises(ValueError, match='computes P6 and P7 from res5'):
         build_backbone(config(f'build_{NAME}_retinanet_fpn_backbone', 'MODEL.RESNETS.OUT_FEATURES', ['res3', 'res4']))
-
-
-@pytest.mark.parametrize(('weights', 'freeze_at', 'norm', 'warns'), [
-    ('', 2, 'BN', True), ('', 0, 'FrozenBN', True), ('', 0, 'BN', False), ('model.pth', 2, 'FrozenBN', False)])
-def test_frozen_noise_is_warned_of(
-        weights: str, freeze_at: int, norm: str, warns: bool, caplog: pytest.LogCaptureFixture) -> None:
-    cfg = config(f'build_{NAME}_backbone', 'MODEL.WEIGHTS', weights, 'MODEL.BACKBONE.FREEZE_AT', freeze_at,
-                 'MODEL.RESNETS.NORM', norm)
-    with caplog.at_level(logging.WARNING):
-        build_backbone(cfg)
-    assert ('MODEL.WEIGHTS is empty' in caplog.text) == warns
-
-
-PICO = f'randwire://{NAME}.digits'
-
-
-@pytest.mark.parametrize(('weights', 'order', 'mean', 'expected'), [
-    (PICO, 'RGB', [127.5] * 3, ''), (PICO, 'BGR', [127.5] * 3, 'on RGB images, and INPUT.FORMAT is BGR: set'),
-    ('', 'BGR', [127.5] * 3, ''),  # trained from scratch on whatever it is
-    (PICO, 'RGB', [123.675, 116.28, 103.53], 'with MODEL.PIXEL_MEAN [127.5, 127.5, 127.5]')])
-def test_images_that_are_not_those_of_the_weights_are_warned_of(
-        weights: str, order: str, mean: list[float], expected: str, caplog: pytest.LogCaptureFixture) -> None:
-    cfg = config(f'build_{NAME}_backbone', 'MODEL.WEIGHTS', weights, 'INPUT.FORMAT', order, 'MODEL.PIXEL_MEAN', mean,
-                 'MODEL.PIXEL_STD', [127.5] * 3)
-    with caplog.at_level(logging.WARNING):
-        build_backbone(cfg)
-    assert ('was trained' in caplog.text) == bool(expected) and expected in caplog.text
 
 
 def test_random_weights_with_frozen_norm_stay_within_bounds() -> None:

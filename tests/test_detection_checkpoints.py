@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,18 @@ from torch import nn
 pytest.importorskip('detectron2', reason='detectron2 is not installed (`make upstream` builds a wheel)')
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.modeling import build_model
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 
 from randwire_zoo.cli import main
-from randwire_zoo.detection import RandWireBackbone
+from randwire_zoo.detection import RandWireBackbone, fasterrcnn_randwire_fpn, save_detector
 from randwire_zoo.detection.detectron2.checkpoints import extend_checkpointer
 from randwire_zoo.models import WEIGHTS
 from randwire_zoo.weights.files import save_weights
+
+CONFIGS = Path(__file__).parent.parent / 'configs'
+PICO = f'randwire://{NAME}.digits'
 
 
 class Detector(nn.Module):
@@ -93,7 +99,7 @@ def test_a_converted_file_needs_none_of_our_help(tmp_path: Path, monkeypatch: py
     model = random_model()
     save_weights(model, tmp_path / 'zoo.safetensors')
     assert main(['convert', str(tmp_path / 'zoo.safetensors'), str(tmp_path / 'converted.pth')]) == 0
-    for name in ('_torch_load', '_load_model'):
+    for name in ('load', '_torch_load', '_load_model'):
         monkeypatch.setattr(DetectionCheckpointer, name, getattr(DetectionCheckpointer, name).__wrapped__)
     assert_backbone_is(load(tmp_path / 'converted.pth'), model)
 
@@ -165,6 +171,100 @@ def test_a_detector_trained_with_bn_loads_into_frozen_bn_and_back(tmp_path: Path
         for detector in (frozen, again):
             for name, output in detector.eval().bottom_up(images).items():
                 torch.testing.assert_close(output, expected[name], rtol=1e-4, atol=1e-4)
+
+
+def test_a_detector_without_a_pyramid_takes_the_backbone_of_one_that_has_one_and_back(tmp_path: Path) -> None:
+    """Their backbones lie in `backbone.`, `backbone.bottom_up.` and, of torchvision, `backbone.body.`."""
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.head = RandWireBackbone(NAME, norm='BN'), nn.Linear(2, 2)
+
+    plain, pyramid, torchvisions = Plain(), Detector(), fasterrcnn_randwire_fpn(NAME, 4, min_size=64, max_size=64)
+    for name, detector in (('plain', plain), ('pyramid', pyramid)):
+        DetectionCheckpointer(detector, str(tmp_path)).save(name, iteration=9)
+    torch.save(torchvisions.state_dict(), tmp_path / 'torchvision.pth')
+    save_detector(torchvisions, tmp_path / 'torchvision.safetensors')
+    body = torchvisions.backbone.body
+    for file, trained in (('plain.pth', plain.backbone), ('pyramid.pth', pyramid.bottom_up), ('torchvision.pth', body),
+                          ('torchvision.safetensors', body)):
+        other, own = Plain(), load(tmp_path / file)
+        rest = DetectionCheckpointer(other).load(str(tmp_path / file))
+        assert rest.get('iteration') == (9 if file == 'plain.pth' else None)
+        assert torch.equal(other.head.weight, plain.head.weight) == (file == 'plain.pth')
+        for name, tensor in trained.state_dict().items():
+            assert torch.equal(other.backbone.state_dict()[name], tensor), (file, name)
+            assert torch.equal(own.bottom_up.state_dict()[name], tensor), (file, name)
+
+
+def yaml_model(channels: str = 'RGB', mean: list[float] | None = None, freeze_at: int = 0, norm: str = 'BN',
+               *options: Any) -> nn.Module:
+    cfg = get_cfg()
+    cfg.merge_from_file(str(CONFIGS / 'bccd' / 'faster_rcnn_randwire_ws_pico.yaml'))
+    cfg.merge_from_list(['MODEL.DEVICE', 'cpu', 'INPUT.FORMAT', channels, 'MODEL.PIXEL_MEAN', mean or [127.5] * 3,
+                         'MODEL.BACKBONE.FREEZE_AT', freeze_at, 'MODEL.RESNETS.NORM', norm, *options])
+    return build_model(cfg)
+
+
+def lazy_model(channels: str = 'RGB', mean: list[float] | None = None, freeze_at: int = 0,
+               norm: str = 'BN') -> nn.Module:
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(str(CONFIGS / 'faster_rcnn_randwire.py')), [
+        f'dataloader.train.mapper.image_format={channels}', f'model.pixel_mean={mean or [127.5] * 3}',
+        'model.pixel_std=[127.5,127.5,127.5]', f'model.backbone.bottom_up.name={NAME}',
+        f'model.backbone.bottom_up.freeze_at={freeze_at}', f'model.backbone.bottom_up.norm={norm}'])
+    return instantiate(cfg.model)
+
+
+def said(
+        model: nn.Module, source: str | Path, caplog: pytest.LogCaptureFixture, save_dir: str | Path = '') -> list[str]:
+    """What is warned of when a training begins with some weights, or goes on if its folder has a checkpoint."""
+    caplog.clear()
+    DetectionCheckpointer(model, str(save_dir)).resume_or_load(str(source), resume=bool(save_dir))
+    return [record.getMessage() for record in caplog.records if record.name == 'detectron2.randwire_zoo']
+
+
+@pytest.mark.parametrize('build', [yaml_model, lazy_model])
+def test_images_that_are_not_those_of_the_weights_are_warned_of(
+        build: Callable[..., nn.Module], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    usual = [123.675, 116.28, 103.53]
+    checkpoint = torch.load(path := timm_checkpoint(tmp_path, random_model()), weights_only=False)
+    vars(checkpoint['args']).update(mean=[0.5] * 3, std=[0.5] * 3)
+    torch.save(checkpoint, path)
+    for source in (PICO, path):
+        assert said(build(), source, caplog) == []
+        line, = said(build('BGR'), source, caplog)
+        assert line.startswith(f'{source} was trained on RGB images, and this model gets BGR: set INPUT.FORMAT RGB ')
+        line, = said(build(mean=usual), source, caplog)
+        assert line.startswith(f'{source} was trained with MODEL.PIXEL_MEAN [127.5, 127.5, 127.5] and ')
+        assert line.endswith(f'this model has {usual} and [127.5, 127.5, 127.5]')
+    # Trained from scratch, or with a checkpoint of its own, on whatever it is.
+    model = build('BGR', usual)
+    DetectionCheckpointer(model, str(tmp_path)).save('model_0000009', iteration=9)
+    assert said(model, '', caplog) == said(model, tmp_path / 'model_0000009.pth', caplog) == []
+    assert said(model, PICO, caplog, tmp_path) == []
+
+
+def test_a_model_that_does_not_say_what_it_gets_has_it_from_its_config(caplog: pytest.LogCaptureFixture) -> None:
+    architecture = ('MODEL.META_ARCHITECTURE', 'ProposalNetwork')
+    assert not hasattr(yaml_model('RGB', None, 0, 'BN', *architecture), 'input_format')
+    assert said(yaml_model('RGB', None, 0, 'BN', *architecture), PICO, caplog) == []
+    line, = said(yaml_model('BGR', None, 0, 'BN', *architecture), PICO, caplog)
+    assert ' and this model gets BGR: set ' in line
+    assert said(Detector(), PICO, caplog) == []  # it normalises nothing
+
+
+@pytest.mark.parametrize('build', [yaml_model, lazy_model])
+@pytest.mark.parametrize(('freeze_at', 'norm', 'warns'), [(2, 'BN', True), (0, 'FrozenBN', True), (0, 'BN', False)])
+def test_frozen_noise_is_warned_of(
+        freeze_at: int, norm: str, warns: bool, build: Callable[..., nn.Module], tmp_path: Path,
+        caplog: pytest.LogCaptureFixture) -> None:
+    model = build(freeze_at=freeze_at, norm=norm)
+    lines = said(model, '', caplog)
+    assert [line.partition(' of ')[0] for line in lines] == ['MODEL.WEIGHTS is empty, but stages or norms'] * warns
+    assert said(model, '', caplog, tmp_path / 'nothing to resume') == lines
+    assert said(model, PICO, caplog) == []
+    DetectionCheckpointer(model, str(tmp_path)).save('model_0000009', iteration=9)
+    assert said(model, '', caplog, tmp_path) == []  # resumed
 
 
 def write_pickle(path: Path, state: dict[str, torch.Tensor]) -> Path:

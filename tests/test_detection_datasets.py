@@ -16,7 +16,8 @@ from voc import annotation, lay, picture
 
 pytest.importorskip('detectron2', reason='detectron2 is not installed (`make upstream` builds a wheel)')
 
-from detectron2.config import get_cfg
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, load_voc_instances, register_coco_instances
 from detectron2.modeling import build_backbone
@@ -27,6 +28,8 @@ from randwire_zoo.detection import register_coco_folders
 from randwire_zoo.detection.detectron2.datasets import load_dataset_dicts
 from randwire_zoo.frozen import frozen_names
 from randwire_zoo.training.boxes import write_voc
+
+CONFIGS = Path(__file__).parent.parent / 'configs'
 
 # Everything that can be seen of a library that is loaded: what each module and class of it holds, functions by their
 # code, values by what they say, and what its registries, catalogs and path handlers list.
@@ -176,6 +179,9 @@ def test_a_config_with_our_backbone_registers_what_it_names_and_nothing_else(
         build_backbone(cfg)
     assert set(DatasetCatalog) - before == {'seeds_train', 'stems_train'}
     assert caplog.text.count('the data set seeds_train is ') == 1
+    assert [record.getMessage() for record in caplog.records if 'nobody has' in record.getMessage()] == [
+        f'nobody has registered the data set unheard_of, and DETECTRON2_DATASETS, {tmp_path}, lacks '
+        'unheard/annotations/instances_of.json or unheard/of']
     assert caplog.text.count('MODEL.ROI_HEADS.NUM_CLASSES is 80, and ') == 2  # of seeds and stems, and only once
     assert len(DatasetCatalog.get('seeds_train')) == 1 and DatasetCatalog.get('roots_train') == [{'mine': True}]
     DatasetCatalog.register('leaves_train', lambda: [])
@@ -201,16 +207,46 @@ def test_classes_of_data_sets_that_are_registered_already_are_compared_too(
         'MODEL.DEVICE', 'cpu', 'MODEL.BACKBONE.NAME', 'build_randwire_ws_pico_backbone', 'DATASETS.TRAIN',
         ('lichen', 'moss_train'), 'DATASETS.TEST', ('moss_val', 'coco_2017_val')])
     order = f"class 0 is 'disc' in {train} and 'square' in {val}: the AP would be of another class"
-    for num_classes, count in ((80, 1), (80, 1), (2, 2)):
+    for num_classes in (80, 80, 2):
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
         build_backbone(cfg)
-        assert caplog.text.count(order) == count
+        assert caplog.text.count(order) == 1
         assert all(caplog.text.count(f'NUM_CLASSES is 80, and {listing} lists 2 classes') == 1
                    for listing in (train, val))
     assert 'NUM_CLASSES is 2' not in caplog.text and str(other) not in caplog.text
 
 
-def test_what_is_said_while_a_backbone_is_built_is_in_detectron2s_log(
+def test_the_classes_of_a_lazyconfigs_folders_are_compared_with_its_model_and_with_each_other(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """When lazyconfig_train_net.py builds its loaders: before a training, at its evaluations, with --eval-only."""
+    monkeypatch.setenv('DETECTRON2_DATASETS', str(tmp_path))
+
+    def said(folder: str, *splits: str, **numbers: int) -> list[str]:
+        caplog.clear()
+        cfg = LazyConfig.apply_overrides(LazyConfig.load(str(CONFIGS / 'faster_rcnn_randwire.py')), [
+            f'dataloader.train.dataset.names={folder}_train', f'dataloader.test.dataset.names=[{folder}_val]',
+            'dataloader.train.total_batch_size=1', 'dataloader.train.num_workers=0', 'dataloader.test.num_workers=0',
+            *(f'model.roi_heads.{key}={number}' for key, number in numbers.items())])
+        for split in splits:
+            next(iter(instantiate(cfg.dataloader[split])))
+        return [record.getMessage() for record in caplog.records
+                if record.name == 'detectron2.randwire_zoo' and record.levelno >= logging.WARNING]
+
+    for folder in ('algae', 'dulse', 'kelp'):
+        train, val = (write_shapes(tmp_path / folder, split, 1) for split in ('train', 'val'))
+    listed = json.loads(val.read_text())
+    listed['categories'] = [{'id': number, 'name': name} for number, name in enumerate(CLASSES[::-1], 1)]
+    val.write_text(json.dumps(listed))
+    assert said('algae', 'train', 'test', 'test', num_classes=2) == []
+    assert said('dulse', 'train', 'test', 'test') == [
+        f'num_classes is 80, and {tmp_path}/dulse/annotations/instances_{split}.json lists 2 classes'
+        for split in ('train', 'val')]
+    assert said('kelp', 'train', num_classes=2) == []
+    line, = said('kelp', 'test', num_classes=2)
+    assert line.startswith(f"class 0 is 'disc' in {train} and 'square' in {val}: ")
+
+
+def test_what_is_said_while_a_backbone_is_built_and_loaded_is_in_detectron2s_log(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shapes(tmp_path / 'fern', 'train', 1)
     monkeypatch.setenv('DETECTRON2_DATASETS', str(tmp_path))
@@ -221,8 +257,8 @@ def test_what_is_said_while_a_backbone_is_built_is_in_detectron2s_log(
         cfg = get_cfg()
         cfg.merge_from_list([
             'MODEL.DEVICE', 'cpu', 'MODEL.BACKBONE.NAME', 'build_randwire_ws_pico_backbone', 'DATASETS.TRAIN',
-            ('fern_train',), 'DATASETS.TEST', (), 'MODEL.WEIGHTS', ''])
-        build_backbone(cfg)
+            ('fern_train',), 'DATASETS.TEST', ()])
+        DetectionCheckpointer(build_backbone(cfg)).load('')
     finally:
         vars(theirs).update(before)
         theirs.setLevel(before['level'])  # with what loggers below it have remembered

@@ -114,20 +114,21 @@ def test_statistics_are_read_from_where_the_weights_say_them(tmp_path: Path, mon
 def test_statistics_of_a_config_that_are_not_those_of_the_weights_are_one_line(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, half = f'randwire://{NAME}.digits', [127.5] * 3
-    assert compare_statistics(source, half, half, 'RGB') == compare_statistics(source, [127.1] * 3, half, 'RGB') == []
-    line, = compare_statistics(source, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375], 'RGB')
-    assert line == (f'{source} was trained with MODEL.PIXEL_MEAN {half} and PIXEL_STD {half} (of RGB), and the config '
+    assert compare_statistics(source, half, half, 'RGB') == compare_statistics(source, [127.1] * 3, half, 'RGB') == ''
+    line = compare_statistics(source, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375], 'RGB')
+    assert line == (f'{source} was trained with MODEL.PIXEL_MEAN {half} and PIXEL_STD {half} (of RGB), and this model '
                     'has [123.675, 116.28, 103.53] and [58.395, 57.12, 57.375]')
     row = WEIGHTS[f'{NAME}.digits']
     monkeypatch.setitem(WEIGHTS, row.name, replace(row, mean=(0.1, 0.2, 0.3)))
     rising, falling = [25.5, 51, 76.5], [76.5, 51, 25.5]
-    assert compare_statistics(source, rising, half, 'RGB') == []
-    assert f'MODEL.PIXEL_MEAN {list(map(float, rising))} ' in compare_statistics(source, falling, half, 'RGB')[0]
+    for channels in ('RGB', ''):
+        assert compare_statistics(source, rising, half, channels) == ''
+        assert f'MODEL.PIXEL_MEAN {list(map(float, rising))} ' in compare_statistics(source, falling, half, channels)
     # Whatever order they are in, other channels are not what conv1 was trained on.
     for channels, mean in (('BGR', falling), ('BGR', rising), ('YUV-BT.601', rising), ('L', rising)):
-        line, = compare_statistics(source, mean, half, channels)
-        assert line == (f'{source} was trained on RGB images, and INPUT.FORMAT is {channels}: set INPUT.FORMAT RGB, '
-                        f'MODEL.PIXEL_MEAN {list(map(float, rising))} and MODEL.PIXEL_STD {half}')
+        line = compare_statistics(source, mean, half, channels)
+        assert line.startswith(f'{source} was trained on RGB images, and this model gets {channels}: set ')
+        assert line.endswith(f', MODEL.PIXEL_MEAN {list(map(float, rising))} and MODEL.PIXEL_STD {half}')
     # Of a folder as it is staged, and of a repository of the Hub that is in the cache; one that is not is passed over.
     folder = tmp_path / 'models--someone--pico' / 'snapshots' / ('0' * 40)
     folder.mkdir(parents=True)
@@ -135,14 +136,16 @@ def test_statistics_of_a_config_that_are_not_those_of_the_weights_are_one_line(
     hub, file = f'hf-hub:someone/pico@{"0" * 40}', str(folder / 'model.safetensors')
     save_weights(random_model(), folder / 'model.safetensors')
     for there in (hub, file):
-        assert compare_statistics(there, [0] * 3, half, 'RGB') == []
+        assert compare_statistics(there, [0] * 3, half, 'RGB') == ''
     (folder / 'config.json').write_text(json.dumps({'pretrained_cfg': {'mean': [0.1, 0.2, 0.3], 'std': [0.5] * 3}}))
     for there in (hub, file):
-        assert compare_statistics(there, rising, half, 'RGB') == []
-        line, = compare_statistics(there, [123.675, 116.28, 103.53], half, 'RGB')
+        assert compare_statistics(there, rising, half, 'RGB') == ''
+        line = compare_statistics(there, [123.675, 116.28, 103.53], half, 'RGB')
         assert line.startswith(f'{there} was trained with MODEL.PIXEL_MEAN {list(map(float, rising))} ')
-    for other, mean in (('model.pth', [0] * 3), ('', [0] * 3), (f'randwire://{NAME}.nobodys', [0] * 3), (source, [0])):
-        assert compare_statistics(other, mean, mean, 'RGB') == []
+    # What says nothing of its images.
+    torch.save(random_model().state_dict(), bare := str(tmp_path / 'bare.pth'))
+    for other, mean in ((bare, [0] * 3), (f'randwire://{NAME}.nobodys', [0] * 3), (source, [0]), (source, [])):
+        assert compare_statistics(other, mean, mean, 'BGR') == ''
 
 
 @pytest.mark.parametrize('norm', ['BN', 'FrozenBN'])

@@ -220,6 +220,9 @@ def test_plain_train_net(tools: Tools) -> None:
 def test_lazyconfig_train_net_trains_and_evaluates_the_twin(tools: Tools) -> None:
     assert 'copypaste: Task: bbox' in tools['lazy']
     assert metrics(tools.folder / 'lazy')[-1]['iteration'] == 4
+    # Its pixels are those of other weights, and its folders have the classes that it says.
+    assert 'randwire://randwire_ws_pico.digits was trained with MODEL.PIXEL_MEAN [127.5, ' in tools['lazy']
+    assert 'num_classes is' not in tools['lazy']
     assert 'copypaste: Task: bbox' in tools['lazy eval']
 
 

@@ -50,6 +50,7 @@ class RandWireBackbone(RandWire, Backbone):
     """
 
     num_frozen = 0  # of conv1 … conv5
+    input_format = ''  # of the images: `INPUT.FORMAT`, where a config says it
 
     def __init__(
             self, name: str, out_features: Sequence[str] = FEATURES[1:], norm: str = 'FrozenBN', freeze_at: int = 0,

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ['build_backbone', 'build_fpn_backbone', 'build_retinanet_fpn_backbone']
 
-#: What has been asked of data sets' classes: whoever builds the same again has been told.
-_COMPARED: set[Any] = set()
-
 
 def build_backbone(name: str, cfg: Any, input_shape: ShapeSpec) -> RandWireBackbone:
     """Build the network of a name as a detectron2 config says.
@@ -36,33 +33,19 @@ def build_backbone(name: str, cfg: Any, input_shape: ShapeSpec) -> RandWireBackb
     Raises:
         ValueError: naming the key's value and what is allowed.
     """
-    from ..weights import compare_statistics
     from .backbone import RandWireBackbone
-    from .datasets import compare_classes, logger, register_coco_folders, registered_listings
+    from .datasets import register_and_compare
 
-    register_coco_folders(names=[*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-    differences = compare_statistics(
-        cfg.MODEL.WEIGHTS, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT)
     head = {'GeneralizedRCNN': 'ROI_HEADS', 'RetinaNet': 'RETINANET'}.get(cfg.MODEL.META_ARCHITECTURE)
-    if head is not None:
-        question = (*(tuple(registered_listings(names)) for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)),
-                    f'MODEL.{head}.NUM_CLASSES', cfg.MODEL[head].NUM_CLASSES)
-        if question not in _COMPARED:
-            _COMPARED.add(question)
-            differences += compare_classes(*question)
-    for difference in differences:
-        logger.warning('%s', difference)
+    register_and_compare(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, f'MODEL.{head}.NUM_CLASSES',
+                         None if head is None else cfg.MODEL[head].NUM_CLASSES)
     keys = cfg.MODEL.RESNETS
     if keys.RES5_DILATION not in (1, 2):
         raise ValueError(f'MODEL.RESNETS.RES5_DILATION must be 1 or 2, got {keys.RES5_DILATION}')
     backbone = RandWireBackbone(
         name, out_features=keys.OUT_FEATURES, norm=keys.NORM, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         in_chans=input_shape.channels, output_stride=32 // keys.RES5_DILATION)
-    if not cfg.MODEL.WEIGHTS and (cfg.MODEL.BACKBONE.FREEZE_AT > 0 or keys.NORM == 'FrozenBN'):
-        logger.warning(
-            'MODEL.WEIGHTS is empty, but MODEL.BACKBONE.FREEZE_AT is %d and MODEL.RESNETS.NORM is %s: unless a '
-            'checkpoint is resumed, %s keeps random parameters. Name weights, or train all of it with '
-            'MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN', cfg.MODEL.BACKBONE.FREEZE_AT, keys.NORM, name)
+    backbone.input_format = cfg.INPUT.FORMAT
     return backbone
 
 

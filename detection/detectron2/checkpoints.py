@@ -1,11 +1,14 @@
 """What `MODEL.WEIGHTS` may name for a model with a RandWire backbone, beyond what detectron2 reads itself.
 
 detectron2's checkpointer matches names and only warns where nothing matches, and its file readers know neither timm's
-checkpoints nor the Hub. Its two private methods for reading a file and for loading what was read are wrapped here: the
-first one finds the backbone's place in the detector, the second one makes sure that no tensor of the backbone was left
-as it was, and that none was left over. This is the one place where a class of detectron2's is changed, as it has no
-hook for it; it happens when `backbone` is imported, so where no RandWire backbone is built, detectron2 is as it was,
-and models without one are loaded by the methods as they were.
+checkpoints nor the Hub. Three of its methods are wrapped here. `load` warns of a frozen backbone that gets no weights;
+the private one that reads a file finds the backbone's place in the detector, and warns if the weights know other images
+than the model gets; the private one that loads what was read makes sure that no tensor of the backbone was left as it
+was, and that none was left over. Models of yaml configs, LazyConfigs and plain Python all pass here.
+
+This is the one place where a class of detectron2's is changed, as it has no hook for it; it happens when `backbone` is
+imported, so where no RandWire backbone is built, detectron2 is as it was, and models without one are loaded by the
+methods as they were.
 """
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint.detection_checkpoint import DetectionCheckpointer
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling.backbone.backbone import Backbone
 from detectron2.utils.file_io import PathHandler, PathManager
 from torch import nn
@@ -25,6 +29,7 @@ from randwire_zoo.network import RandWire
 from ..weights import (
     SCHEMES,
     STAGES,
+    compare_statistics,
     detectors_backbone,
     fit_weights,
     locate_weights,
@@ -32,6 +37,7 @@ from ..weights import (
     read_state,
     unneeded,
 )
+from .datasets import logger
 
 __all__ = ['WeightsHandler', 'extend_checkpointer']
 
@@ -63,25 +69,57 @@ def _backbones(model: nn.Module) -> dict[str, Any]:
             if isinstance(child, RandWire) and isinstance(child, Backbone)}
 
 
+def _wrap_load(original: Any) -> Any:
+    @functools.wraps(original)
+    def load(self: DetectionCheckpointer, path: str, *args: Any, **kwargs: Any) -> Any:
+        for backbone in () if path else _backbones(self.model).values():
+            if backbone.num_frozen or any(isinstance(module, FrozenBatchNorm2d) for module in backbone.modules()):
+                logger.warning(
+                    'MODEL.WEIGHTS is empty, but stages or norms of %s are frozen and keep random parameters. Name '
+                    'weights (in a LazyConfig train.init_checkpoint), or train all of it with MODEL.BACKBONE.FREEZE_AT '
+                    '0 MODEL.RESNETS.NORM BN (in a LazyConfig freeze_at=0 norm=BN of the backbone)', backbone.name)
+        return original(self, path, *args, **kwargs)
+
+    return load
+
+
 def _wrap_torch_load(original: Any) -> Any:
     @functools.wraps(original)
     def _torch_load(self: DetectionCheckpointer, f: str) -> Any:
         backbones = _backbones(self.model)
         if not backbones:
             return original(self, f)
-        state = read_state(_SOURCES.pop(f, f))
+        source = _SOURCES.pop(f, f)
+        state = read_state(source)
         pickled = not str(f).endswith('.safetensors')
-        if any(name.startswith(prefix) for prefix in backbones if prefix for name in state):
+        places = tuple(prefix + stage for prefix in backbones if prefix for stage in STAGES)
+        if any(name.startswith(places) for name in state):
             # A whole detector, with what else its checkpoint holds.
             return original(self, f) if pickled else {'model': state}
         # With a backbone alone its own checkpoint looks as weights from elsewhere do, but has more in it. What a whole
         # detector's has is of another training.
         own = pickled and '' in backbones and not detectors_backbone(state)
         rest = _other_entries(original, self, f) if own else {}
-        return {**rest, 'model': {prefix + name: tensor for prefix, backbone in backbones.items()
-                                  for name, tensor in fit_weights(state, backbone, backbone.name, f).items()}}
+        model = {prefix + name: tensor for prefix, backbone in backbones.items()
+                 for name, tensor in fit_weights(state, backbone, backbone.name, f).items()}
+        _compare_images(self.model, source)
+        return {**rest, 'model': model}
 
     return _torch_load
+
+
+def _compare_images(model: nn.Module, source: str) -> None:
+    """Warn if the images that a model gets are not those of the weights that it starts from."""
+    mean, std = ([round(value, 3) for value in tensor.flatten().tolist()] for tensor in (
+        _first(model, name, torch.Tensor, torch.zeros(0)) for name in ('pixel_mean', 'pixel_std')))
+    if difference := compare_statistics(source, mean, std, _first(model, 'input_format', str, '')):
+        logger.warning('%s', difference)
+
+
+def _first(model: nn.Module, name: str, kind: type, default: Any) -> Any:
+    """An attribute of the outermost module that has it."""
+    values = (getattr(module, name, None) for module in model.modules())
+    return next((value for value in values if isinstance(value, kind)), default)
 
 
 def _other_entries(original: Any, checkpointer: DetectionCheckpointer, f: str) -> dict[str, Any]:
@@ -116,7 +154,7 @@ def _wrap_load_model(original: Any) -> Any:
 def extend_checkpointer() -> None:
     """Teach detectron2's checkpointer and its path manager the weights of RandWire backbones, once."""
     PathManager.register_handler(WeightsHandler(), allow_override=True)
-    for name, wrap in (('_torch_load', _wrap_torch_load), ('_load_model', _wrap_load_model)):
+    for name, wrap in (('load', _wrap_load), ('_torch_load', _wrap_torch_load), ('_load_model', _wrap_load_model)):
         method = getattr(DetectionCheckpointer, name)
         if not hasattr(method, MARK):  # and not `__wrapped__`, which other people's wrappers have too
             method = wrap(method)

@@ -6,7 +6,7 @@
 is the data set `bccd_train`, with the classes that the file lists. detectron2 learns of it
 
 - where the config of a RandWire backbone names `bccd_train` and nobody has registered that name, when the backbone is
-  built;
+  built, or in a LazyConfig with `load_dataset_dicts`, when the data are;
 - by `register_coco_folders()`, which registers all of them, in a program of one's own;
 - by DETECTRON2_ENV_MODULE=randwire_zoo.detection.datasets in the environment, which is detectron2's own way to run such
   a call, for those of its tools that build no model (visualize_data.py) or read data before they do
@@ -26,12 +26,14 @@ from typing import Any
 
 from randwire_zoo.files import read_json
 
-__all__ = ['compare_classes', 'find_listing', 'load_dataset_dicts', 'logger', 'read_classes', 'register_coco_folders',
-           'registered_listings', 'setup_environment']
+__all__ = ['compare_classes', 'find_listing', 'load_dataset_dicts', 'logger', 'read_classes', 'register_and_compare',
+           'register_coco_folders', 'setup_environment']
 
 #: Below detectron2's own logger: what comes by that one is in its log.txt, and on the screen only once of all ranks.
 logger = logging.getLogger('detectron2.randwire_zoo')
 LAYOUT = '*/annotations/instances_*.json'
+#: What has been asked of data sets' classes, and what has been said: nobody is told twice.
+_TOLD: set[Any] = set()
 
 
 def register_coco_folders(root: str | os.PathLike[str] | None = None, names: Sequence[str] | None = None) -> list[str]:
@@ -91,7 +93,40 @@ def read_classes(path: str | Path) -> list[str]:
         raise ValueError(f'{path} lists no categories as COCO does') from None
 
 
-def registered_listings(names: Iterable[str]) -> list[Path]:
+def register_and_compare(train: Sequence[str], test: Sequence[str], key: str, num_classes: int | None) -> None:
+    """Register what of these data sets is a folder and nobody has registered, say what is none, and warn of classes as
+    `compare_classes` does; each once.
+
+    Args:
+        train: Names of the data sets that are trained on.
+        test: Of those that are tested on.
+        key: The config's key of the number of classes.
+        num_classes: Its value; None compares nothing.
+    """
+    from detectron2.data.catalog import DatasetCatalog
+
+    names = [*train, *test]
+    register_coco_folders(names=names)
+    for name in names:
+        if name not in DatasetCatalog:
+            folder, _, split = name.rpartition('_')
+            _say_once(logging.INFO, f'nobody has registered the data set {name}, and DETECTRON2_DATASETS, {_root()}, '
+                                    f'lacks {folder}/annotations/instances_{split}.json or {folder}/{split}')
+    question = (tuple(_registered_listings(train)), tuple(_registered_listings(test)), key, num_classes)
+    if num_classes is None or question in _TOLD:
+        return
+    _TOLD.add(question)
+    for difference in compare_classes(question[0], question[1], key, num_classes):
+        _say_once(logging.WARNING, difference)
+
+
+def _say_once(level: int, line: str) -> None:
+    if line not in _TOLD:
+        _TOLD.add(line)
+        logger.log(level, '%s', line)
+
+
+def _registered_listings(names: Iterable[str]) -> list[Path]:
     """The annotations of those of these data sets that are registered and are the COCO-like folders of their names."""
     from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
 
@@ -148,16 +183,21 @@ def _name_and_images(listing: Path) -> tuple[str, Path]:
     return f'{folder.name}_{split}', folder / split
 
 
-def load_dataset_dicts(names: str | Sequence[str], **kwargs: Any) -> Any:
+def load_dataset_dicts(names: str | Sequence[str], num_classes: int | None = None,
+                       trained_on: str | Sequence[str] = (), **kwargs: Any) -> Any:
     """detectron2's `get_detection_dataset_dicts` for a LazyConfig: a name nobody registered may be a COCO-like folder.
 
     Args:
         names: Of one or more data sets.
+        num_classes: The model's, to be compared with what is in such folders.
+        trained_on: If these are tested on, the names of those that are trained on, to compare the classes with.
         kwargs: detectron2's.
     """
     from detectron2.data import get_detection_dataset_dicts
 
-    register_coco_folders(names=[names] if isinstance(names, str) else names)
+    own, others = ([one] if isinstance(one, str) else one for one in (names, trained_on))
+    train, test = (others, own) if others else (own, ())
+    register_and_compare(train, test, 'num_classes', num_classes)
     return get_detection_dataset_dicts(names, **kwargs)
 
 
