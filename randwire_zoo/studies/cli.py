@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 from tabulate import tabulate
@@ -86,7 +87,7 @@ def main(args: argparse.Namespace) -> int:
 def _show_search(args: argparse.Namespace, search: Search) -> int:
     execution = _execution(args, search.example)
     study, networks = search.some_candidates(SHOWN_CANDIDATES)
-    print(_describe(study, networks))
+    print(_describe(replace(study, notes=search.notes), networks))
     with chosen_kernels(study, execution) as header:
         cost = measure_cost(study, networks, args.data_dir, execution)
     steps = '\n'.join(cost.steps)
@@ -96,7 +97,7 @@ def _show_search(args: argparse.Namespace, search: Search) -> int:
     else:
         hours = cost.hours * search.least_epochs / (cost.epochs * len(networks))
         print(f'Cost: at least {hours:.1f} hours of one process for {search.least_epochs} epochs, as these random '
-              'candidates cost; more where more than the best of a rung go on.')
+              'candidates cost; more where more of a rung go on than its best.')
     return 0
 
 
