@@ -37,6 +37,7 @@ def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--no-eval', action='store_true', help='measure nothing; the card says so')
     add_key(group, KEYS['device'])
     add_key(group, KEYS['workers'], '2')
+    add_key(sub, KEYS['device_modules'])
     group = sub.add_argument_group('for weights without args.yaml', 'What is known of them, as in `train`.')
     for key in TYPED:
         add_key(group, KEYS[key])
@@ -67,6 +68,7 @@ def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
                           'lie beside the manifest')
     sub.add_argument('--manifest', metavar='FILE',
                      help="default: for add the package's own, for the others all rows in use")
+    sub.add_argument('--overwrite', action='store_true', help="for add: replace another network's row, too")
     sub.add_argument('--online', action='store_true', help='for check: also ask the Hub what it records')
     _add_timeout(sub)
 

@@ -16,6 +16,7 @@ from randwire_zoo.complexity import count_complexity
 from randwire_zoo.detection.weights import are_near, pixel_statistics
 from randwire_zoo.files import read_json, read_yaml
 from randwire_zoo.models import ARCHITECTURES, Architecture
+from randwire_zoo.training.evaluation import READERS
 from randwire_zoo.training.recipes import CONFIGS
 from randwire_zoo.weights.files import read_metadata
 from randwire_zoo.weights.manifest import FILENAME
@@ -30,6 +31,8 @@ LABELS = {'top1': 'top-1 accuracy, %', 'top5': 'top-5 accuracy, %', 'loss': 'los
           'bbox/AP50': 'box AP50, %', 'bbox/AP75': 'box AP75, %'}
 #: What can be the name of a data set on the Hub, which takes nothing else as one.
 ID = re.compile(r'[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?', re.ASCII)
+#: timm's readers of the Hub's data sets.
+HUB_READERS = ('hfds', 'hfids')
 #: Arguments of networks whose features detectron2's builder of the same name computes.
 HARMLESS = {'num_classes', 'in_chans', 'global_pool', 'drop_rate', 'drop_path_rate', 'head'}
 TEMPLATE = Path(__file__).parent / 'card.md'
@@ -69,7 +72,7 @@ def render_card(folder: Path, repo_id: str | None = None, text: str = '') -> str
         # A model's id has no revision; the text has.
         base_model=values['beginning'].removeprefix(HUB).partition('@')[0] if values['beginning'].startswith(HUB)
         else None,
-        tags=[task, 'timm', 'randwire'], datasets=[values['dataset']] if ID.fullmatch(values['dataset']) else None,
+        tags=[task, 'timm', 'randwire'], datasets=_data_on_the_hub(values['dataset']),
         pipeline_tag='image-feature-extraction' if values['detector'] else task,
         eval_results=[EvalResult(
             task_type=task, task_name=task.replace('-', ' ').capitalize(), dataset_type=values['dataset'],
@@ -86,6 +89,14 @@ def render_card(folder: Path, repo_id: str | None = None, text: str = '') -> str
     if found != metrics or read_back.license != values['license']:
         raise CheckFailed(f'{folder}: the card does not read back as it was written')
     return card
+
+
+def _data_on_the_hub(dataset: str) -> list[str] | None:
+    """The name of a data set that lies on the Hub, for the header; None for others, such as any folder's name."""
+    reader, _, name = dataset.partition('/')
+    if reader not in HUB_READERS:  # then it is one if it is OWNER/NAME
+        name = '' if reader in READERS or '/' not in dataset else dataset
+    return [name] if ID.fullmatch(name) else None
 
 
 def own_text(card: str) -> str:
@@ -132,14 +143,18 @@ def _values(folder: Path) -> dict[str, Any]:
         key: value for key, value in network.arguments.items() if key in Architecture.__dataclass_fields__})
     model = network.create_model(device='meta')
     complexity = count_complexity(model, network.input_size)
+    has_graphs = 'graphs' in network.arguments
+    generator = network.arguments.get('origin', 'none: the graphs are given') if has_graphs else (
+        f'{architecture.graph.upper()}, seed {architecture.seed}')
     return {
         'name': name, 'tag': cfg['tag'], 'dataset': metadata['dataset'], 'split': metadata['split'],
-        'generator': f'{architecture.graph.upper()}, seed {architecture.seed}', 'regime': model.regime,
-        'channels': model.channels, 'num_nodes': architecture.num_nodes, 'params': complexity.params,
+        'generator': generator, 'has_graphs': has_graphs, 'regime': model.regime, 'channels': model.channels,
+        'num_nodes': model.graphs[-1].num_nodes, 'params': complexity.params,
         'macs': complexity.macs, 'input_size': '×'.join(map(str, network.input_size)),
         'mean': ', '.join(f'{value:g}' for value in network.mean), 'std': ', '.join(f'{v:g}' for v in network.std),
         'interpolation': network.interpolation, 'crop_pct': network.crop_pct, 'crop_mode': network.crop_mode,
-        'arguments': ', '.join(f'{key}={value!r}' for key, value in config.get('model_args', {}).items()),
+        'arguments': ', '.join(f'{key}={value!r}' for key, value in config.get('model_args', {}).items()
+                               if key not in ('graphs', 'origin')),
         'num_classes': config['num_classes'], 'label_names': network.label_names,
         'is_backbone': name in ARCHITECTURES and network.input_size[0] == 3 and not network.arguments.keys() - HARMLESS,
         'pixels': _pixels(network.mean, network.std),

@@ -22,7 +22,7 @@ from randwire_zoo.weights.errors import loading
 from randwire_zoo.weights.files import check_weights, read_metadata
 from randwire_zoo.weights.manifest import FILENAME, LICENSE, PublishedWeights, sha256_of
 
-from .config import from_config
+from .config import from_config, with_graphs
 from .probe import PROBE, check_probe
 from .runs import RECORDS, CheckFailed, read_metrics
 
@@ -113,6 +113,9 @@ def check_folder(folder: str | Path, repo_id: str | None = None) -> Staged:
         graphs = [Graph.from_dict(graph) for graph in read_json(folder / GRAPHS)]
         if not graphs_sha256(graphs) == graphs_sha256(model.graphs) == metadata['graphs_sha256']:
             raise ValueError(f'{GRAPHS}, the weights and the name {config["architecture"]} have different wirings')
+        if with_graphs(network, graphs) != network:
+            raise ValueError(f'{CONFIG} names a generator of your own and has no graphs, without which nobody else can '
+                             'build the network; stage it again')
         check_probe(model, network, folder / PROBE)
         tag, license = (config['pretrained_cfg'].get(key) for key in ('tag', 'license'))
         check_names(tag, license)

@@ -9,17 +9,18 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 from randwire_zoo.files import atomic_path, read_json, write_atomically
 from randwire_zoo.models import WEIGHTS
+from randwire_zoo.training.evaluation import import_modules
 from randwire_zoo.training.recipes import check_settings
 from randwire_zoo.weights.manifest import FILENAME, PACKAGED, HubError, PublishedWeights, read_rows, rows_in_use
 
 from .arguments import TYPED
-from .checks import CheckFailed, Staged, check_folder, figures
+from .checks import CheckFailed, check_folder, figures
+from .config import differences
 from .publishing import check_row, pull, push, verify
 from .staging import stage
 from .transfer import bounded, left_behind
@@ -54,6 +55,7 @@ def _fail(error: BaseException, code: int) -> int:
 
 def _stage(args: argparse.Namespace) -> int:
     text = Path(args.text).read_text(encoding='utf-8') if args.text else ''
+    import_modules(getattr(args, 'device_modules', None) or ())
     typed = {key: getattr(args, key) for key in TYPED if hasattr(args, key)}
     staged = stage(
         args.checkpoint, args.output, args.model, args.tag, args.license, args.recipe, args.summary, args.dataset,
@@ -91,7 +93,7 @@ def _manifest(args: argparse.Namespace) -> int:
     if (args.row is not None) != (args.action == 'add'):
         raise ValueError('hub manifest add takes one ROW, the other actions none')
     if args.action == 'add':
-        return _add(args.row, Path(args.manifest) if args.manifest else PACKAGED)
+        return _add(args.row, Path(args.manifest) if args.manifest else PACKAGED, args.overwrite)
     # Of the rows in use it was said when they were read which are left out; a check must fail for them, too.
     rows, wrong = read_rows(args.manifest) if args.manifest else (WEIGHTS, [])
     if args.action == 'check' and not args.manifest:
@@ -116,33 +118,45 @@ def _manifest(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _add(source: str, path: Path) -> int:
-    if Path(source).is_dir():
-        return _add_folder(check_folder(source), path)
-    text = sys.stdin.read() if source == '-' else Path(source).read_text(encoding='utf-8')
-    try:
-        added = json.loads(text)
-        rows = {name: PublishedWeights.from_dict(name, row) for name, row in added.items()}
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f'{source} is not what `randwire-zoo hub push` prints: {error}') from None
-    for row in rows.values():
-        check_row(row)
-    return _write_rows(path, rows)
-
-
-def _add_folder(staged: Staged, path: Path) -> int:
-    file = f'weights/{staged.name}.safetensors'
-    row = staged.row(file=file)
-    with atomic_path(path.parent / file) as temporary:
-        shutil.copyfile(staged.folder / FILENAME, temporary)
-    return _write_rows(path, {row.name: row})
-
-
-def _write_rows(path: Path, rows: Mapping[str, PublishedWeights]) -> int:
-    if path.is_file():
-        read_rows(path)  # so that nothing else than a manifest is extended
+def _add(source: str, path: Path, overwrite: bool) -> int:
+    staged = check_folder(source) if Path(source).is_dir() else None
+    file = '' if staged is None else f'weights/{staged.name}.safetensors'
+    if staged is not None:
+        rows = {staged.name: staged.row(file=file)}
+    else:
+        text = sys.stdin.read() if source == '-' else Path(source).read_text(encoding='utf-8')
+        try:
+            added = json.loads(text)
+            rows = {name: PublishedWeights.from_dict(name, row) for name, row in added.items()}
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f'{source} is not what `randwire-zoo hub push` prints: {error}') from None
+        for row in rows.values():
+            check_row(row)
+    there, _ = read_rows(path) if path.is_file() else ({}, [])  # so that nothing else than a manifest is extended
+    if not overwrite:
+        for name, row in rows.items():
+            _check_same_network(path, there.get(name), row)
+    if staged is not None:
+        with atomic_path(path.parent / file) as temporary:
+            shutil.copyfile(staged.folder / FILENAME, temporary)
     table = read_json(path) if path.is_file() else {}
     table.update({name: row.to_dict() for name, row in rows.items()})
     write_atomically(path, json.dumps(table, indent=1) + '\n')
     print(f'{path}: {", ".join(rows)}')
     return 0
+
+
+def _check_same_network(path: Path, there: PublishedWeights | None, row: PublishedWeights) -> None:
+    """Leave a row alone that is another network's.
+
+    Raises:
+        CheckFailed: saying what tells them apart.
+    """
+    if there is None:
+        return
+    odd = differences(there.network, row.network)
+    if there.graphs_sha256 != row.graphs_sha256:
+        odd.append('other graphs')
+    if odd:
+        raise CheckFailed(f'{path} has another network as {row.name}, with {", ".join(odd)}; nothing was written, and '
+                          '--overwrite replaces it')

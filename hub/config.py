@@ -1,13 +1,18 @@
 """config.json: the description of a network in the form in which timm and transformers read it from a repository."""
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
+from randwire_zoo.graphs import Graph, GraphModel, parse_graph_model
+from randwire_zoo.models import Architecture
+from randwire_zoo.network import RandWire
 from randwire_zoo.weights.description import Description
 
-__all__ = ['from_config', 'to_config']
+__all__ = ['differences', 'from_config', 'is_of_own_generator', 'to_config', 'with_graphs']
 
 #: What the architecture itself says in timm's configuration, whoever trained it.
 ARCHITECTURE = ('first_conv', 'classifier', 'origin_url', 'paper_name', 'paper_ids')
@@ -59,3 +64,55 @@ def from_config(config: Mapping[str, Any]) -> Description:
         return Description(config['architecture'], arguments, **data, label_names=tuple(config.get('label_names', ())))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f'config.json lacks {str(error).strip(chr(39))}') from None
+
+
+def is_of_own_generator(network: Description) -> bool:
+    """Whether a network's graphs were sampled by a random graph model that does not come with this package.
+
+    Raises:
+        ValueError: if it is known to nobody here.
+    """
+    if network.architecture != 'randwire' or 'graphs' in network.arguments:
+        return False
+    model = parse_graph_model(network.arguments.get('graph', Architecture.graph))
+    return type(model).__module__ != GraphModel.__module__
+
+
+def with_graphs(network: Description, graphs: Sequence[Graph]) -> Description:
+    """The description by which anybody builds the network: with its graphs, where only its publisher can sample them.
+
+    Args:
+        network: The description.
+        graphs: One per random stage.
+    """
+    if not is_of_own_generator(network):
+        return network
+    arguments = dict(network.arguments)
+    generator = Architecture(**{f.name: arguments[f.name] for f in fields(Architecture) if f.name in arguments})
+    return replace(network, arguments={
+        **arguments, 'graphs': [graph.to_dict() for graph in graphs], 'origin': generator.generator})
+
+
+def differences(there: Description, own: Description) -> list[str]:
+    """What tells two networks apart, such as `node_op='conv' instead of 'sep_conv'`; what is left out has its default.
+
+    Args:
+        there: The one.
+        own: The other.
+    """
+    def values(network: Description) -> dict[str, Any]:
+        defaults = {f.name: f.default for f in fields(Architecture)} if network.architecture == 'randwire' else {}
+        defaults.update({name: parameter.default for name, parameter in inspect.signature(RandWire).parameters.items()
+                         if parameter.default is not parameter.empty and name not in defaults})
+        data = {f.name: getattr(network, f.name) for f in fields(network) if f.name != 'arguments'}
+        return {**{name: value for name, value in defaults.items() if value is not None}, **network.arguments, **data}
+
+    found, wanted = values(there), values(own)
+    return [f'{name}={_short(found.get(name))} instead of {_short(wanted.get(name))}'
+            for name in (*found, *(name for name in wanted if name not in found))
+            if found.get(name) != wanted.get(name)]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f'{text[:37]}…'

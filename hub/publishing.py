@@ -26,8 +26,8 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from randwire_zoo.errors import nearest
 from randwire_zoo.files import read_json
 from randwire_zoo.frozen import load_graphs
-from randwire_zoo.graphs import graphs_sha256
-from randwire_zoo.models import ARCHITECTURES, WEIGHTS, Architecture, find_weights
+from randwire_zoo.graphs import Graph, graphs_sha256
+from randwire_zoo.models import ARCHITECTURES, WEIGHTS, find_weights
 from randwire_zoo.weights.manifest import (
     FILENAME,
     HubError,
@@ -40,8 +40,8 @@ from randwire_zoo.weights.manifest import (
 )
 
 from .card import own_text, render_card
-from .checks import CARD, CONFIG, KNOWN, CheckFailed, Staged, check_folder, figures, load_model, missing_files
-from .config import from_config
+from .checks import CARD, CONFIG, GRAPHS, KNOWN, CheckFailed, Staged, check_folder, figures, load_model, missing_files
+from .config import differences, from_config
 from .probe import PROBE, check_probe
 from .transfer import TIMEOUT, bounded
 
@@ -224,13 +224,8 @@ def _check_replaceable(api: HfApi, wanted: _Push, head: str, tree: Mapping[str, 
         names = ', '.join(sorted(tree)[:5]) + (' …' if len(tree) > 5 else '')
         raise CheckFailed(f'{repo_id} has been changed since the last push, by commit {head}{what}' if changed else
                           f'{repo_id} holds what no push of randwire-zoo made ({names}){what}')
-    path = hf_hub_download(repo_id, CONFIG, revision=head, cache_dir=temporary / 'head')
-    try:
-        there = _identity(read_json(path))
-    except (ValueError, KeyError, TypeError):
-        there = ('no network',)
-    if there != (own := _identity(wanted.staged.config)):
-        raise CheckFailed(f'{repo_id} holds another network, {" ".join(there)}, not {" ".join(own)}{what}')
+    if another := _another_network(wanted, head, tree, temporary):
+        raise CheckFailed(f'{repo_id} holds another network, {another}{what}')
     if untagged is not None:
         tag = next(name for name in _names(untagged.tag) if name not in tags)
         api.create_tag(repo_id, tag=tag, revision=head)
@@ -259,11 +254,24 @@ def _title(staged: Staged) -> str:
     return staged.name + BY
 
 
-def _identity(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a repository's network is called: arch.tag, and for `randwire` the arguments of the generator, too."""
-    name = f'{config["architecture"]}.{config["pretrained_cfg"]["tag"]}'
-    generator = {f.name: config.get('model_args', {}).get(f.name, f.default) for f in fields(Architecture)}
-    return (name, *(f'{key}={value}' for key, value in generator.items() if config['architecture'] == 'randwire'))
+def _another_network(wanted: _Push, head: str, tree: Mapping[str, str], temporary: Path) -> str:
+    """What tells the network at a head from the one to be sent, by all that describes either; '' for the same one."""
+    staged, name = wanted.staged, wanted.staged.name
+    paths = [hf_hub_download(wanted.repo_id, file, revision=head, cache_dir=temporary / 'head')
+             for file in (CONFIG, GRAPHS) if file in tree]
+    try:
+        config, graphs = map(read_json, paths)
+        there = from_config(config)
+        name_there = f'{there.architecture}.{config["pretrained_cfg"]["tag"]}'
+        wiring = graphs_sha256(Graph.from_dict(graph) for graph in graphs)
+    except (ValueError, KeyError, TypeError):
+        return f'no network, not {name}'
+    if name_there != name:
+        return f'{name_there}, not {name}'
+    odd = differences(there, from_config(staged.config))
+    if wiring != staged.metadata['graphs_sha256']:
+        odd.append('other graphs')
+    return f'{name} with {", ".join(odd)}' if odd else ''
 
 
 def _operations(wanted: _Push, tree: Mapping[str, str]) -> list[CommitOperationAdd | CommitOperationDelete]:

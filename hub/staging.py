@@ -2,8 +2,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -16,10 +14,10 @@ from torch import Tensor
 from randwire_zoo import __version__
 from randwire_zoo.detection.weights import detectors_backbone
 from randwire_zoo.drawing import draw_curves, draw_detection_curves, draw_graphs
-from randwire_zoo.files import read_json, write_atomically
+from randwire_zoo.files import atomic_folder, read_json, write_atomically
 from randwire_zoo.training.datasets import read_label_texts
 from randwire_zoo.training.evaluation import Conditions, class_indices, default_device, evaluate_description
-from randwire_zoo.weights.description import Description
+from randwire_zoo.weights.description import Description, labels_beside
 from randwire_zoo.weights.errors import loading
 from randwire_zoo.weights.files import round_to_half, save_weights
 from randwire_zoo.weights.manifest import FILENAME
@@ -27,12 +25,14 @@ from randwire_zoo.weights.manifest import FILENAME
 from .card import render_card
 from .checks import CARD, CONFIG, CURVES, GRAPHS, WIRING, CheckFailed, Staged, check_folder, check_names, disagreement
 from .checks import load_model as load_staged
-from .config import from_config, to_config
+from .config import from_config, to_config, with_graphs
 from .probe import PROBE, write_probe
 from .runs import RECORDS, Run, find_records, is_training_checkpoint, read_run, typed_run
 
 __all__ = ['stage']
 
+#: What timm converts images of so many channels to, whoever loads the weights.
+MODES = {1: 'L', 3: 'RGB'}
 
 
 def stage(checkpoint: str | Path, output: str | Path | None = None, name: str | None = None, tag: str | None = None,
@@ -98,16 +98,16 @@ def stage(checkpoint: str | Path, output: str | Path | None = None, name: str | 
     if measure and split is None and run.conditions is not None and not run.conditions.split:
         raise CheckFailed('the training measured nothing; name the images with --split, or publish without measuring '
                           'with --no-eval')
+    _check_mode(run)
     run = _elsewhere(run, data_dir, split)
     output = Path(output) if output is not None else Path('output/hub') / f'{run.network.architecture}.{tag}'
     _check_is_free(output)
-    names, texts = _labels_beside(checkpoint)
+    names, texts = labels_beside(checkpoint)
     state, run = _load(checkpoint, run, use_ema, names)
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{output.name}-', dir=output.parent) as temporary:
-        folder = Path(temporary)
+    with atomic_folder(output) as folder:
         model = run.network.create_model()
+        run = replace(run, network=with_graphs(run.network, model.graphs))
         with loading(checkpoint):
             model.load_state_dict(state)
         if half:
@@ -144,15 +144,25 @@ def stage(checkpoint: str | Path, output: str | Path | None = None, name: str | 
                 draw_detection_curves({run.dataset: copy}, folder / CURVES)
         write_atomically(folder / CARD, render_card(folder, text=text.strip()))
         check_folder(folder)
-        os.chmod(folder, 0o755)
-        folder.rename(output)
-        folder.mkdir()  # for the context manager to remove
     return check_folder(output)
 
 
 def _check_is_free(output: Path) -> None:
     if output.exists():
         raise FileExistsError(f'{output} exists; choose another --output')
+
+
+def _check_mode(run: Run) -> None:
+    """Refuse a network of images that nobody who loads it from its description would feed it.
+
+    Raises:
+        CheckFailed: naming the mode.
+    """
+    mode = run.conditions.input_img_mode if run.conditions is not None else None
+    usual = MODES.get(run.network.input_size[0])  # of other numbers of channels there is none: one has to be named
+    if mode and usual and mode != usual:
+        raise CheckFailed(f'the network was trained on images of the mode {mode} (input_img_mode), of which timm and '
+                          f'transformers know nothing: they would feed it {usual}. It cannot be published')
 
 
 def _elsewhere(run: Run, data_dir: str | Path | None, split: str | None) -> Run:
@@ -196,15 +206,6 @@ def _read_state(checkpoint: Path, use_ema: bool) -> dict[str, Tensor]:
 
     with loading(checkpoint):
         return dict(load_state_dict(str(checkpoint), use_ema=use_ema))
-
-
-def _labels_beside(checkpoint: Path) -> tuple[tuple[str, ...], Mapping[str, str]]:
-    """The classes' names, and what they are called, of staged weights: the config.json beside them has both."""
-    if checkpoint.suffix == '.safetensors':
-        with suppress(OSError, ValueError):  # there is none, or another program's
-            config = read_json(checkpoint.parent / CONFIG)
-            return from_config(config).label_names, config.get('label_descriptions') or {}
-    return (), {}
 
 
 def _load(checkpoint: Path, run: Run, use_ema: bool, names: tuple[str, ...]) -> tuple[dict[str, Tensor], Run]:

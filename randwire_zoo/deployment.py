@@ -95,6 +95,10 @@ def deploy(model: nn.Module) -> RandWire:
     nor edge removal. A stage's nodes stand in the order in which they take the least memory (`ordering`). Its
     convolutions are channels_last, and so is what it computes.
 
+    The native kernels keep the 1×1 convolutions as they were laid out for them. Where weights are written to past torch
+    (`.data`, NumPy), they notice it if many of a layer's numbers change, and otherwise have to be told by
+    `torch.autograd.graph.increment_version(weight)`.
+
     Args:
         model: Any RandWire network or backbone, trained. (Its type is all that timm's `create_model` promises.)
 

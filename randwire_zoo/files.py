@@ -1,10 +1,12 @@
-"""Files: written so that a reader never sees half of one, and read with one line about what is wrong."""
+"""Files: written so that a reader never sees half of one, read with one line about what is wrong, and locked."""
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -13,7 +15,17 @@ from typing import Any
 
 import yaml
 
-__all__ = ['atomic_folder', 'atomic_path', 'cache_folder', 'read_json', 'read_summary', 'read_yaml', 'write_atomically']
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ['Locked', 'atomic_folder', 'atomic_path', 'cache_folder', 'lock', 'read_json', 'read_summary', 'read_yaml',
+           'write_atomically']
+
+# What flock says where another process has the lock, and where the file system has no locks at all.
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+NONE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def cache_folder() -> Path:
@@ -138,3 +150,53 @@ def read_summary(path: str | os.PathLike[str], columns: Collection[str] | None =
                 rows.pop()
             rows.append(row)
     return rows
+
+
+class Locked(ValueError):
+    """Another process has the lock."""
+
+
+@contextmanager
+def lock(
+        path: Path, wait: bool = False, held: str = 'another process has the lock', forked: bool = True,
+) -> Iterator[int | None]:
+    """Hold a lock on a file for as long as the block, or a child that was given it, is at work.
+
+    Args:
+        path: The file, which is made.
+        wait: Wait for whoever has it, instead of raising.
+        held: What to say where another process has it.
+        forked: Processes that are forked from this one hold it, too, for as long as they live.
+
+    Yields:
+        The file's descriptor, for `run_child`; None where the file system has no locks, which is said on stderr.
+
+    Raises:
+        Locked: if another process has it.
+        OSError: if the lock cannot be had for any other reason, such as a file system that is gone.
+    """
+    with open(path, 'w', encoding='utf-8') as file:
+        if not forked and hasattr(os, 'register_at_fork'):
+            os.register_at_fork(after_in_child=file.close)
+        yield file.fileno() if fcntl is None or _flock(file.fileno(), path, wait, held) else None
+
+
+def _flock(file: int, path: Path, wait: bool, held: str) -> bool:
+    """Whether there is a lock now."""
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in HELD:
+                raise
+            if not wait:
+                raise Locked(held) from None
+            print(f'waiting: {held}', file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in NONE:
+            raise OSError(error.errno, f'cannot be locked: {error.strerror}', str(path)) from None
+        print(f'{path.parent} lies on a file system without locks ({error.strerror}): start no second run there',
+              file=sys.stderr, flush=True)
+        return False
+    return True

@@ -170,7 +170,8 @@ class GraphModel(ABC):
 
     Raises:
         TypeError: if a subclass has no name of its own: it would take that of the model it is made from.
-        ValueError: if another definition has the name already. The same one may be run again, as a notebook's cell is.
+        ValueError: if the name is none that `parse_graph_model` reads, or another definition has it already, in
+            whatever case. The same one may be run again, as a notebook's cell is.
     """
 
     name: ClassVar[str]
@@ -182,11 +183,15 @@ class GraphModel(ABC):
             if getattr(cls.undirected, '__isabstractmethod__', False):
                 return
             raise TypeError(f"the random graph model {cls.__name__} needs a name of its own: name: ClassVar[str] = '…'")
-        known = GraphModel.registry.get(cls.name)
+        if not isinstance(cls.name, str) or not re.fullmatch(r'\w+', cls.name):
+            raise ValueError(f'the name of the random graph model {cls.__name__} must be of letters, digits and _, got '
+                             f'{cls.name!r}')
+        key = cls.name.lower()  # as `parse_graph_model` looks it up
+        known = GraphModel.registry.get(key)
         if known is not None and _definition(known) != _definition(cls):
             raise ValueError(f'the name {cls.name!r} of the random graph model {cls.__name__} is that of '
                              f'{known.__module__}.{known.__qualname__}; give it another')
-        GraphModel.registry[cls.name] = cls
+        GraphModel.registry[key] = cls
 
     @abstractmethod
     def undirected(self, num_nodes: int, rng: random.Random) -> networkx.Graph:
@@ -384,12 +389,22 @@ def sample_graphs(model: GraphModel, node_counts: Sequence[int], seed: int) -> t
         seed: s; the same seed always gives the same graphs.
 
     Raises:
-        ValueError: if the seed is no non-negative integer or a node count does not suit the model.
+        ValueError: if the seed is no non-negative integer, a node count does not suit the model, or the model does not
+            sample the same graphs twice.
     """
     if not _is_int(seed) or seed < 0:
         raise ValueError(f'seed must be a non-negative integer, got {seed!r}')
-    rng = random.Random(seed)
-    return tuple(model.sample(num_nodes, rng) for num_nodes in node_counts)
+
+    def sample() -> tuple[Graph, ...]:
+        rng = random.Random(seed)
+        return tuple(model.sample(num_nodes, rng) for num_nodes in node_counts)
+
+    graphs = sample()
+    # Weights trained on a wiring that nobody can sample again would be lost.
+    if sample() != graphs:
+        raise ValueError(f'{model} sampled two different wirings from seed {seed}: the random graph model '
+                         f'{type(model).__name__} must draw from its rng alone')
+    return graphs
 
 
 def _is_int(value: object) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from . import network  # the module: whoever imports it first, imports timm and so this one, while it has nothing yet
 from .architectures import ARCHITECTURES, Architecture, sample_architecture
 from .frozen import load_graphs
+from .graphs import Graph
 from .weights.manifest import FILENAME, PublishedWeights, published_weights, read_weights
 
 __all__ = ['ARCHITECTURES', 'WEIGHTS', 'Architecture', 'find_weights', 'network_arguments', 'sample_architecture']
@@ -28,7 +29,8 @@ def network_arguments(name: str, **kwargs: Any) -> dict[str, Any]:
 
     Args:
         name: A frozen name; or `randwire`, whose graphs are sampled here from graph, seed, channels, num_nodes, regime.
-        kwargs: Arguments of `RandWire`, laid over the name's own.
+        kwargs: Arguments of `RandWire`, laid over the name's own. `graphs` of `randwire` are taken as they are, also as
+            JSON data; graph and seed, which may be of a generator that is not known here, are then passed over.
 
     Raises:
         ValueError: naming the name or the argument, and what is allowed.
@@ -41,6 +43,11 @@ def network_arguments(name: str, **kwargs: Any) -> dict[str, Any]:
         raise ValueError(f'unknown name {name!r}; `randwire-zoo list` shows the frozen ones, `randwire` is any other')
     own = {field.name: kwargs.pop(field.name) for field in fields(Architecture) if field.name in kwargs}
     architecture = Architecture(**own)
+    if 'graphs' in kwargs:
+        graphs = kwargs['graphs']
+        if isinstance(graphs, list):  # of a config.json
+            graphs = tuple(Graph.from_dict(graph) if isinstance(graph, Mapping) else graph for graph in graphs)
+        return {'regime': architecture.regime, 'channels': architecture.channels, **kwargs, 'graphs': graphs}
     return {'graphs': sample_architecture(architecture), 'regime': architecture.regime,
             'channels': architecture.channels, 'origin': architecture.generator, **kwargs}
 
@@ -225,8 +232,9 @@ def randwire(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         pretrained: Take the weights of a tag of the manifest, `randwire.TAG`, which has the arguments below; there are
             none without a tag, and True raises timm's error.
         kwargs: `graph`, the random graph model `er(P)`, `ba(M)` or `ws(K,P)` (default: 'ws(4,0.75)'); `seed`, s of the
-            generator (1); `channels`, C (78); `num_nodes`, N (32); `regime`, 'small' or 'regular' ('small'); and the
-            other arguments of `RandWire`, such as `node_op`, `stem_stride` or `drop_path_rate`.
+            generator (1); `channels`, C (78); `num_nodes`, N (32); `regime`, 'small' or 'regular' ('small'); `graphs`
+            instead of what samples them, also as `Graph.to_dict` has them; and the other arguments of `RandWire`, such
+            as `node_op`, `stem_stride` or `drop_path_rate`.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.

@@ -6,7 +6,7 @@ here, or as one operator that computes the same, where `kernels.native.run_stage
 """
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Optional, Union
 
 import torch
@@ -15,6 +15,7 @@ from timm.layers import create_classifier, get_device_dtype
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from .aggregation import aggregate
 from .architectures import REGIMES, stage_node_counts
@@ -386,10 +387,8 @@ class RandWire(nn.Module):
         _check_choice('stem_stride', stem_stride, tuple(STEM_STRIDES))
         _check_choice('output_stride', output_stride, OUTPUT_STRIDES)
         _check_rate('drop_rate', drop_rate)
-        for name, value, minimum in (
-                ('channels', channels, 2), ('num_classes', num_classes, 0), ('in_chans', in_chans, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-                raise ValueError(f'{name} must be an integer of at least {minimum}, got {value!r}')
+        _check_integer('channels', channels, 2)
+        _check_integer('in_chans', in_chans, 1)
         if not isinstance(edge_weight_init, (int, float)) or not math.isfinite(edge_weight_init):
             raise ValueError(f'edge_weight_init must be a finite number, got {edge_weight_init!r}')
         num_stages = 3 if regime == 'small' else 4
@@ -409,7 +408,6 @@ class RandWire(nn.Module):
         self.origin = origin
         self.channels = channels
         self.regime = regime
-        self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
@@ -450,10 +448,13 @@ class RandWire(nn.Module):
         self.drop_path_rate = drop_path_rate
 
         self.has_conv_head = head
+        # Modules of their own, in the order in which they run: nn.Sequential(*network.children()) is the network, too.
+        self.relu5: nn.Module = nn.ReLU() if head else nn.Identity()
         self.conv_head: nn.Module = nn.Conv2d(in_chs, self.head_width, 1, bias=False, **dd) if head else nn.Identity()
         self.bn_head: nn.Module = nn.BatchNorm2d(self.head_width, **dd) if head else nn.Identity()
+        self.relu_head: nn.Module = nn.ReLU() if head else nn.Identity()
         self.num_features = self.head_width if head else in_chs
-        self._set_classifier(global_pool, **dd)
+        self._set_classifier(num_classes, global_pool, **dd)
         self.init_weights()
         self.register_load_state_dict_post_hook(accept_unmarked)
 
@@ -485,10 +486,12 @@ class RandWire(nn.Module):
         return (f'<div>{svg_text(draw(self))}</div><details><summary>{html.escape(self.extra_repr())}</summary>'
                 f'<pre>{html.escape(repr(self))}</pre></details>')
 
-    def _set_classifier(self, global_pool: str, device: Any = None, dtype: Any = None) -> None:
+    def _set_classifier(self, num_classes: int, global_pool: str, device: Any = None, dtype: Any = None) -> None:
+        _check_integer('num_classes', num_classes, 0)
         _check_choice('global_pool', global_pool, POOL_TYPES)
+        self.num_classes = num_classes
         self.global_pool, self.fc = create_classifier(
-            self.num_features, self.num_classes, pool_type=global_pool, device=device, dtype=dtype)
+            self.num_features, num_classes, pool_type=global_pool, device=device, dtype=dtype)
         if isinstance(self.global_pool.pool, nn.AdaptiveAvgPool2d):
             self.global_pool.pool = GlobalAverage()
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
@@ -524,7 +527,7 @@ class RandWire(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the stages' inputs for the backward pass and compute the rest again."""
+        """Keep only the stages' inputs for the backward pass and compute the rest again, without BN noticing."""
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
@@ -534,16 +537,23 @@ class RandWire(nn.Module):
 
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
-        """Replace `fc`; keep the pooling unless another type is given."""
-        dd = get_device_dtype(self)
-        self.num_classes = num_classes
-        self._set_classifier(self.global_pool.pool_type if global_pool is None else global_pool, **dd)
+        """Replace `fc`; keep the pooling unless another type is given.
+
+        Args:
+            num_classes: Width of `fc`; 0 leaves it out.
+            global_pool: One of timm's types; '' leaves it out.
+
+        Raises:
+            ValueError: naming the argument, its value and what is allowed; nothing is replaced then.
+        """
+        global_pool = self.global_pool.pool_type if global_pool is None else global_pool
+        self._set_classifier(num_classes, global_pool, **get_device_dtype(self))
 
     def forward_conv_head(self, x: Tensor) -> Tensor:
         """ReLU, 1×1 convolution, BN, ReLU; nothing where pruning took them away."""
         if not self.has_conv_head:
             return x
-        return F.relu(self.bn_head(self.conv_head(F.relu(x))))
+        return self.relu_head(self.bn_head(self.conv_head(self.relu5(x))))
 
     def draw_kept_edges(self, x: Tensor) -> Optional[Tensor]:
         """Draw the edge that this minibatch does without; None outside of training."""
@@ -566,7 +576,9 @@ class RandWire(nn.Module):
     def forward_stage(self, index: int, x: Tensor, kept_edges: Optional[Tensor]) -> Tensor:
         """Run one stage, keeping only its input for the backward pass if `grad_checkpointing` is set."""
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint(self.run_stage, index, x, kept_edges)
+            if torch.compiler.is_compiling():  # compilers bring buffers up to date once, whatever they recompute
+                return checkpoint(self.run_stage, index, x, kept_edges)
+            return checkpoint(_first_and_again(self.get_submodule(f'conv{index + 1}')), x, kept_edges)
         return self.run_stage(index, x, kept_edges)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -624,11 +636,11 @@ class RandWire(nn.Module):
         for info in self.feature_info[max_index + 1:]:
             setattr(self, info['module'], _Removed())
         self.num_edges = sum(stage.num_edges for stage in self.children() if isinstance(stage, Stage))
+        self.drop_path_rate = self._drop_path_rate  # shared out among the stages that are left
         if prune_norm or prune_head or max_index < 4:
             # The 1×1 convolution follows conv5 and feeds no intermediate; features now end at the last one kept.
             self.has_conv_head = False
-            self.conv_head = nn.Identity()
-            self.bn_head = nn.Identity()
+            self.relu5, self.conv_head, self.bn_head, self.relu_head = (nn.Identity() for _ in range(4))
             self.num_features = self.feature_info[max_index]['num_chs']
             self.reset_classifier(0, '')
         return take_indices
@@ -645,9 +657,31 @@ class RandWire(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
+def _first_and_again(stage: nn.Module) -> Callable[..., Tensor]:
+    """A stage as `checkpoint` calls it: in the forward pass, and once more in the backward pass.
+
+    There its buffers are copies. What BN does to them, it has done to its running statistics in the forward pass.
+    """
+    again = False
+
+    def run(*args: Any) -> Tensor:
+        nonlocal again
+        if not again:
+            again = True
+            return stage(*args)
+        return functional_call(stage, {name: buffer.clone() for name, buffer in stage.named_buffers()}, args)
+
+    return run
+
+
 def _init_linear(linear: nn.Linear) -> None:
     nn.init.normal_(linear.weight, std=0.01)
     nn.init.zeros_(linear.bias)
+
+
+def _check_integer(name: str, value: object, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f'{name} must be an integer of at least {minimum}, got {value!r}')
 
 
 def _check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:

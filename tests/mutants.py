@@ -77,7 +77,7 @@ MODULES: dict[str, list[str]] = {
     'randwire_zoo/weights/errors.py': ['test_weights'],
     'randwire_zoo/weights/files.py': ['test_weights'],
     'randwire_zoo/weights/manifest.py': ['test_manifest', 'test_hub'],
-    'randwire_zoo/weights/description.py': ['test_description'],
+    'randwire_zoo/weights/description.py': ['test_description', 'test_hub_generators'],
     'randwire_zoo/ordering.py': ['test_ordering'],
     'randwire_zoo/provenance.py': ['test_provenance'],
     **{f'randwire_zoo/drawing/{name}.py': ['test_drawing'] for name in (
@@ -94,7 +94,7 @@ MODULES: dict[str, list[str]] = {
     'randwire_zoo/training/distillation.py': ['test_distillation'],
     'randwire_zoo/training/evaluation.py': ['test_evaluation', 'test_datasets', 'test_distillation',
                                             'test_linear_probe', 'test_training'],
-    'randwire_zoo/training/images.py': ['test_training', 'test_distillation'],
+    'randwire_zoo/training/images.py': ['test_datasets', 'test_training', 'test_distillation'],
     'randwire_zoo/training/linear_probe.py': ['test_linear_probe'],
     'randwire_zoo/training/quickstart.py': ['test_quickstart'],
     'randwire_zoo/training/recipes.py': ['test_recipes', 'test_description', 'test_training'],
@@ -137,7 +137,7 @@ MODULES: dict[str, list[str]] = {
     'detection/torchvision/detectors.py': ['test_detection_classes', 'test_detection_convert',
                                            'test_detection_detectors', 'test_detection_files'],
     'detection/torchvision/images.py': ['test_detection_images'],
-    **{f'hub/{name}.py': ['test_manifest', 'test_hub', 'test_cards', 'test_runs'] for name in (
+    **{f'hub/{name}.py': ['test_manifest', 'test_hub', 'test_hub_generators', 'test_cards', 'test_runs'] for name in (
         'arguments', 'card', 'checks', 'cli', 'config', 'probe', 'publishing', 'runs', 'staging')},
     'hub/transfer.py': ['test_transfer'],
 }

@@ -283,6 +283,31 @@ def test_the_card_of_rounded_weights_with_typed_settings_says_so(staged_half: Pa
     assert any(tensor.dtype == torch.float16 for tensor in load_file(staged_half / 'model.safetensors').values())
 
 
+@pytest.mark.parametrize(('dataset', 'named'), [
+    ('leaves', None), ('someone/leaves', ['someone/leaves']), ('hfds/someone/leaves', ['someone/leaves']),
+    ('hfids/leaves', ['leaves']), ('torch/cifar10', None), ('tfds/leaves', None), ('wds/leaves', None), ('a/b/c', None),
+])
+def test_the_header_names_a_data_set_that_lies_on_the_hub_and_no_other(
+        dataset: str, named: list[str] | None, staged_half: Path) -> None:
+    weights = staged_half / 'model.safetensors'
+    save_file(load_file(weights), weights, {**read_metadata(weights), 'dataset': dataset})
+    assert ModelCard(render_card(staged_half)).data.datasets == named
+
+
+def test_images_of_a_mode_that_nobody_would_feed_are_refused(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_timm(tmp_path, model=NAME, model_kwargs=..., model_ema=False, input_img_mode='HSV')
+    state = timm.create_model(NAME, num_classes=3).state_dict()
+    torch.save({'arch': NAME, 'epoch': 1, 'state_dict': state}, run / 'last.pth.tar')
+    named = [run / 'last.pth.tar', '--license', 'mit', '--no-eval', '-o', tmp_path / 'staged']
+    assert stage(*named) == 1
+    assert 'was trained on images of the mode HSV (input_img_mode), of which' in capsys.readouterr().err
+    assert not (tmp_path / 'staged').exists()
+    write_timm(tmp_path, model=NAME, model_kwargs=..., model_ema=False, input_img_mode='RGB')
+    torch.save({'arch': NAME, 'epoch': 1, 'state_dict': state}, run / 'last.pth.tar')
+    assert stage(*named) == 0
+
+
 def test_a_folder_whose_config_has_no_arguments_has_none(staged_half: Path) -> None:
     path = staged_half / 'config.json'
     config = json.loads(path.read_text())

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import pickle
 import re
 import struct
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import create_dataset
+from torch.utils.data import DataLoader
 from torchvision.datasets import CIFAR10, MNIST
 from voc import annotation, lay, picture
 
@@ -27,12 +30,15 @@ from randwire_zoo.training.datasets import (
     write_tiny_imagenet,
 )
 from randwire_zoo.training.evaluation import class_indices, open_images
+from randwire_zoo.training.images import open_folder
 from randwire_zoo.training.trainer import read_summary
 from randwire_zoo.weights.description import build_model
 
 ROOT = 'tiny-imagenet-200'
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # as the recipes have them
 PIXEL = bytes.fromhex('47494638376101000100800000ffffff0000002c00000000010001000002024401003b')  # a GIF of one pixel
+#: Of timm, and what else Pillow reads.
+ENDINGS = '.png, .jpg, .jpeg, .bmp, .gif, .jfif, .ppm, .tif, .tiff, .webp'
 
 
 def members() -> dict[str, bytes]:
@@ -246,7 +252,7 @@ def test_class_folders_are_split_class_by_class(
     outside = ['left out: 1 images in no class folder, such as cover.jpg'] if kind != 'packed folder' else []
     said, *lines = capsys.readouterr().out.splitlines()
     assert said == f'{folder}: 3 classes, {training} training and {held} validation images'
-    assert lines[:-1] == ['left out: 2 files that are not .png, .jpg, .jpeg: 1 .heic, 1 .txt', *outside]
+    assert lines[:-1] == [f'left out: 2 files that are not {ENDINGS}: 1 .heic, 1 .txt', *outside]
     assert lines[-1].startswith('left out: 2 that cannot be read, such as cat/cut.jpg is broken')
     for split, count in (('train', training), ('validation', held)):  # as timm reads it
         images = open_images(folder, split, num_classes=3)
@@ -254,14 +260,14 @@ def test_class_folders_are_split_class_by_class(
 
 
 @pytest.mark.parametrize(('change', 'arguments', 'message'), [
-    ({'one/1.jpg': picture()}, {}, 'the class one has 1 image that can be read (.png, .jpg, .jpeg); it needs one to'),
+    ({'one/1.jpg': picture()}, {}, f'the class one has 1 image that can be read ({ENDINGS}); it needs one to'),
     ({'one/1.jpg': picture(), 'one/2.jpg': b'?'}, {}, 'the class one has 1 image that can be read'),
     ({'notes/all.txt': b'?'}, {}, 'the class notes has no image that can be read'),
     ({'cat/white/1.jpg': picture()}, {}, 'cat/white/1.jpg lies deeper than in a folder per class; name the folder'),
     ({'train/cat/1.jpg': picture()}, {}, 'is split already: it has train/; name it as the --data-dir of a training'),
     ({'Valid/cat/1.jpg': picture(), 'train': None}, {}, 'is split already: it has Valid/'),
     ({'val/1.jpg': picture()}, {}, 'is split already: it has train/'),
-    ({'dog': None, 'train': None}, {}, 'has one class, cat; it must have a folder of images (.png, .jpg, .jpeg) for'),
+    ({'dog': None, 'train': None}, {}, f'has one class, cat; it must have a folder of images ({ENDINGS}) for'),
     ({'dog': None, 'train': None, 'cat': None}, {}, 'has no folder of images; it must have a folder of images'),
     ({}, {'every': 1}, 'every must be at least 2, got 1'),
 ])
@@ -397,3 +403,164 @@ def test_a_download_that_fails_is_one_line(
     said = capsys.readouterr().err.splitlines()
     assert said[-1].startswith(f'randwire-zoo: error: torchvision has no whole mnist in {tmp_path / "root"}: ')
     assert len([line for line in said if 'randwire-zoo' in line]) == 1 and not (tmp_path / 'mnist').exists()
+
+
+def encoded(kind: str, shade: int = 0, mode: str = 'RGB') -> bytes:
+    """An image of 8×8 pixels, a different one for each shade; as 'deep' a grey PNG of 16 bits."""
+    file, pixels = io.BytesIO(), np.full((8, 8), shade, np.uint8)
+    image = Image.fromarray(pixels).convert(mode) if kind != 'deep' else Image.fromarray(pixels.astype(np.uint16) * 257)
+    image.save(file, 'PNG' if kind == 'deep' else kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(('names', 'said'), [
+    (['cat/0.WEBP', 'cat/1.bmp', 'dog/2.tif', 'dog/3.png', 'dog/4.gif'], '1 .bmp, 1 .gif, 1 .tif, 1 .webp'),
+    (['cat/0.png', 'cat/1.jpg', 'dog/2.png', 'dog/2.webp', 'dog/2.webp.png'], '1 .webp'),
+])
+def test_images_that_timm_passes_over_are_written_as_png(
+        names: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = {'.webp': 'WEBP', '.bmp': 'BMP', '.tif': 'TIFF', '.png': 'PNG', '.gif': 'GIF', '.jpg': 'JPEG'}
+    files = {name: encoded(kinds[Path(name).suffix.lower()], 40 * number, 'CMYK' if name.endswith('tif') else 'L')
+             for number, name in enumerate(names)}
+    lay(tmp_path / 'there', files)
+    assert cli.main(['data', 'folder', str(tmp_path / 'there'), str(tmp_path / 'here')]) == 0
+    assert f'\nwritten as PNG: {said}\n' in capsys.readouterr().out
+    found = {}
+    for split in ('train', 'validation'):
+        for path, _ in open_images(tmp_path / 'here', split).reader.samples:
+            with Image.open(path) as image:
+                assert image.format == {'.png': 'PNG', '.jpg': 'JPEG'}[Path(path).suffix]
+                found[np.asarray(image.convert('RGB')).tobytes()] = path
+    assert set(found) == {np.asarray(Image.open(io.BytesIO(data)).convert('RGB')).tobytes() for data in files.values()}
+    assert len(found) == len(files)
+
+
+def test_images_of_16_bits_are_left_out_of_class_folders(tmp_path: Path) -> None:
+    source = lay(tmp_path / 'there', {**photographs(), 'cat/a.png': encoded('deep'), 'cat/b.png': encoded('deep')})
+    said = str(write_class_folders(source, tmp_path / 'here'))
+    assert '\nleft out: 4 that cannot be read, such as cat/a.png has more than 8 bits a pixel' in said
+    assert not list((tmp_path / 'here').rglob('[ab].png'))
+
+
+def test_a_class_folder_that_is_a_link_has_the_images_behind_it(tmp_path: Path) -> None:
+    plain = lay(tmp_path / 'plain', {name: data for name, data in photographs().items() if '/' in name})
+    linked = tmp_path / 'linked'
+    linked.mkdir()
+    (linked / 'cat').symlink_to(plain / 'cat')
+    (plain / 'dog' / 'up').symlink_to(plain)  # goes round in a circle
+    for label in ('dog', 'train'):
+        (linked / label).symlink_to(plain / label)
+    said = [str(write_class_folders(source, tmp_path / f'{source.name} here')) for source in (plain, linked)]
+    assert said[0].partition(':')[2] == said[1].partition(':')[2]
+    assert written(tmp_path / 'plain here') == written(tmp_path / 'linked here')
+
+
+def test_an_image_folder_has_the_images_and_the_classes_that_timm_finds(tmp_path: Path) -> None:
+    lay(tmp_path / 'val', {f'{label}/{number}.png': encoded('PNG', number) for label in ('n10', 'n9') for number in
+                           range(3)})
+    lay(tmp_path, {'map.txt': b'n10\nother\nn9\n', 'deep/train/day1/cat/0.png': encoded('PNG'),
+                   'deep.txt': b'cat\n', 'notes.txt': b''})
+    for root, split, class_map in (
+            (tmp_path, 'validation', ''), (tmp_path, 'validation', str(tmp_path / 'map.txt')),
+            (tmp_path / 'val', '', ''), (tmp_path / 'deep', 'train', str(tmp_path / 'deep.txt'))):
+        ours = open_folder(root, split, 'L', class_map)
+        theirs = create_dataset('', root=str(root), split=split, class_map=class_map, input_img_mode='L')
+        assert ours.reader.samples == theirs.reader.samples and len(ours) == len(theirs) > 0
+        assert class_indices(ours) == class_indices(theirs)
+        for (image, index), (other, target) in zip(ours, theirs, strict=True):
+            assert index == target and image.mode == 'L' and image.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize(('change', 'class_map', 'message'), [
+    ({'cat/2.webp': b'?', 'cow/0.TIF': b'?', 'cow/1.webp': b'?'}, None,
+     'has 3 images of kinds that timm passes over (1 .tif, 2 .webp), such as cat/2.webp; write them as .png, .jpg'),
+    ({'cat/day1/0.png': b'?', 'dog/day1/0.png': b'?'}, None,
+     'has 2 images deeper than in a folder per class, such as in cat/day1, and timm takes day1 for their class'),
+    ({'cover.png': b'?'}, None, 'has 1 images in no class folder, which timm takes for a class without a name'),
+    ({'cover.png': b'?'}, 'cat\ndog\n', 'has 1 images in no class folder'),
+    ({}, 'cta\ndog\n', 'map.txt does not have cat, of which there are images in '),
+    ({}, 'horse\ndogs\n', 'map.txt does not have cat, dog, of which there are images'),
+    ({f'{number}/0.png': b'?' for number in range(7)}, 'cat\n', 'does not have 0, 1, 2, 3, 4 and 3 more, of which'),
+    ({'dog/0.png': encoded('deep')}, None, 'dog/0.png has more than 8 bits a pixel'),
+])
+@pytest.mark.parametrize('is_training', [True, False])
+def test_an_image_folder_that_timm_takes_for_something_else_is_one_line(
+        change: dict[str, bytes], class_map: str | None, message: str, is_training: bool, tmp_path: Path) -> None:
+    lay(tmp_path, {f'train/{name}': data for name, data in {
+        'cat/0.png': encoded('PNG'), 'dog/0.png': encoded('PNG'), **change}.items()})
+    (tmp_path / 'map.txt').write_text(class_map or '')
+    with pytest.raises(ValueError) as error:
+        open_folder(tmp_path, 'train', class_map=str(tmp_path / 'map.txt') if class_map else '',
+                    is_training=is_training)
+    assert message in str(error.value) and '\n' not in str(error.value)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_class_map_may_have_classes_without_images_where_these_are_measured_only(tmp_path: Path) -> None:
+    lay(tmp_path, {'train/cat/0.png': encoded('PNG'), 'map.txt': b'cow\ncat\nhorse\n'})
+    assert [index for _, index in open_folder(tmp_path, 'train', class_map=str(tmp_path / 'map.txt'))] == [1]
+    with pytest.raises(ValueError, match=r'map.txt has cow, horse, of which there are no images in .*train$'):
+        open_folder(tmp_path, 'train', class_map=str(tmp_path / 'map.txt'), is_training=True)
+
+
+@pytest.mark.parametrize('is_training', [True, False])
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_image_of_16_bits_is_an_error_wherever_it_lies(workers: int, is_training: bool, tmp_path: Path) -> None:
+    files = {f'train/cat/{number:02}.png': encoded('PNG', number) for number in range(40)}
+    lay(tmp_path, {**files, 'train/cat/01.png': encoded('deep', 200)})
+    for mode in ('RGB', 'L'):
+        images = DataLoader(open_folder(tmp_path, 'train', mode, is_training=is_training), num_workers=workers,
+                            collate_fn=list)
+        with pytest.raises(ValueError, match=f"^{tmp_path / 'train/cat/01.png'} has more than 8 bits a pixel.*first$"):
+            list(images)
+    images = open_folder(tmp_path, 'train', 'I', is_training=is_training)
+    assert np.asarray(images[1][0]).max() == 200 * 257  # who asks for such a mode has all of them
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """Ten images, of which the second is cut, and the third and last are none."""
+    files = {f'train/cat/{number}.png': encoded('PNG', 20 * number) for number in range(10)}
+    return lay(tmp_path, {**files, 'train/cat/1.png': picture()[:-200], 'train/cat/2.png': b'no image',
+                          'train/cat/9.png': b''})
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_broken_image_ends_a_measurement_with_its_name(workers: int, broken: Path) -> None:
+    with pytest.raises(ValueError, match=f"^{broken / 'train/cat/1.png'} is broken: [^\n]*$"):
+        list(DataLoader(open_folder(broken, 'train'), num_workers=workers, collate_fn=list))
+
+
+def test_images_are_opened_so_for_trainings_and_for_measurements(
+        broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(list(open_images(broken, 'train', is_training=True))) == 10
+    with pytest.raises(ValueError, match=r'1\.png is broken'):
+        list(open_images(broken, 'train'))
+    assert cli.main(['eval', '--model', 'randwire_ws_pico', '--model-kwargs', 'num_classes=2', '--img-size', '32',
+                     '--data-dir', str(broken), '--split', 'train', '--device', 'cpu', '--workers', '1']) == 2
+    said, = capsys.readouterr().err.splitlines()
+    assert said.startswith(f'randwire-zoo: error: {broken / "train/cat/1.png"} is broken')
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_in_a_training_the_next_image_takes_the_place_of_a_broken_one_which_is_named_once(
+        workers: int, broken: Path) -> None:
+    handler = logging.FileHandler(broken / 'log')  # a loader's processes write into it, too
+    logger = logging.getLogger('randwire_zoo.training.images')
+    logger.addHandler(handler)
+    try:
+        images = open_folder(broken, 'train', is_training=True)
+        for _ in range(2):  # epochs
+            shades = [batch[0][0].getpixel((0, 0))[0] for batch in DataLoader(images, num_workers=workers,
+                                                                               collate_fn=list)]
+            assert shades == [0, 60, 60, 60, 80, 100, 120, 140, 160, 0]
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+    lines = (broken / 'log').read_text().splitlines()
+    assert sorted(line.partition(' is ')[0] for line in lines) == [
+        str(broken / f'train/cat/{number}.png') for number in (1, 2, 9)]
+    for path in (broken / 'train/cat').iterdir():
+        path.write_bytes(b'no image')
+    with pytest.raises(ValueError, match=r'^10 images in a row cannot be read, and the last is .*png is no image$'):
+        open_folder(broken, 'train', is_training=True)[0]

@@ -1,6 +1,8 @@
 """The deployed form computes what the trained network computes: against a float64 reference, and after every export."""
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -16,9 +18,10 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.nn.utils.parametrizations import weight_norm
 
-from randwire_zoo import deploy
+from randwire_zoo import deploy, use_kernels
 from randwire_zoo.network import ConvBN, Node
 
+COMPILER = os.environ.get('CXX', 'c++').split()[0]
 SMALL: dict[str, Any] = {'num_nodes': 8, 'channels': 10, 'num_classes': 7}
 
 
@@ -209,6 +212,20 @@ def test_a_backbone_that_lacks_the_head_altogether_is_taken() -> None:
     with torch.no_grad():
         found = deploy(model).forward_features(images).double()
         assert relative_error(found, model.double().forward_features(images.double())) < 1e-5
+
+
+@pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f'the kernels are built with {COMPILER}')
+def test_native_kernels_that_are_told_of_a_change_past_torch_follow_it() -> None:
+    fast, images = deploy(trained()), torch.randn(2, 3, 64, 64)
+    weight = fast.conv4.nodes[1].last.weight
+    use_kernels('native')
+    with torch.no_grad():
+        before = fast(images)
+        weight.data[4] = 9.0  # which no sample of the numbers sees
+        torch.autograd.graph.increment_version(weight)
+        after = fast(images)
+        use_kernels('torch')
+        assert relative_error(after, fast(images)) < 1e-4 < relative_error(before, after)
 
 
 def test_hooks_on_what_stays_as_it_is_are_kept() -> None:

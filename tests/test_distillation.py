@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,12 @@ def test_a_teacher_has_its_classes_rows_and_its_record_knows_no_image_by_heart(
 def test_the_classifier_starts_from_the_rows_of_the_folders_classes(
         images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distillation, 'fit_classifier', lambda features, targets, weight, bias: (weight, bias))
-    teacher = write_teacher(weights, images, tmp_path / 'teacher', MODEL, 32, workers=0, progress=False)
+    before = os.umask(0o027)
+    try:
+        teacher = write_teacher(weights, images, tmp_path / 'teacher', MODEL, 32, workers=0, progress=False)
+    finally:
+        os.umask(before)
+    assert teacher.folder.stat().st_mode & 0o777 == 0o750  # may be read by whom the user lets
     assert teacher.before == teacher.after
     rows = torch.tensor([ImageNetInfo().label_names().index(wnid) for wnid in WNIDS])
     *_, weight, bias = torch.load(weights).values()

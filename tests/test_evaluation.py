@@ -417,9 +417,9 @@ def test_stock_validate_py_agrees_to_the_digit(run: Path, tmp_path: Path) -> Non
     assert losses[-1] == f'{ours["loss"]:.4f}'
 
 
-def test_a_folder_that_has_moved_or_other_indices_are_named(run: Path) -> None:
-    with pytest.raises(ValueError, match='other classes than the network was trained on: 0, 1, 2; a --class-map'):
-        evaluated('--checkpoint', run / 'last.pth.tar', '--class-map', '')  # the same names at other indices
+def test_other_indices_are_found_by_the_names_and_a_folder_that_has_moved_is_named(run: Path) -> None:
+    row = read_summary(run / 'summary.csv')[-1]
+    assert same(evaluated('--checkpoint', run / 'last.pth.tar', '--class-map', ''), row), 'the names tell the indices'
     with pytest.raises(FileNotFoundError, match='no data folder elsewhere; name one with --data-dir'):
         evaluated('--checkpoint', run / 'last.pth.tar', '--data-dir', 'elsewhere')
 
@@ -438,11 +438,61 @@ def test_the_classes_that_published_weights_name_are_asked_of_the_images(tmp_pat
         (tmp_path / 'some' / 'validation' / name).mkdir(parents=True)
         Image.new('RGB', (32, 32)).save(tmp_path / 'some' / 'validation' / name / '0.png')
     asked = ('--model', row.name, '--data-dir', tmp_path / 'some', '--img-size', '32')
-    with pytest.raises(ValueError, match='some has other classes than the network was trained on: n'):
-        evaluated(*asked)  # the indices of three folders are not theirs among two hundred
     (tmp_path / 'classes.txt').write_text('\n'.join(names))
-    assert evaluated(*asked, '--class-map', tmp_path / 'classes.txt')['images'] == 3
+    mapped = evaluated(*asked, '--class-map', tmp_path / 'classes.txt')
+    assert mapped['images'] == 3 and evaluated(*asked) == mapped, 'by their names, not by their places among three'
+    (tmp_path / 'some' / 'validation' / names[0]).rename(tmp_path / 'some' / 'validation' / 'dog')
+    with pytest.raises(ValueError, match='some has other classes than the network was trained on: dog, n'):
+        evaluated(*asked)
     assert Description.from_settings({'model': row.name, 'pretrained': True}).label_names == ()
+
+
+@pytest.fixture
+def staged(images: Path, weights: Path, tmp_path: Path) -> Path:
+    """A folder as timm's for the Hub, of a training whose classes have the names of the digits in another order."""
+    folder = tmp_path / 'staged'
+    folder.mkdir()
+    (folder / 'model.safetensors').write_bytes(weights.read_bytes())
+    kwargs = {name: value for name, value in NETWORK.items() if name != 'num_classes'}
+    (folder / 'args.yaml').write_text(json.dumps({
+        'model': 'randwire', 'num_classes': 10, 'model_kwargs': kwargs, 'img_size': 32, 'crop_pct': 1.0,
+        'val_split': 'test', 'batch_size': 8, 'workers': 0}))
+    (folder / 'config.json').write_text(json.dumps({
+        'architecture': 'randwire', 'num_classes': 10, 'label_names': list('9876543210')}))
+    return folder
+
+
+def test_the_classes_of_a_staged_folder_are_asked_of_the_images_by_their_names(
+        images: Path, staged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def measured(data: Path, *arguments: str | Path) -> list[str]:
+        assert main(parse('--checkpoint', staged / 'model.safetensors', '--data-dir', data, '--device', 'cpu',
+                          *arguments)) == 0
+        return capsys.readouterr().out.splitlines()[1:]
+
+    (staged.parent / 'classes.txt').write_text('\n'.join('9876543210'))
+    by_map = ('--class-map', staged.parent / 'classes.txt')
+    assert measured(images) == measured(images, *by_map) and len(measured(images)) == 1
+    for name in '037':
+        folder = staged.parent / 'some' / 'test' / name
+        folder.mkdir(parents=True)
+        for path in (images / 'test' / name).iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+    note, figures = measured(staged.parent / 'some')
+    assert note == 'the images are of 3 of the 10 classes of the network' and ' px on 7 images: top-1 ' in figures
+    assert measured(staged.parent / 'some', *by_map) == [note, figures]
+    (staged / 'config.json').unlink()
+    note, other = measured(staged.parent / 'some')
+    assert note.startswith('the images are of 3 classes, and the network has 10 outputs, whose names are not known: ')
+    assert other != figures
+    (staged / 'config.json').write_text(json.dumps({
+        'architecture': 'randwire', 'num_classes': 10, 'label_names': list('abcdefghij')}))
+    with pytest.raises(ValueError, match='some has other classes than the network was trained on: 0, 3, 7, a, b; a'):
+        measured(staged.parent / 'some')
+
+
+def test_weights_are_not_measured_before_what_is_to_be_imported_is_there(staged: Path) -> None:
+    with pytest.raises(ValueError, match="device_modules: No module named 'no_such_module'"):
+        evaluate_checkpoint(staged / 'model.safetensors', {'device_modules': ['no_such_module']})
 
 
 @pytest.mark.parametrize('dataset', ['tourch/cifar10', 'foo/bar'])

@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from randwire_zoo.files import atomic_folder, write_atomically
+from randwire_zoo.files import Locked, atomic_folder, lock, write_atomically
 
 UMASKS = pytest.mark.parametrize('umask', [0o022, 0o027, 0o002, 0o077], ids=oct)
 
@@ -53,3 +54,34 @@ def test_of_a_folder_that_fails_nothing_is_left(tmp_path: Path) -> None:
         (temporary / 'c').mkdir()
         raise KeyError
     assert os.listdir(tmp_path / 'a') == []
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system does not fork')
+@pytest.mark.parametrize('forked', [True, False])
+def test_a_lock_is_held_once_and_by_a_forked_process_where_it_is_to_be(forked: bool, tmp_path: Path) -> None:
+    end, still = os.pipe()
+    with lock(tmp_path / '.lock', forked=forked):
+        with pytest.raises(Locked, match=r'^taken$'), lock(tmp_path / '.lock', held='taken'):
+            pass
+        child = os.fork()
+        if child == 0:
+            os.close(still)
+            os.read(end, 1)  # until this process closes it
+            os._exit(0)
+    try:
+        if forked:
+            with pytest.raises(Locked), lock(tmp_path / '.lock'):
+                pass
+        else:
+            for _ in range(1000):  # until the child has begun
+                try:
+                    with lock(tmp_path / '.lock'):
+                        break
+                except Locked:
+                    time.sleep(0.02)
+            else:
+                pytest.fail('the child has the lock')
+    finally:
+        os.close(still)
+        os.waitpid(child, 0)
+        os.close(end)

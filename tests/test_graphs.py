@@ -8,7 +8,8 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import networkx
 import pytest
@@ -413,6 +414,43 @@ def test_a_definition_may_be_run_again_and_the_last_one_counts(registry: dict[st
         assert registry['lattice'] is model
         assert parse_graph_model('lattice(2)').sample(6, random.Random(1)).edges == Graph.from_undirected(
             networkx.circulant_graph(6, [step])).edges
+
+
+@pytest.mark.parametrize('name', ['Lattice', 'latTICE_2'])
+def test_case_matters_neither_in_a_name_nor_where_it_is_read(
+        name: str, registry: dict[str, type[GraphModel]]) -> None:
+    def define(name: str) -> type[GraphModel]:
+        return dataclasses.dataclass(frozen=True)(type('Lattice', (GraphModel,), {
+            '__annotations__': {'k': int}, 'name': name,
+            'undirected': lambda self, num_nodes, rng: networkx.circulant_graph(num_nodes, [self.k])}))
+    model = define(name)
+    for text in (f'{name}(2)', f'{name.lower()}(2)', f'{name.upper()}(2)', str(model(2))):  # type: ignore[call-arg]
+        assert type(parse_graph_model(text)) is model
+    with pytest.raises(ValueError, match=rf"the name '{name.upper()}' of .* Other is that of .*Lattice; give it "):
+        type('Other', (GraphModel,), {'name': name.upper(), 'undirected': lambda self, num_nodes, rng: None})
+    with pytest.raises(ValueError, match=r"Lattice must be of letters, digits and _, got 'my-lattice'"):
+        define('my-lattice')
+
+
+def test_a_model_that_draws_from_elsewhere_is_refused_before_anybody_uses_its_graphs(
+        registry: dict[str, type[GraphModel]]) -> None:
+    def define(draw: Callable[[random.Random], Any]) -> GraphModel:
+        @dataclasses.dataclass(frozen=True)
+        class Own(GraphModel):
+            p: float
+            name = 'own'
+
+            def undirected(self, num_nodes: int, rng: random.Random) -> networkx.Graph:
+                return networkx.gnp_random_graph(num_nodes, self.p, seed=draw(rng))
+        return Own(0.5)
+    for draw in (lambda rng: None, lambda rng: random.randrange(2 ** 32)):  # None is the global generator
+        with pytest.raises(ValueError, match=r'^own\(0\.5\) sampled two different wirings from seed 3: the random '
+                                             'graph model Own must draw from its rng alone$'):
+            sample_graphs(define(draw), (16, 16), 3)
+    graphs = sample_graphs(define(lambda rng: rng), (16, 16), 3)
+    rng = random.Random(3)
+    assert [graph.edges for graph in graphs] == [
+        Graph.from_undirected(networkx.gnp_random_graph(16, 0.5, seed=rng)).edges for _ in range(2)]
 
 
 def test_a_base_for_several_models_needs_no_name(registry: dict[str, type[GraphModel]]) -> None:

@@ -189,7 +189,7 @@ def test_settings_are_published_by_a_list_of_what_may_be(trained: Path, tmp_path
     assert 'secret' not in text and '/' not in text and str(trained.parent) not in text
     public = yaml.safe_load(text)
     assert (public['data_dir'], public['lr_base']) == ('noise', settings['lr_base']) and 'aa' not in public
-    assert ModelCard.load(tmp_path / 'out' / 'README.md').data.datasets == ['noise']  # type: ignore[attr-defined]
+    assert ModelCard.load(tmp_path / 'out' / 'README.md').data.datasets is None  # type: ignore[attr-defined]
 
 
 def test_what_was_trained_in_an_unusual_way_is_published_as_it_was_trained_and_measured(
@@ -312,7 +312,7 @@ def test_the_card_reads_back_and_shows_what_was_recorded(staged: Path) -> None:
     card: Any = ModelCard.load(staged / 'README.md')
     metadata = read_metadata(staged / 'model.safetensors')
     metrics = json.loads(metadata['metrics'])
-    assert card.data.license == 'mit' and card.data.library_name == 'timm' and card.data.datasets == ['noise']
+    assert card.data.license == 'mit' and card.data.library_name == 'timm' and card.data.datasets is None
     assert {result.metric_name: result.metric_value for result in card.data.eval_results} == {
         'top-1 accuracy, %': metrics['top1'], 'top-5 accuracy, %': metrics['top5']}
     params = sum(tensor.numel() for name, tensor in load_file(staged / 'model.safetensors').items()
@@ -846,29 +846,34 @@ def test_what_is_not_this_networks_own_is_left_alone_until_it_is_to_be_replaced(
     assert client.hub(home, ['verify', REPO])[0]['code'] == 0
 
 
-def test_another_generator_of_the_open_name_is_another_network(
+def test_another_generator_of_the_open_name_or_another_operation_is_another_network(
         server: HubServer, client: HubClient, tmp_path: Path) -> None:
-    def staged(seed: int, graph: str = 'ws(2,0)') -> Path:
-        model = timm.create_model('randwire', **{**TINY, 'graph': graph}, seed=seed)
-        folder = tmp_path / f'{graph} {seed}'
+    def staged(**changes: Any) -> Path:
+        arguments = {**TINY, 'seed': 1, **changes}
+        model = timm.create_model('randwire', **arguments)
+        folder = tmp_path / str(changes)
         folder.mkdir()
         save_weights(model, folder / 'weights.safetensors')
-        kwargs = [f'{key}={value}' for key, value in {**TINY, 'graph': graph, 'seed': seed}.items()
-                  if key != 'num_classes']
+        kwargs = [f'{key}={value}' for key, value in arguments.items() if key != 'num_classes']
         assert stage(folder / 'weights.safetensors', '--model-kwargs', *kwargs, '--dataset', 'noise', '--img-size', 64,
                      '--no-eval', '-o', folder / 'staged') == 0
         return folder / 'staged'
 
-    first, other = staged(1), staged(2, 'ws(2,0.5)')
-    done, again, refused = client.hub(
-        tmp_path / 'home', ['push', first, REPO], ['push', first, REPO], ['push', other, REPO])
+    first, other, pooled = staged(), staged(seed=2, graph='ws(2,0.5)'), staged(node_op='max_pool')
+    done, again, refused, too = client.hub(tmp_path / 'home', *(
+        ['push', folder, REPO] for folder in (first, first, other, pooled)))
     assert done['code'] == again['code'] == 0
-    common = 'regime=small num_nodes=4 channels=4'
-    said = one_line(refused, 1)
-    there, here = said.partition('holds another network, ')[2].partition('. Nothing was sent')[0].split(', not ')
-    assert there.split()[0] == here.split()[0] == 'randwire.noise'
-    assert set(there.split()) == {'randwire.noise', 'graph=ws(2,0)', 'seed=1', *common.split()}
-    assert set(here.split()) == {'randwire.noise', 'graph=ws(2,0.5)', 'seed=2', *common.split()}
+    assert ("holds another network, randwire.noise with graph='ws(2,0)' instead of 'ws(2,0.5)', seed=1 instead of 2, "
+            'other graphs. Nothing was sent') in one_line(refused, 1)
+    assert "holds another network, randwire.noise with node_op='sep_conv' instead of 'max_pool'. Nothing" in one_line(
+        too, 1)
+    # The graphs alone tell, where the same arguments gave others.
+    files = server.files(REPO)
+    graphs = [{**graph, 'edges': graph['edges'][1:]} for graph in json.loads(files['graphs.json'])]
+    server.move_head(REPO, {'graphs.json': json.dumps(graphs).encode()})
+    server.tag(REPO, f'noise-{"0" * 12}')
+    refused, = client.hub(tmp_path / 'home', ['push', first, REPO])
+    assert 'holds another network, randwire.noise with other graphs. Nothing' in one_line(refused, 1)
 
 
 def test_rows_of_the_manifest_are_pulled_and_verified_as_they_were_when_the_row_was_made(

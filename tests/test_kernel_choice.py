@@ -88,6 +88,22 @@ def test_native_kernels_are_chosen_where_they_can_be_had_and_the_reason_is_said_
         assert str(error.value) == reason and kernels._in_use is None
 
 
+def test_where_the_compiler_has_no_openmp_torch_is_chosen_unless_there_is_one_thread(
+        compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'alone.cpp').write_text('extern "C" bool has_threads() { return false; }\n'
+                                        'extern "C" const char* instruction_set() { return "neon"; }\n')
+    compiler.write_text(f'#!/bin/sh\ncase "$*" in *fopenmp*) echo "error: no OpenMP" >&2; exit 1;; esac\n'
+                        f'while [ "$1" != -o ]; do shift; done\n'
+                        f'{COMPILER} -shared -fPIC -o "$2" {tmp_path}/alone.cpp\n')
+    assert header(threads=1) == 'device cpu, 1 thread, kernels native (neon)'
+    assert header(threads=8) == ('device cpu, 8 threads, kernels torch: the native kernels were built without OpenMP '
+                                 'and have one thread')
+    slow = 'device cpu, 8 threads, kernels native (neon, one thread: built without OpenMP)'
+    assert header('native', threads=8) == slow  # whoever asks for them gets them
+    use_kernels('native')
+    assert header(threads=8) == slow
+
+
 def test_what_is_said_counts_in_order(compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The flag, then what was chosen in Python, then the variable, which stock scripts read."""
     monkeypatch.setenv('RANDWIRE_ZOO_KERNELS', 'torch')

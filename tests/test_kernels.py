@@ -277,7 +277,7 @@ def test_every_variant_that_the_processor_has_computes_the_same(variant: str, mo
     for cached in (kernels._function, kernels._packed_bytes):
         cached.cache_clear()
     try:
-        assert kernels.instruction_set() == expected
+        assert kernels.instruction_set() == expected and kernels.has_threads() == bool(flags)
         for shape in FEW:
             for dtype, tolerance in DTYPES:
                 test_a_stage_of_one_node_that_reads_the_input_and_one_that_reads_it_many_times(shape, dtype, tolerance)

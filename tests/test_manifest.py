@@ -183,6 +183,27 @@ def test_add_checks_the_wiring_and_keeps_the_other_rows(tmp_path: Path, capsys: 
     assert main(['hub', 'manifest', 'add', str(row), '--manifest', str(path)]) == 2
 
 
+def test_add_replaces_a_row_of_the_same_network_and_leaves_anothers_alone(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, row = tmp_path / 'weights.json', tmp_path / 'row.json'
+
+    def add(*options: str, **values: Any) -> int:
+        row.write_text(json.dumps({f'{NAME}.x': {**ROW, **values}}))
+        return main(['hub', 'manifest', 'add', str(row), '--manifest', str(path), *options])
+
+    assert add() == add(sha256='3' * 64, revision='4' * 40, model_args={'node_op': 'sep_conv'}) == 0
+    written = path.read_text()
+    assert '3' * 64 in written, 'later weights of the same network, whose node operation is the default'
+    for values, said in (({'model_args': {'node_op': 'conv'}}, "node_op='sep_conv' instead of 'conv'"),
+                         ({'num_classes': 4}, 'num_classes=3 instead of 4'),
+                         ({'mean': [0.1, 0.2, 0.4]}, 'mean=(0.1, 0.2, 0.3) instead of (0.1, 0.2, 0.4)')):
+        capsys.readouterr()
+        assert add(**values) == 1
+        assert f'weights.json has another network as {NAME}.x, with {said}; nothing was' in capsys.readouterr().err
+        assert path.read_text() == written
+    assert add('--overwrite', num_classes=4) == 0 and read_manifest(path)[f'{NAME}.x'].num_classes == 4
+
+
 def test_a_file_is_hashed_each_time_and_what_is_hashed_is_what_is_loaded(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packaged = read_manifest(PACKAGED)[f'{NAME}.digits']

@@ -1,6 +1,7 @@
 """The network against a naive one written here from the paper's definition (section 3.2, Table 1, Figure 6)."""
 from __future__ import annotations
 
+import copy
 import functools
 import html
 import math
@@ -8,6 +9,7 @@ import random
 import warnings
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import networkx
@@ -428,6 +430,8 @@ def test_a_rate_that_is_set_later_counts_for_the_network_and_for_its_stages() ->
     network.drop_path_rate = 1.0
     network(x)
     assert len(masked) == 1
+    network.prune_intermediate_layers([2])
+    assert network.conv3.drop_path_rate == network.drop_path_rate == 1, 'all that is left of the edges'
     with pytest.raises(ValueError, match=r'^drop_path_rate must be a number within \[0, 1\], got 2$'):
         network.drop_path_rate = 2
 
@@ -520,6 +524,30 @@ def test_gradient_checkpointing_changes_no_gradient(regime: str) -> None:
         gradients.append([parameter.grad.clone() for parameter in network.parameters()])  # type: ignore[union-attr]
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(checkpointed, plain)
+
+
+@pytest.mark.parametrize('momentum', [0.1, None], ids=str)
+@pytest.mark.parametrize('reentrant', [False, True], ids=['plain', 'reentrant'])
+def test_gradient_checkpointing_counts_no_batch_twice(reentrant: bool, momentum: float | None) -> None:
+    plain = tiny()
+    for module in plain.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = momentum
+    checkpointed = copy.deepcopy(plain)
+    checkpointed.set_grad_checkpointing()
+    tracked = next(checkpointed.conv4.buffers())
+    before = timm.layers.use_reentrant_ckpt()
+    timm.layers.set_reentrant_ckpt(reentrant)
+    try:
+        for _ in range(2):
+            x = torch.randn(4, 3, 16, 16, requires_grad=True)
+            for network in (plain, checkpointed):
+                network(x).square().sum().backward()
+    finally:
+        timm.layers.set_reentrant_ckpt(before)
+    for (name, ours), theirs in zip(checkpointed.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
+    assert next(checkpointed.conv4.buffers()) is tracked, 'the copies are gone again'
 
 
 def test_gradient_checkpointing_keeps_only_the_stages_inputs() -> None:
@@ -838,6 +866,34 @@ def test_what_is_no_graph_is_refused_in_one_line(graphs: Any, named: str) -> Non
     with pytest.raises(ValueError, match=f'^{named}') as error:
         RandWire(graphs)
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(('arguments', 'named'), [
+    ((-5,), 'num_classes must be an integer of at least 0, got -5'),
+    ((True,), 'num_classes must be an integer of at least 0, got True'),
+    ((2.5,), r'num_classes must be an integer of at least 0, got 2\.5'),
+    ((3, 'median'), "global_pool must be one of .* got 'median'")], ids=str)
+def test_a_classifier_that_cannot_be_is_refused_and_the_old_one_stays(arguments: tuple[Any, ...], named: str) -> None:
+    network = tiny()
+    before = network.fc, network.global_pool, network.num_classes
+    with pytest.raises(ValueError, match=f'^{named}'):
+        network.reset_classifier(*arguments)
+    assert (network.fc, network.global_pool, network.num_classes) == before
+
+
+@pytest.mark.parametrize('training', [False, True], ids=['eval', 'train'])
+@pytest.mark.parametrize('change', [
+    lambda network: network, lambda network: network.prune_intermediate_layers([0, 3])], ids=['whole', 'pruned'])
+@pytest.mark.parametrize('kwargs', [{}, {'regime': 'regular'}, {'head': False}, {'global_pool': 'catavgmax'}], ids=str)
+def test_the_children_in_a_row_are_the_network(
+        kwargs: dict[str, Any], change: Callable[[RandWire], Any], training: bool) -> None:
+    network = tiny(**kwargs).train(training)
+    change(network)
+    children, x = list(network.children()), torch.randn(2, 3, 16, 16)
+    features = network.forward_features(x)
+    assert torch.equal(nn.Sequential(*children[:-2])(x), features)
+    assert torch.equal(nn.Sequential(*children[:-1])(x), network.forward_head(features, pre_logits=True))
+    assert torch.equal(nn.Sequential(*children)(x), network(x))
 
 
 def test_without_a_head_the_network_ends_with_conv5() -> None:

@@ -26,6 +26,7 @@ from randwire_zoo.training.recipes import (
     load_recipe,
     public_settings,
     recipe_names,
+    recorded_recipe,
     scheduled_epochs,
 )
 
@@ -140,6 +141,10 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
     ('epochs: true', 'epochs must be an integer, got True'),
     ('lr: .nan', 'lr must be'),
     ('lr: .inf', 'lr must be'),
+    ('mean: [123, 116, 103]', 'mean must be within 0 … 1, got 123'),
+    ('mean: [-0.5]', 'mean must be within 0 … 1, got -0.5'),
+    ('std: [0.2, 57.4]', 'std must be within 0 … 1, got 57.4'),
+    ('crop_pct: 87.5', 'crop_pct must be within 0 … 1, got 87.5'),
     ('amp: 1', 'amp must be true or false, got 1'),
     ('model: 3', 'model must be text, got 3'),
     ('model:', 'model must not be empty'),
@@ -183,6 +188,20 @@ def test_a_whole_args_yaml_of_train_py_is_read(tmp_path: Path) -> None:
         load_recipe(path)
     assert str(error.value) == (f"{path}: this trainer does not have train.py's aug_splits: 3 (without it 0), "
                                 'bn_eps: 0.0001 (without it None)')
+
+
+@pytest.mark.parametrize(('recorded', 'lr'), [
+    ({'lr': 0.1 * 64 * 4 / 256}, None), ({'lr': 0.1 * 64 / 256}, 0.025), ({'lr': 0.1, 'lr_base': 0.0}, 0.1),
+    ({'lr': 0.1 * (64 * 4 * 2 / 256) ** 0.5, 'opt': 'adamw', 'grad_accum_steps': 2}, None)])
+def test_the_recipe_of_a_checkpoint_scales_the_rate_again_where_the_training_did(
+        recorded: dict[str, Any], lr: float | None, tmp_path: Path) -> None:
+    """As train.py leaves them: its whole namespace, with the rate of the global batch, and what it notes beside."""
+    settings = {**DEFAULTS, **STOCK, 'model': 'randwire', 'batch_size': 64, **recorded}
+    noted = {'world_size': 4, 'rank': 0, 'distributed': True, 'prefetcher': True, 'device': 'cuda:0', 'local_rank': 0}
+    assert recorded_recipe('a.pth.tar', {**settings, **noted}) == {
+        **{name: settings[name] for name in DEFAULTS}, 'device': 'cuda', 'lr': lr}
+    with pytest.raises(ValueError, match=r"^a\.pth\.tar: this trainer does not have train.py's aug_splits: 3"):
+        recorded_recipe('a.pth.tar', {**settings, 'aug_splits': 3})
 
 
 @pytest.mark.parametrize('name', recipe_names())

@@ -30,12 +30,11 @@ from tiny_study import GENERATORS, IDS, SPEC, Here, arguments, results, rows_of,
 from tqdm import tqdm
 from waiting import wait_for
 
-from randwire_zoo import GraphModel, cli
-from randwire_zoo.files import write_atomically
+from randwire_zoo import GraphModel, cli, files
+from randwire_zoo.files import Locked, lock, write_atomically
 from randwire_zoo.studies import processes as guards
 from randwire_zoo.studies import running, work
 from randwire_zoo.studies.engines import LocalEngine, SubmititEngine, _Process, create_engine
-from randwire_zoo.studies.processes import Locked, lock
 from randwire_zoo.studies.report import report_table
 from randwire_zoo.studies.results import ASIDE, Results, load_results, read_results
 from randwire_zoo.studies.running import run_study
@@ -535,7 +534,7 @@ def test_what_a_lock_fails_of_is_told_apart(
     def flock(file: int, flags: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(guards.fcntl, 'flock', flock)
+    monkeypatch.setattr(files.fcntl, 'flock', flock)
     if number in (errno.EWOULDBLOCK, errno.EACCES):
         with pytest.raises(Locked, match=f'another run is at work in {tmp_path}'):
             run(networks[:1], tmp_path)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import math
 import os
 import shlex
@@ -22,6 +23,7 @@ from PIL import Image
 from timm.optim import Lookahead
 from timm.utils.summary import trim_summary, update_summary
 
+from randwire_zoo.files import Locked
 from randwire_zoo.training.arguments import add_train_arguments
 from randwire_zoo.training.evaluation import evaluate_folder
 from randwire_zoo.training.recipes import DEFAULTS, STOCK, scheduled_epochs
@@ -114,12 +116,13 @@ def test_a_killed_run_continues_to_the_weights_of_an_uninterrupted_one(images: P
 def test_images_kept_in_memory_are_read_once_and_change_nothing(
         images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {**PLAIN, 'epochs': 3, 'data_dir': str(images), 'output': str(tmp_path), 'progress': False}
-    plain, opened, open_image = train(**settings, experiment='plain'), [], Image.open
+    plain, opened, read_bytes = train(**settings, experiment='plain'), [], Path.read_bytes
 
-    def counted(file: Any, *args: Any, **kwargs: Any) -> Any:
-        opened.append(file.name)
-        return open_image(file, *args, **kwargs)
-    monkeypatch.setattr(Image, 'open', counted)
+    def counted(path: Path) -> bytes:
+        if path.suffix == '.png':
+            opened.append(path)
+        return read_bytes(path)
+    monkeypatch.setattr(Path, 'read_bytes', counted)
     kept = train(**settings, experiment='kept', cache_images=True)
     assert len(opened) == len(set(opened)) == 3 * 15 + 3 * 3
     assert plain.folder is not None and kept.folder is not None
@@ -132,7 +135,7 @@ def test_a_run_leaves_the_files_of_train_py(images: Path, tmp_path: Path) -> Non
                    progress=False)
     folder = tmp_path / 'run'
     assert sorted(path.name for path in folder.iterdir()) == [
-        'args.yaml', 'checkpoint-0.pth.tar', 'checkpoint-1.pth.tar', 'last.pth.tar', 'model_best.pth.tar',
+        '.lock', 'args.yaml', 'checkpoint-0.pth.tar', 'checkpoint-1.pth.tar', 'last.pth.tar', 'model_best.pth.tar',
         'summary.csv']
     assert (folder / 'summary.csv').read_text().splitlines()[0] == \
         'epoch,train_loss,eval_loss,eval_top1,eval_top5,lr'
@@ -165,9 +168,69 @@ def test_a_summary_of_a_resumed_run_is_read_as_timm_trims_it(tmp_path: Path) -> 
             read_summary(tmp_path / 'some.csv')
 
 
+#: One process group for all runs of a script: gloo finds the old addresses if it is asked to connect once more.
+ONE_GROUP = """
+import torch.distributed
+connect = torch.distributed.init_process_group
+torch.distributed.init_process_group = lambda *args, **kwargs: (
+    None if torch.distributed.is_initialized() else connect(*args, **kwargs))
+torch.distributed.destroy_process_group = lambda: None
+"""
+
+
+def run_in_two_processes(script: Path) -> None:
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo', 'MASTER_ADDR': '127.0.0.1'}
+    done = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_addr', '127.0.0.1',
+         '--master_port', '0', '--rdzv_backend', 'c10d', '--rdzv_endpoint', '127.0.0.1:0', script],
+        env=env, capture_output=True, text=True, timeout=500)  # of a process that waits for the other for ever
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_processes_that_do_not_agree_say_in_what_before_anything_is_trained(images: Path, tmp_path: Path) -> None:
+    for name in ('zebra', 'fewer'):
+        shutil.copytree(images, tmp_path / name)
+    for split in ('train', 'validation'):
+        (tmp_path / 'zebra' / split / '1').rename(tmp_path / 'zebra' / split / 'zebra')
+    (tmp_path / 'fewer' / 'train' / '1' / '0.png').unlink()
+    (tmp_path / 'fewer' / 'validation' / '2' / '0.png').unlink()
+    cases: list[tuple[dict[str, Any], list[str]]] = [
+        ({'data_dir': str(tmp_path / 'zebra')}, ['classes: 1 = 1, 2 = 2 (process 0), 2 = 1, zebra = 2 (process 1)']),
+        ({'model_kwargs': {**NETWORK, 'stem_stride': 2}},
+         ['stem_stride of the network: not given (process 0), 2 (process 1)']),
+        ({'model_kwargs': {**NETWORK, 'seed': 2}}, ['seed of the network: 1 (process 0), 2 (process 1)', 'graphs: ']),
+        ({'lr': 0.5, 'seed': 7, 'smoothing': 0.0},
+         ['lr: 0.05 (process 0), 0.5 (process 1)', 'smoothing: 0.1 (process 0), 0.0 (process 1)',
+          'seed: 42 (process 0), 7 (process 1)']),
+        ({'data_dir': str(tmp_path / 'fewer')},
+         ['images to train on: 45 (process 0), 44 (process 1)', 'images held out: 9 (process 0), 8 (process 1)'])]
+    script = tmp_path / 'differ.py'
+    script.write_text(ONE_GROUP + textwrap.dedent(f"""
+        import json, os
+        from pathlib import Path
+        from randwire_zoo.training.trainer import train
+        rank, said = int(os.environ['RANK']), []
+        settings = dict(**{ {**PLAIN, 'batch_size': 4}!r}, data_dir={str(images)!r}, output={str(tmp_path / 'out')!r})
+        for change in {[change for change, _ in cases]!r}:
+            try:
+                train(**(settings if rank == 0 else {{**settings, **change}}), experiment='run', progress=False)
+                said.append('trained')
+            except Exception as error:
+                said.append(f'{{type(error).__name__}}: {{error}}')
+            Path({str(tmp_path)!r}, f'said{{rank}}').write_text(json.dumps(said))
+    """))
+    run_in_two_processes(script)
+    first, second = (json.loads((tmp_path / f'said{rank}').read_text()) for rank in (0, 1))
+    assert first == second and len(first) == len(cases) and not (tmp_path / 'out').exists()
+    for line, (_, expected) in zip(first, cases, strict=True):
+        assert line.startswith('ValueError: the processes of this training do not agree in ') and '\n' not in line
+        for text in expected:
+            assert text in line
+
+
 def test_two_processes_fail_together_agree_and_measure_every_held_out_image_once(images: Path, tmp_path: Path) -> None:
     script = tmp_path / 'two.py'
-    script.write_text(textwrap.dedent(f"""
+    script.write_text(ONE_GROUP + textwrap.dedent(f"""
         import hashlib, os
         from pathlib import Path
         import torch
@@ -188,11 +251,6 @@ def test_two_processes_fail_together_agree_and_measure_every_held_out_image_once
             torch.save([own[-1], mean], Path({str(tmp_path)!r}, f'statistics{{self.args.rank}}'))
             return result
 
-        # One process group for all of these runs: gloo finds the old addresses if it is asked to connect once more.
-        connect = torch.distributed.init_process_group
-        torch.distributed.init_process_group = lambda *args, **kwargs: (
-            None if torch.distributed.is_initialized() else connect(*args, **kwargs))
-        torch.distributed.destroy_process_group = lambda: None
         # In each process: the folder is in use, which the first alone can see; then the second alone has no data.
         rank, said = int(os.environ['RANK']), []
         settings = dict(**{ {**PLAIN, 'epochs': 2, 'batch_size': 4}!r}, output={str(tmp_path)!r}, progress=False)
@@ -208,12 +266,7 @@ def test_two_processes_fail_together_agree_and_measure_every_held_out_image_once
     """))
     (tmp_path / 'used').mkdir()
     (tmp_path / 'used' / 'precious').write_text('precious')
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo', 'MASTER_ADDR': '127.0.0.1'}
-    done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_addr', '127.0.0.1',
-         '--master_port', '0', '--rdzv_backend', 'c10d', '--rdzv_endpoint', '127.0.0.1:0', script],
-        env=env, capture_output=True, text=True, timeout=500)  # of a process that waits for the other for ever
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_in_two_processes(script)
     in_use = f'{tmp_path / "used"} is in use; choose another --experiment'
     missing = 'no data folder nowhere; name one with --data-dir'
     assert [(tmp_path / f'said{rank}').read_text().splitlines() for rank in (0, 1)] == [
@@ -323,6 +376,79 @@ def test_a_resumed_run_keeps_its_origin_whatever_the_recipe_says_and_does_not_ne
         for name in ('pretrained', 'pretrained_path', 'initial_checkpoint'):
             assert recorded[name] == began[name] == origin.get(name, DEFAULTS[name])
         assert Description.from_checkpoint(last) == description
+
+
+def test_another_number_of_images_is_told_where_a_training_goes_on(
+        images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(**PLAIN, data_dir=str(images), output=str(tmp_path), experiment='run', progress=False)
+    fewer, last = Path(shutil.copytree(images, tmp_path / 'fewer')), tmp_path / 'run' / 'last.pth.tar'
+    for gone in ('train/0/0.png', 'train/1/0.png', 'validation/2/1.png'):
+        (fewer / gone).unlink()
+    train(resume=str(last), epochs=2, progress=False)
+    assert 'warning' not in capsys.readouterr().out
+    train(resume=str(last), epochs=3, data_dir=str(fewer), progress=False)
+    assert [line for line in capsys.readouterr().out.splitlines() if 'warning' in line] == [
+        f'warning: {last} was trained on 45 images, and now there are 43',
+        f'warning: {last} was measured on 9 images, and now there are 8']
+
+
+def test_a_checkpoint_alone_goes_on_with_the_settings_that_it_holds(
+        images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {**PLAIN, 'epochs': 2, 'data_dir': str(images), 'output': str(tmp_path), 'progress': False}
+    whole = train(**settings, experiment='whole').folder
+    assert whole is not None
+    state = load(whole / 'checkpoint-0.pth.tar')
+    for name in ('ours', 'theirs', 'longer'):
+        (tmp_path / name).mkdir()
+        if name == 'theirs':  # train.py's has all of its arguments, and no description
+            state['args'] = argparse.Namespace(**{
+                **STOCK, **{key: value for key, value in vars(state['args']).items() if key in DEFAULTS},
+                'world_size': 1, 'prefetcher': True})
+        torch.save(state, tmp_path / name / 'last.pth.tar')
+    capsys.readouterr()
+    expected = load(whole / 'last.pth.tar')['state_dict']
+    for name in ('ours', 'theirs'):
+        assert train(resume=str(tmp_path / name / 'last.pth.tar'), progress=False).folder == tmp_path / name
+        assert differences(load(tmp_path / name / 'last.pth.tar')['state_dict'], expected) == []
+    assert 'other settings' not in capsys.readouterr().out
+    last = tmp_path / 'longer' / 'last.pth.tar'
+    train(resume=str(last), epochs=3, lr=0.5, progress=False)
+    assert f'other settings than those in {last}: epochs 3 (was 2), lr 0.5 (was 0.05)\n' in capsys.readouterr().out
+    recorded = yaml.safe_load((tmp_path / 'longer' / 'args.yaml').read_text())
+    assert (recorded['img_size'], recorded['epochs'], recorded['lr']) == (32, 3, 0.5)
+
+
+def test_no_second_training_goes_on_in_a_folder_where_one_is_at_work(
+        images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from randwire_zoo.training import trainer as training
+
+    last, whole = tmp_path / 'run' / 'last.pth.tar', training._Run._train_one_epoch
+    command = [sys.executable, '-m', 'randwire_zoo', 'train', '--resume', str(last), '--no-progress']
+    seconds: list[subprocess.CompletedProcess[str]] = []
+
+    def one_epoch(run: training._Run, epoch: int) -> dict[str, float]:
+        if epoch == 1:
+            before = contents(tmp_path)
+            seconds.append(subprocess.run(command, capture_output=True, text=True, timeout=500))
+            assert contents(tmp_path) == before
+        return whole(run, epoch)
+    monkeypatch.setattr(training._Run, '_train_one_epoch', one_epoch)
+    train(**{**PLAIN, 'epochs': 2}, data_dir=str(images), output=str(tmp_path), experiment='run', progress=False)
+    [second] = seconds
+    assert second.returncode == 2
+    assert second.stderr == f'randwire-zoo: error: another training is at work in {tmp_path / "run"}\n'
+    monkeypatch.undo()
+
+    choose = training._Run._choose_folder
+
+    def written_meanwhile(run: training._Run) -> tuple[Path, bool]:  # by one that has ended since
+        os.utime(last, ns=(0, 0))
+        return choose(run)
+    monkeypatch.setattr(training._Run, '_choose_folder', written_meanwhile)
+    with pytest.raises(Locked, match=r'another training has written .*last\.pth\.tar since it was read'):
+        train(resume=str(last), epochs=3, progress=False)
+    monkeypatch.undo()
+    assert len(train(resume=str(last), epochs=3, progress=False).history) == 3
 
 
 def test_a_moving_average_is_not_dropped_on_the_way(images: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,35 @@ def test_the_best_checkpoint_is_the_best_by_the_metric_of_the_settings(
     longer = train(resume=str(result.folder / 'last.pth.tar'), epochs=5, progress=False, lines=False)
     assert (len(longer.history), longer.best_epoch) == (5, best)
     assert load_checkpoint_metadata(result.folder / names[0])['epoch'] == best
+
+
+@pytest.mark.parametrize(('scores', 'kept', 'best', 'said'), [
+    ([10.0, 20.0, 5.0], ('saver',), 1, ''),  # the epoch of last.pth.tar itself
+    ([20.0, 10.0, 5.0], ('saver',), 0, 'the weights of the best epoch so far, 1, are gone'),
+    ([20.0, 10.0, 15.0], ('summary.csv',), 0, 'the weights of the best epoch so far, 1, are gone'),
+    ([20.0, 10.0, 15.0], (), 2, 'the best epoch before epoch 2 is not known: neither'),  # as timm once wrote them
+], ids=str)
+def test_the_best_epoch_is_known_from_the_last_checkpoint_alone(
+        scores: list[float], kept: tuple[str, ...], best: int, said: str, settings: dict[str, Any], tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = iter([{'loss': 1.0, 'top1': score, 'top5': 100.0} for score in scores])
+    monkeypatch.setattr(training, 'evaluate', lambda *_, **__: next(rows))
+    first = train(**{**settings, 'batch_size': CLASSES, 'val_split': 'train', 'epochs': 2}).folder
+    assert first is not None
+    alone = tmp_path / 'alone'
+    alone.mkdir()
+    for name in ('args.yaml', *(name for name in kept if name != 'saver')):
+        shutil.copy(first / name, alone / name)
+    state = load_checkpoint_metadata(first / 'last.pth.tar')
+    torch.save({name: value for name, value in state.items() if name != 'saver' or 'saver' in kept},
+               alone / 'last.pth.tar')
+    result = train(resume=str(alone / 'last.pth.tar'), epochs=3, progress=False)
+    assert (result.best_epoch, result.best_metric) == (best, scores[best])
+    assert ('the best epoch' in (out := capsys.readouterr().out)) == bool(said) and said in out
+    if best:
+        assert load_checkpoint_metadata(alone / 'model_best.pth.tar')['epoch'] == best
+    else:
+        assert not (alone / 'model_best.pth.tar').exists()
 
 
 def test_the_sizes_of_a_progressive_schedule_follow_the_epochs(

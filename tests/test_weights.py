@@ -109,6 +109,11 @@ def test_timm_refuses_weights_of_another_wiring_with_identical_shapes(
         load(tmp_path / 'twin.safetensors')
 
 
+def test_weights_without_values_are_not_taken_for_those_of_another_wiring(model: Any) -> None:
+    with pytest.raises(ValueError, match='these weights are on the meta device, where tensors have no values'):
+        model.load_state_dict({name: tensor.to('meta') for name, tensor in model.state_dict().items()})
+
+
 def test_a_missing_tensor_is_refused_by_name(model: Any, path: Path) -> None:
     tensors = safetensors.torch.load_file(path)
     del tensors['conv4.nodes.0.conv_pw.weight']

@@ -71,7 +71,8 @@ class RandWireBackbone(RandWire, Backbone):
                              'use FrozenBN, BN or SyncBN')
         indices = [index for index, feature in enumerate(FEATURES) if feature in out_features]
         self.prune_intermediate_layers(indices)
-        del self.conv_head, self.bn_head, self.global_pool, self.fc  # pruning left only empty ones
+        # Pruning left only empty ones.
+        del self.relu5, self.conv_head, self.bn_head, self.relu_head, self.global_pool, self.fc
         self.num_stages = indices[-1] + 1
         self.stage_outputs = [feature if feature in out_features else '' for feature in FEATURES]
         # For Backbone.output_shape.

@@ -25,8 +25,8 @@ from .build import KernelError, load_library
 from .stages import Operands, Settings, StageResult, check
 
 __all__ = [
-    'KERNELS', 'KernelError', 'chosen', 'instruction_set', 'kernels_in_use', 'match_threads', 'pack_pointwise',
-    'samples', 'stage', 'stage_backward', 'use_kernels',
+    'KERNELS', 'KernelError', 'chosen', 'has_threads', 'instruction_set', 'kernels_in_use', 'match_threads',
+    'pack_pointwise', 'samples', 'stage', 'stage_backward', 'use_kernels',
 ]
 
 KERNELS = ('torch', 'native')
@@ -72,7 +72,8 @@ def chosen(kernels: Optional[str], device: str | torch.device, threads: Optional
     """What a command of ours computes with while the block lasts: on the CPU the native kernels, if they can be had.
 
     What is said counts first, in this order: `kernels`, `use_kernels`, RANDWIRE_ZOO_KERNELS. Only if none of them says
-    anything, kernels that cannot be built are no error.
+    anything, kernels that cannot be built are no error, and those built without OpenMP, as Apple's compiler does it,
+    are not taken where torch has several threads.
 
     Args:
         kernels: 'torch', 'native', or None.
@@ -91,6 +92,7 @@ def chosen(kernels: Optional[str], device: str | torch.device, threads: Optional
     global _in_use
     before, reason = _in_use, ''
     device = torch.device(device)
+    count = threads or torch.get_num_threads()
     try:
         if kernels is not None:
             if kernels == 'native' and device.type != 'cpu':
@@ -101,14 +103,16 @@ def chosen(kernels: Optional[str], device: str | torch.device, threads: Optional
         elif before is None and not os.environ.get(VARIABLE):
             try:
                 use_kernels('native')
+                if count > 1 and not has_threads():
+                    raise KernelError('the native kernels were built without OpenMP and have one thread')
             except KernelError as e:
                 reason = f': {e}'
                 use_kernels('torch')
         in_use = kernels_in_use()
         if in_use == 'native':
-            reason = f' ({instruction_set()})'
+            alone = ', one thread: built without OpenMP' if count > 1 and not has_threads() else ''
+            reason = f' ({instruction_set()}{alone})'
         name = f' ({torch.cuda.get_device_name(device)})' if device.type == 'cuda' else ''
-        count = threads or torch.get_num_threads()
         slow = '; bfloat16, for which this processor has no instructions: full precision is several times as fast' if (
             device.type == 'cpu' and amp_dtype == 'bfloat16' and platform.machine().lower() in ('x86_64', 'amd64')
             and not torch.backends.cpu.get_cpu_capability().startswith('AVX512')) else ''
@@ -124,6 +128,13 @@ def instruction_set() -> str:
     function = _library().instruction_set
     function.restype = ctypes.c_char_p
     return function().decode()
+
+
+def has_threads() -> bool:
+    """Whether the native kernels take as many threads as torch does: without OpenMP they have one."""
+    function = _library().has_threads
+    function.restype = ctypes.c_bool
+    return function()
 
 
 @lru_cache(maxsize=1)

@@ -79,7 +79,8 @@ class _Layout(NamedTuple):
     """What the constant matrices of a stage were laid out as, with what they were like then.
 
     Version and address tell of what torch knows of, and a sample of the numbers of what is written behind its back,
-    through `.data` or NumPy.
+    through `.data` or NumPy, unless few of a matrix's numbers change: to read all of them costs several per cent of a
+    forward pass with one image. `torch.autograd.graph.increment_version` tells of such a change.
     """
 
     others: list[Tensor]  # all matrices but the first, by which this is found and whose life it ends with

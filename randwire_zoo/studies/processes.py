@@ -1,4 +1,4 @@
-"""Processes that end with whoever started them, and locks that keep two of them out of one folder.
+"""Processes that end with whoever started them; `files.lock` keeps two of them out of one folder.
 
 A process that trains a network may be killed at any instant, and so may the study above it and the detector below it.
 None of them may go on alone: the study that is started next would train the same network a second time.
@@ -6,74 +6,20 @@ None of them may go on alone: the study that is started next would train the sam
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
+__all__ = ['end_with_parent', 'keep_niceness', 'run_child']
 
-__all__ = ['Locked', 'end_with_parent', 'keep_niceness', 'lock', 'run_child']
-
-# What flock says where another process has the lock, and where the file system has no locks at all.
-HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
-NONE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
-
-
-class Locked(ValueError):
-    """Another process has the lock."""
-
-
-@contextmanager
-def lock(path: Path, wait: bool = False, held: str = 'another process has the lock') -> Iterator[int | None]:
-    """Hold a lock on a file for as long as the block, or a child that was given it, is at work.
-
-    Args:
-        path: The file, which is made.
-        wait: Wait for whoever has it, instead of raising.
-        held: What to say where another process has it.
-
-    Yields:
-        The file's descriptor, for `run_child`; None where the file system has no locks, which is said on stderr.
-
-    Raises:
-        Locked: if another process has it.
-        OSError: if the lock cannot be had for any other reason, such as a file system that is gone.
-    """
-    with open(path, 'w', encoding='utf-8') as file:
-        yield file.fileno() if fcntl is None or _flock(file.fileno(), path, wait, held) else None
-
-
-def _flock(file: int, path: Path, wait: bool, held: str) -> bool:
-    """Whether there is a lock now."""
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in HELD:
-                raise
-            if not wait:
-                raise Locked(held) from None
-            print(f'waiting: {held}', file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno not in NONE:
-            raise OSError(error.errno, f'cannot be locked: {error.strerror}', str(path)) from None
-        print(f'{path.parent} lies on a file system without locks ({error.strerror}): start no second run there',
-              file=sys.stderr, flush=True)
-        return False
-    return True
 
 
 def end_with_parent() -> None:
@@ -115,7 +61,7 @@ def run_child(command: Sequence[str], log: Any, environment: Mapping[str, str], 
         command: Program and arguments.
         log: Where its output goes.
         environment: Its environment.
-        held: What `lock` gave.
+        held: What `files.lock` gave.
     """
     watched, ours = os.pipe()
     try:

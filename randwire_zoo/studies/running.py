@@ -16,9 +16,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..files import read_json, write_atomically
+from ..files import lock, read_json, write_atomically
 from .engines import Engine, Job
-from .processes import lock
 from .results import Results
 from .study import AS_WRITTEN, Execution, Network, Study, data_folder
 from .work import CANNOT_WRITE, CHANGED, changed, is_row_of, read_row, row_of, row_path, train_net, write_task

@@ -37,9 +37,9 @@ import yaml
 from tqdm import tqdm
 
 from ..errors import one_line
+from ..files import lock
 from ..training.recipes import CONFIGS, packaged_names, read_packaged
 from .engines import Engine
-from .processes import lock
 from .results import Results, read_results
 from .running import begin, forget_failed, run_networks
 from .study import AS_WRITTEN, Execution, Network, Study, data_folder, load_generators, study_names

@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import one_line
-from ..files import cache_folder, read_json, write_atomically
+from ..files import cache_folder, lock, read_json, write_atomically
 from ..provenance import provenance
 from .measures import graph_measures
-from .processes import end_with_parent, keep_niceness, lock, run_child
+from .processes import end_with_parent, keep_niceness, run_child
 from .study import AS_WRITTEN, Execution, Network, Study, data_folder, graphs_of, load_generators, wiring_of
 
 __all__ = ['CANNOT_WRITE', 'CHANGED', 'WATCH', 'CannotWrite', 'Changed', 'changed', 'chosen_kernels',
@@ -319,7 +319,7 @@ def run_network(
         folder: The study's output; the training goes to `runs/` in it, and goes on there if it was interrupted.
         data_dir: See `study.data_folder`.
         execution: What this machine runs it with.
-        held: The lock that programs started here share, see `processes.lock`.
+        held: The lock that programs started here share, see `files.lock`.
     """
     if study.generators:
         load_generators(study.generators)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import zipfile
 import zlib
@@ -15,17 +16,29 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import one_line
 
-__all__ = ['EVERY', 'BrokenFileError', 'Files', 'copy_files', 'free_folder', 'hold_out', 'is_hidden', 'open_files',
-           'open_image', 'read_file']
+__all__ = ['EVERY', 'SUFFIXES', 'BrokenFileError', 'DeepImageError', 'Files', 'check_depth', 'copy_files',
+           'free_folder', 'hold_out', 'is_hidden', 'open_files', 'open_image', 'read_file']
 
 #: How to read each file, by its name.
 Files = Mapping[str, Callable[[], bytes]]
 #: Which share of images is held out where nothing says which: every so manieth.
 EVERY = 5
+#: How names of images end that Pillow reads by itself.
+SUFFIXES = ('.bmp', '.gif', '.jfif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
 
 class BrokenFileError(ValueError):
-    """A file of a source that makes no sense; one line that names it."""
+    """A file of a source that makes no sense; one line that names it.
+
+    torch raises what a loader's process raised once more, with that process's traceback before the message: it goes.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f'{type(self).__name__}: ')[2].strip())
+
+
+class DeepImageError(BrokenFileError):
+    """An image of more than 8 bits a pixel, of which Pillow would make one that is almost all white."""
 
 
 def free_folder(folder: str | Path) -> Path:
@@ -82,10 +95,23 @@ def open_image(name: str, data: bytes) -> Iterator[Image.Image]:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             yield image
+    except BrokenFileError:
+        raise
     except UnidentifiedImageError:
         raise BrokenFileError(f'{name} is no image') from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BrokenFileError(f'{name} is broken: {one_line(error)}') from None
+
+
+def check_depth(name: str, image: Image.Image) -> None:
+    """Refuse an image that Pillow cannot turn to 8 bits: it takes all above 255 for white.
+
+    Raises:
+        DeepImageError: naming the image, if it has more bits a pixel, such as a grey PNG of 16.
+    """
+    if image.mode.startswith(('I', 'F')):
+        raise DeepImageError(f'{name} has more than 8 bits a pixel, of which all above 255 would be taken for white; '
+                             'write it with 8 bits first')
 
 
 @contextmanager
@@ -103,7 +129,7 @@ def open_files(source: Path, mark: str | None = None) -> Iterator[Files]:
     if source.is_dir():
         marks = [] if mark is None else [source / mark, *sorted(source.glob(f'*/{mark}'))]
         root = next((path.parent for path in marks if path.exists()), source)
-        yield {path.relative_to(root).as_posix(): path.read_bytes for path in root.rglob('*') if path.is_file()}
+        yield {path.relative_to(root).as_posix(): path.read_bytes for path in _walk(root)}
         return
     if not source.exists():
         raise FileNotFoundError(f'no archive or folder at {source}')
@@ -117,6 +143,14 @@ def open_files(source: Path, mark: str | None = None) -> Iterator[Files]:
             return
         with _archive(source, io.BytesIO(read_file(source, files, nested[0]))) as files:
             yield _below(files, mark)
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """The files below a folder, those behind links to other folders too."""
+    for place, folders, names in os.walk(root, followlinks=True):
+        here = Path(place).resolve()
+        folders[:] = [name for name in folders if not here.is_relative_to((here / name).resolve())]  # a link back up
+        yield from (path for name in names if (path := Path(place) / name).is_file())
 
 
 @contextmanager

@@ -108,6 +108,7 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     for name in EVAL:
         add_key(parser, KEYS[name], 'as trained')
     add_key(parser, KEYS['kernels'])
+    add_key(parser, KEYS['device_modules'])
 
 
 def _add_average(parser: argparse.ArgumentParser) -> None:
@@ -133,6 +134,7 @@ def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
     for name in PROBE:
         add_key(parser, KEYS[name], own.get(name, 'as trained'))
     add_key(parser, KEYS['kernels'])
+    add_key(parser, KEYS['device_modules'])
 
 
 def add_quickstart_arguments(parser: argparse.ArgumentParser) -> None:

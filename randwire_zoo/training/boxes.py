@@ -18,8 +18,10 @@ from ..errors import one_line
 from ..files import atomic_folder
 from .archives import (
     EVERY,
+    SUFFIXES,
     BrokenFileError,
     Files,
+    check_depth,
     copy_files,
     free_folder,
     hold_out,
@@ -31,7 +33,6 @@ from .archives import (
 
 __all__ = ['BoxFolder', 'write_voc']
 
-SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 #: What the folders of the two splits are called, by whoever splits.
 SPLITS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val'}
 LISTS = 'ImageSets/Main'
@@ -281,11 +282,9 @@ def _number(name: str, parent: ElementTree.Element | None, tag: str, otherwise: 
 def _size(name: str, data: bytes) -> tuple[int, int]:
     """Width and height of an image as it is shown, which is how detectron2 reads it; all of its pixels are decoded."""
     with open_image(name, data) as image:
-        mode, (width, height) = image.mode, image.size
+        check_depth(name, image)
+        width, height = image.size
         turned = image.getexif().get(ORIENTATION) in TURNED
-    if mode.startswith(('I', 'F')):
-        raise BrokenFileError(f'{name} has more than 8 bits a pixel, and detectron2 takes all above 255 for white; '
-                           'write it with 8 bits first')
     return (height, width) if turned else (width, height)
 
 

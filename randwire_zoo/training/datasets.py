@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import random
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from timm.data import get_img_extensions
@@ -16,8 +18,10 @@ from ..errors import one_line
 from ..files import atomic_folder, cache_folder
 from .archives import (
     EVERY,
+    SUFFIXES,
     BrokenFileError,
     Files,
+    check_depth,
     copy_files,
     free_folder,
     hold_out,
@@ -36,6 +40,8 @@ LABEL_TEXTS = 'words.txt'
 CALTECH = '101_ObjectCategories'
 #: Photographs of nothing in particular, which are no category (torchvision leaves them out, too).
 BACKGROUND = 'BACKGROUND_Google'
+#: Modes of Pillow's that a PNG file has.
+PNG_MODES = ('1', 'L', 'LA', 'P', 'RGB', 'RGBA')
 
 @dataclass(frozen=True)
 class ImageFolder:
@@ -47,6 +53,7 @@ class ImageFolder:
         training: Number of training images.
         validation: Number of images that are held out.
         left_out: What is not there, a phrase each.
+        rewritten: How many images are there as PNG files, by what their names ended in.
     """
 
     folder: Path
@@ -54,10 +61,12 @@ class ImageFolder:
     training: int
     validation: int
     left_out: Sequence[str] = ()
+    rewritten: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         counts = f'{self.classes:,} classes, {self.training:,} training and {self.validation:,} validation images'
-        return '\n'.join([f'{self.folder}: {counts}', *(f'left out: {phrase}' for phrase in self.left_out)])
+        rewritten = [f'written as PNG: {_counted(self.rewritten)}'] if self.rewritten else []
+        return '\n'.join([f'{self.folder}: {counts}', *rewritten, *(f'left out: {phrase}' for phrase in self.left_out)])
 
 
 def write_tiny_imagenet(source: str | Path, folder: str | Path) -> ImageFolder:
@@ -196,7 +205,8 @@ def write_class_folders(source: str | Path, folder: str | Path, every: int = EVE
     """Write the image folder of photographs in a folder per class: train/CLASS/ and validation/CLASS/.
 
     Of each class every so manieth image by name is held out; of one that has fewer, the last. Images are the files that
-    timm takes for such by the ending of their name, and that can be decoded; others are left out.
+    timm or Pillow takes for such by the ending of their name, and that can be decoded to 8 bits a channel; others are
+    left out. Those that timm would pass over are written as PNG.
 
     Args:
         source: A folder with a folder of images per class, or an archive of such folders or of one with them in it.
@@ -219,21 +229,37 @@ def write_class_folders(source: str | Path, folder: str | Path, every: int = EVE
         classes, left_out = _class_folders(source, files)
         wanted: dict[str, str] = {}  # from the name here to the name there
         training = 0
+        rewritten: Counter[str] = Counter()
         for names in classes.values():
             train, held_out = hold_out(names, every)
             if not held_out:
                 train, held_out = names[:-1], names[-1:]
-            wanted.update({f'train/{name}': name for name in train})
-            wanted.update({f'validation/{name}': name for name in held_out})
+            for split, members in (('train', train), ('validation', held_out)):
+                for name in members:
+                    here = name
+                    if not name.lower().endswith(get_img_extensions()):
+                        rewritten[PurePosixPath(name).suffix.lower()] += 1
+                        files[name] = partial(_as_png, name, files[name])
+                        while here in files:
+                            here += '.png'
+                    wanted[f'{split}/{here}'] = name
             training += len(train)
         with atomic_folder(folder) as temporary:
             copy_files(source, files, wanted, temporary)
-    return ImageFolder(folder, len(classes), training, len(wanted) - training, left_out)
+    return ImageFolder(folder, len(classes), training, len(wanted) - training, left_out, rewritten)
+
+
+def _as_png(name: str, read: Callable[[], bytes]) -> bytes:
+    """An image as a PNG file."""
+    file = io.BytesIO()
+    with open_image(name, read()) as image:
+        (image if image.mode in PNG_MODES else image.convert('RGB')).save(file, 'PNG')
+    return file.getvalue()
 
 
 def _class_folders(source: Path, files: Files) -> tuple[dict[str, list[str]], list[str]]:
     """The images of each class that can be read, by name, and what is left out."""
-    endings = get_img_extensions()
+    endings = tuple(dict.fromkeys((*get_img_extensions(), *SUFFIXES)))
     classes: dict[str, list[str]] = {}
     if source.is_dir():  # an empty one is a class, too
         classes = {path.name: [] for path in sorted(source.iterdir()) if path.is_dir() and not is_hidden(path.name)}
@@ -265,7 +291,8 @@ def _class_folders(source: Path, files: Files) -> tuple[dict[str, list[str]], li
     for label, names in classes.items():
         for name in names:
             try:
-                with open_image(name, read_file(source, files, name)):
+                with open_image(name, read_file(source, files, name)) as image:
+                    check_depth(name, image)
                     whole[label].append(name)
             except BrokenFileError as error:
                 broken.append(str(error))
@@ -275,13 +302,16 @@ def _class_folders(source: Path, files: Files) -> tuple[dict[str, list[str]], li
                              f'({", ".join(endings)}); it needs one to train on and one to hold out')
     left_out = []
     if others:
-        kinds = ', '.join(f'{count:,} {ending}' for ending, count in sorted(others.items()))
-        left_out.append(f'{others.total():,} files that are not {", ".join(endings)}: {kinds}')
+        left_out.append(f'{others.total():,} files that are not {", ".join(endings)}: {_counted(others)}')
     if outside:
         left_out.append(f'{len(outside):,} images in no class folder, such as {outside[0]}')
     if broken:
         left_out.append(f'{len(broken):,} that cannot be read, such as {broken[0]}')
     return whole, left_out
+
+
+def _counted(endings: Mapping[str, int]) -> str:
+    return ', '.join(f'{count:,} {ending}' for ending, count in sorted(endings.items()))
 
 
 def read_label_texts(folder: str | Path) -> dict[str, str]:

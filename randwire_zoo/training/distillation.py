@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import one_line
-from ..files import atomic_path
+from ..files import atomic_folder, atomic_path
 from ..weights.description import build_model
 from ..weights.errors import loading
 from ..weights.manifest import sha256_of
@@ -218,9 +216,7 @@ def write_teacher(
         network.get_classifier().bias.copy_(bias)
     network.pretrained_cfg = {**network.pretrained_cfg, **data, 'input_size': size, 'num_classes': len(wnids),
                               'label_names': wnids}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
-    try:
+    with atomic_folder(folder) as temporary:
         save_for_hf(network.cpu().to(memory_format=torch.contiguous_format), str(temporary),
                     safe_serialization=True)
         record = {
@@ -230,10 +226,6 @@ def write_teacher(
                 {name: round(getattr(teacher, name), 4) for name in ('before', 'after', 'recorded')})}
         with atomic_path(temporary / OUTPUTS) as path:
             save_file({'logits': logits.half()}, path, metadata=record)
-        temporary.chmod(0o755)
-        temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return teacher
 
 

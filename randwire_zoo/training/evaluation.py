@@ -7,10 +7,11 @@ network under a `weights.description.Description`, on a folder and under `Condit
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,17 @@ from tqdm import tqdm
 from ..errors import one_line
 from ..files import atomic_path
 from ..kernels.library import chosen
-from ..weights.description import Description, read_settings
+from ..weights.description import Description, labels_beside, read_settings
 from ..weights.errors import loading
 from ..weights.files import read_metadata
 from .arguments import DATA, EVAL
 from .confusion import Confusion, check_table
+from .images import open_folder
 from .recipes import DEFAULTS, KEYS, check_settings
 
 __all__ = ['Conditions', 'autocast', 'check_classes', 'checked', 'checking_loaders', 'class_indices', 'conditions_of',
            'default_device', 'evaluate', 'evaluate_checkpoint', 'evaluate_description', 'evaluate_folder',
-           'find_description', 'has_split', 'load_network', 'main', 'open_images', 'prepare_device']
+           'find_description', 'has_split', 'import_modules', 'load_network', 'main', 'open_images', 'prepare_device']
 
 #: The prefixes of data sets that timm reads without a folder of images.
 READERS = ('torch', 'tfds', 'hfds', 'hfids', 'wds')
@@ -106,6 +108,7 @@ class Conditions:
         amp_dtype: Run in this lower precision.
         channels_last: Memory layout.
         use_ema: Of a checkpoint, measure the moving average of the weights.
+        some_classes: Images of some of the network's classes will do, where their names are known.
     """
 
     data_dir: str | Path | None = None
@@ -118,6 +121,7 @@ class Conditions:
     amp_dtype: str | None = None
     channels_last: bool = False
     use_ema: bool = False
+    some_classes: bool = False
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Conditions:
@@ -133,13 +137,21 @@ class Conditions:
             use_ema=bool(get('model_ema')) and not get('model_ema_force_cpu'))
 
     def open(self, description: Description, **kwargs: Any) -> Any:
-        """The images, see `open_images`."""
-        images = open_images(
-            self.data_dir, self.split, self.dataset, description.input_size, self.input_img_mode,
-            description.arguments.get('num_classes'), class_map=self.class_map, download=self.dataset_download,
-            batch_size=self.batch_size, **kwargs)
-        if not self.class_map:
-            check_classes(self.data_dir, tuple(class_indices(images)), description.label_names)
+        """The images, see `open_images`; of classes that are the network's, where the names of both are known."""
+        def open_by(class_map: str | Mapping[str, int]) -> Any:
+            return open_images(
+                self.data_dir, self.split, self.dataset, description.input_size, self.input_img_mode,
+                description.arguments.get('num_classes'), class_map=class_map, download=self.dataset_download,
+                batch_size=self.batch_size, **kwargs)
+
+        images, trained = open_by(self.class_map), description.label_names
+        if self.class_map:
+            return images
+        names = tuple(class_indices(images))
+        if self.some_classes and _is_folder(self.dataset) and names != trained and set(names) <= set(trained):
+            # By its place among the folders a class would have another's index.
+            return open_by({name: index for index, name in enumerate(trained)})
+        check_classes(self.data_dir, names, trained)
         return images
 
     def loader(self, description: Description, images: Any, device: torch.device, workers: int, **kwargs: Any) -> Any:
@@ -180,6 +192,7 @@ def evaluate_description(
         workers: int = 2,
         progress: bool = True,
         confusion: str | Path | None = None,
+        lines: bool = False,
 ) -> dict[str, float]:
     """Measure a network on a folder of images, fed as its description says.
 
@@ -193,6 +206,7 @@ def evaluate_description(
         workers: Processes that load images; 0 loads them here.
         progress: Show a progress bar.
         confusion: File of comma-separated values to write: for each class how many of its images were taken for which.
+        lines: Print a line on stdout where the images are of fewer classes than the network has.
 
     Returns:
         What `evaluate` returns, and 'img_size' and 'images', how many there were.
@@ -204,6 +218,8 @@ def evaluate_description(
     device = torch.device(device)
     prepare_device(device)
     images = conditions.open(description)
+    if lines and (note := _of_fewer_classes(images, description, conditions, getattr(model, 'num_classes', 0))):
+        print(note, flush=True)
     loader = conditions.loader(description, images, device, workers)
     model = model.to(device)
     if conditions.channels_last:
@@ -268,15 +284,17 @@ def evaluate_checkpoint(
     """Measure the weights in a file, or published ones, as they were trained, but for what is given here.
 
     What the training recorded counts: the network, the images, the precision, the batch, the moving average. Without a
-    record the settings must name a model, and are resolved as timm's validate.py does.
+    record the settings must name a model, and are resolved as timm's validate.py does. Where the names of the network's
+    classes are known, a folder of some of them will do: each has the index that it was trained with.
 
     Args:
         checkpoint: Of timm's train.py or of `trainer`, or other weights that timm reads; the published weights of the
             model if there is none.
-        settings: Those of `arguments.EVAL`, model, split, crop_mode and use_ema, by the names of validate.py, and
-            kernels.
+        settings: Those of `arguments.EVAL`, model, split, crop_mode, use_ema and device_modules, by the names of
+            validate.py, and kernels.
         progress: Show a progress bar.
-        lines: Print a line about device and kernels on stdout.
+        lines: Print a line about device and kernels on stdout, and one where the images are of fewer classes than the
+            network has.
         confusion: See `evaluate_description`.
 
     Returns:
@@ -291,7 +309,7 @@ def evaluate_checkpoint(
     if confusion is not None:
         check_table(confusion)
     description, recorded = find_description(checkpoint, given)
-    conditions = conditions_of(recorded, given)
+    conditions = replace(conditions_of(recorded, given), some_classes=True)
     if recorded and not recorded.get('val_split', True) and 'split' not in given:
         raise ValueError(f'the training of {checkpoint} measured nothing; name the images with --split')
     device = default_device(given.get('device') or _here(recorded.get('device')))
@@ -300,7 +318,7 @@ def evaluate_checkpoint(
     with chosen(given.get('kernels'), device, amp_dtype=conditions.amp_dtype) as header:
         if lines:
             print(header, flush=True)
-        metrics = evaluate_description(model, description, conditions, device, workers, progress, confusion)
+        metrics = evaluate_description(model, description, conditions, device, workers, progress, confusion, lines)
     return {'name': given.get('model') or description.architecture, **metrics}
 
 
@@ -348,7 +366,21 @@ def load_network(checkpoint: str | Path, description: Description, name: str = '
 
 
 def find_description(checkpoint: str | Path, given: Mapping[str, Any]) -> tuple[Description, dict[str, Any]]:
-    """The description and the settings of a training, or what the given settings name where there was none."""
+    """The description and the settings of a training, or what the given settings name where there was none.
+
+    The names of the classes are those of the training, or of the config.json beside the weights. What device_modules
+    names is imported first.
+    """
+    import_modules(given.get('device_modules') or ())
+    description, recorded = _find_description(checkpoint, given)
+    if checkpoint and not description.label_names:
+        names, _ = labels_beside(checkpoint, description.architecture)
+        if len(names) == description.arguments.get('num_classes'):
+            description = replace(description, label_names=names)
+    return description, recorded
+
+
+def _find_description(checkpoint: str | Path, given: Mapping[str, Any]) -> tuple[Description, dict[str, Any]]:
     recorded: dict[str, Any] = {}
     if checkpoint:
         try:
@@ -444,7 +476,7 @@ def open_images(
         num_classes: int | None = None,
         **kwargs: Any,
 ) -> Any:
-    """timm's `create_dataset`, refusing what it would accept by guessing.
+    """timm's `create_dataset`, refusing what it would accept by guessing, see also `images.open_folder`.
 
     Args:
         data_dir: Root folder.
@@ -453,17 +485,17 @@ def open_images(
         input_size: Channels, height, width; decides on colour or grey where input_img_mode does not.
         input_img_mode: Mode that images are converted to.
         num_classes: Outputs of the model.
-        kwargs: Further arguments of `create_dataset`.
+        kwargs: Further arguments of `create_dataset`. Without `is_training` an image that cannot be read is an error.
 
     Raises:
         FileNotFoundError: if the folder of the split is missing.
-        ValueError: if there are no images, more classes than outputs, or a mode with another number of channels.
+        ValueError: if there are no images, or some that timm passes over or takes for something else, if there are more
+            classes than outputs, or for a mode with another number of channels.
     """
-    reader, _, name = dataset.partition('/')
-    if name and reader.lower() not in READERS:  # which timm would take for a folder of images
+    is_folder = _is_folder(dataset)
+    if not is_folder and dataset.partition('/')[0].lower() not in READERS:  # which timm would take for a folder
         raise ValueError(f'dataset must be TYPE/NAME, of the types {", ".join(READERS)}, or empty for an image folder, '
                          f'got {dataset!r}')
-    is_folder = not name
     if is_folder and (data_dir is None or not Path(data_dir).is_dir()):
         raise FileNotFoundError(f'no data folder{f" {data_dir}" if data_dir else ""}; name one with --data-dir')
     if is_folder and split and not has_split(str(data_dir), split):
@@ -473,8 +505,12 @@ def open_images(
     mode = input_img_mode or ('L' if input_size[0] == 1 else 'RGB')
     _check_mode(mode, input_size[0])
     try:
-        images = create_dataset(
-            dataset, root=None if data_dir is None else str(data_dir), split=split, input_img_mode=mode, **kwargs)
+        if is_folder and not split.endswith('.tar'):
+            images = open_folder(
+                str(data_dir), split, mode, kwargs.get('class_map') or '', kwargs.get('is_training', False))
+        else:
+            images = create_dataset(
+                dataset, root=None if data_dir is None else str(data_dir), split=split, input_img_mode=mode, **kwargs)
     except (RuntimeError, AssertionError, KeyError, ImportError) as error:
         raise ValueError(f'no images of the split {split!r} in {data_dir}: {one_line(error)}') from error
     classes = class_indices(images)
@@ -482,6 +518,25 @@ def open_images(
         raise ValueError(f'{data_dir} has {len(classes)} classes, but the model has {num_classes} outputs, which '
                          '--num-classes sets')
     return images
+
+
+def _is_folder(dataset: str) -> bool:
+    """Whether timm takes a data set's name for an image folder."""
+    return not dataset.partition('/')[2]
+
+
+def _of_fewer_classes(images: Any, description: Description, conditions: Conditions, outputs: int) -> str:
+    """One line where the images of a folder are of fewer classes than the network has; '' where they are not."""
+    samples = getattr(getattr(images, 'reader', None), 'samples', None)
+    if not samples or not _is_folder(conditions.dataset):
+        return ''
+    found, known = len({index for _, index in samples}), len(description.label_names) or outputs
+    if found >= known:
+        return ''
+    if conditions.class_map or description.label_names:
+        return f'the images are of {found} of the {known} classes of the network'
+    return (f'the images are of {found} classes, and the network has {known} outputs, whose names are not known: the '
+            f"folders count as the first {found}, by their names' order; a --class-map says which they are")
 
 
 def _check_mode(mode: str, channels: int) -> None:
@@ -492,6 +547,19 @@ def _check_mode(mode: str, channels: int) -> None:
     if bands != channels:
         raise ValueError(f'the model takes images of {channels} channels, and those of mode {mode!r} have {bands}; '
                          'input_img_mode says what images are converted to')
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Import what --device-modules names, such as the file with a generator of one's own.
+
+    Raises:
+        ValueError: if one cannot be imported.
+    """
+    for name in names:
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise ValueError(f'device_modules: {one_line(error)}') from error
 
 
 def class_indices(images: Any) -> dict[str, int]:
@@ -508,7 +576,7 @@ def main(args: argparse.Namespace) -> int:
         OSError: if a file or folder is missing.
     """
     given = {name: value for name, value in vars(args).items()
-             if name in (*EVAL, 'model', 'split', 'use_ema', 'crop_mode', 'kernels')}
+             if name in (*EVAL, 'model', 'split', 'use_ema', 'crop_mode', 'device_modules', 'kernels')}
     metrics = evaluate_checkpoint(args.checkpoint, given, lines=True, confusion=args.confusion)
     print(f"{metrics['name']} at {metrics['img_size']} px on {metrics['images']} images: "
           f"top-1 {metrics['top1']:.4f} %, top-5 {metrics['top5']:.4f} %, loss {metrics['loss']:.4f}")

@@ -237,7 +237,7 @@ def main(args: argparse.Namespace) -> int:
         ValueError, OSError: see `probe_weights`.
     """
     given = {name: value for name, value in vars(args).items() if name in (
-        *PROBE, 'model', 'split', 'use_ema', 'kernels')}
+        *PROBE, 'model', 'split', 'use_ema', 'device_modules', 'kernels')}
     found = probe_weights(args.checkpoint, given, args.random, not args.no_progress, lines=True)
     print(f'linear classifier of {found.num_features:,} features at {found.img_size} px, fitted to {found.training:,} '
           f'images with penalty {found.decay:g}: on {found.held_out:,} others top-1 {found.top1:.2f} %, mean over '

@@ -20,7 +20,7 @@ from ..files import read_yaml
 
 __all__ = ['CONFIGS', 'DEFAULTS', 'KEYS', 'OWN', 'STOCK', 'Key', 'add_key', 'add_recipe_arguments', 'check_settings',
            'learning_rate', 'load_recipe', 'packaged_names', 'public_settings', 'read_packaged', 'recipe_names',
-           'scheduled_epochs']
+           'recorded_recipe', 'scheduled_epochs']
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Key:
         many: Number of values, as argparse's nargs; None for a single one.
         choices: The allowed values; empty where there is no such list.
         minimum: The smallest allowed number.
+        maximum: The largest; there is a smallest, then.
         flag: A short flag.
         public: Of a text, or of the texts in a mapping, the pattern of those that may be published; none may if it is
             empty. Numbers, switches and choices say nothing about a machine or a person and always may.
@@ -47,6 +48,7 @@ class Key:
     many: int | str | None = None
     choices: tuple[str, ...] = ()
     minimum: float | None = None
+    maximum: float | None = None
     flag: str = ''
     public: str = ''
 
@@ -94,9 +96,10 @@ GROUPS: dict[str, tuple[Key, ...]] = {
         Key('img_size', int, None, "side of the square images; the model's own if not given", minimum=1),
         Key('in_chans', int, None, 'image channels; 3 if not given', minimum=1),
         Key('input_size', int, None, 'channels, height and width', many=3, minimum=1),
-        Key('crop_pct', float, None, 'part of the image that evaluation sees', minimum=0),
-        Key('mean', float, None, 'mean of the pixels, each within 0 … 1', many='+'),
-        Key('std', float, None, 'standard deviation of the pixels', many='+'),
+        Key('crop_pct', float, None, 'part of the image that evaluation sees, within 0 … 1', minimum=0, maximum=1),
+        Key('mean', float, None, 'mean of the pixels, each within 0 … 1', many='+', minimum=0, maximum=1),
+        Key('std', float, None, 'standard deviation of the pixels, each within 0 … 1', many='+', minimum=0,
+            maximum=1),
         Key('interpolation', str, '', 'interpolation of evaluation images', public=_WORD),
         Key('grad_checkpointing', bool, False, 'trade time for memory'),
         Key('torchcompile', str, None, 'compile with this backend (inductor if none is named)', many='?', public=_WORD),
@@ -260,7 +263,32 @@ def load_recipe(path_or_name: str | Path) -> dict[str, Any]:
         FileNotFoundError: if there is neither such a file nor such a packaged recipe.
         ValueError: if the file is not a flat yaml mapping, or naming the key that is unknown or has a bad value.
     """
-    path, data = read_packaged('recipe', path_or_name, CONFIGS, recipe_names())
+    return _as_recipe(*read_packaged('recipe', path_or_name, CONFIGS, recipe_names()))
+
+
+def recorded_recipe(path: str | Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of a training from the settings that its checkpoint holds, train.py's too.
+
+    What a training notes there beside its settings is left out.
+
+    Args:
+        path: The checkpoint, for the errors.
+        settings: See `weights.description.read_settings`.
+
+    Raises:
+        ValueError: see `load_recipe`.
+    """
+    found = _as_recipe(path, {name: value for name, value in settings.items() if name in KEYS or name in STOCK})
+    # There lr is the rate of the global batch. Where lr_base made it, it does so again, for another batch, too.
+    if found.get('lr') is not None and found.get('lr_base') and found['lr'] == learning_rate(
+            {**found, 'lr': None}, settings.get('world_size') or 1):
+        found['lr'] = None
+    if found.get('device'):
+        found['device'] = found['device'].partition(':')[0]  # each process has an index of its own
+    return found
+
+
+def _as_recipe(path: str | Path, data: dict[str, Any]) -> dict[str, Any]:
     if data.get('data') and not data.get('data_dir'):
         data['data_dir'] = data['data']  # train.py takes the folder as a positional argument, too
     refused = [f'{name}: {value!r} (without it {STOCK[name]!r})' for name, value in data.items()
@@ -485,6 +513,9 @@ def _convert_one(key: Key, value: Any) -> Any:
         raise ValueError(f'{key.name} must be one of {", ".join(map(repr, key.choices))}, got {value!r}')
     if isinstance(converted, float) and not math.isfinite(converted):
         raise ValueError(f'{key.name} must be finite, got {value!r}')
-    if key.minimum is not None and isinstance(converted, (int, float)) and converted < key.minimum:
-        raise ValueError(f'{key.name} must be at least {key.minimum:g}, got {value!r}')
+    if key.minimum is not None and isinstance(converted, (int, float)):
+        if key.maximum is not None and not key.minimum <= converted <= key.maximum:
+            raise ValueError(f'{key.name} must be within {key.minimum:g} … {key.maximum:g}, got {value!r}')
+        if converted < key.minimum:
+            raise ValueError(f'{key.name} must be at least {key.minimum:g}, got {value!r}')
     return converted

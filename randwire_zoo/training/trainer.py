@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
+import json
 import logging
 import os
 import shlex
@@ -18,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,10 +56,11 @@ from torch import nn
 from tqdm import tqdm
 
 from ..errors import nearest, one_line
-from ..files import atomic_path, read_summary, write_atomically
+from ..files import Locked, atomic_path, lock, read_summary, write_atomically
+from ..graphs import graphs_sha256
 from ..kernels.library import chosen
 from ..network import RandWire
-from ..weights.description import WEIGHT_SOURCES, Description, read_settings
+from ..weights.description import ARGUMENTS, WEIGHT_SOURCES, Description, read_settings
 from ..weights.errors import loading
 from .distillation import RecordedTeacher, check_teachers_classes
 from .evaluation import (
@@ -69,22 +71,30 @@ from .evaluation import (
     class_indices,
     default_device,
     evaluate,
+    import_modules,
     open_images,
     prepare_device,
 )
 from .images import CachedImages, NumberedImages
-from .recipes import DEFAULTS, KEYS, check_settings, learning_rate, load_recipe
+from .recipes import DEFAULTS, KEYS, check_settings, learning_rate, load_recipe, recorded_recipe
 
 __all__ = ['PeerFailure', 'TrainingResult', 'main', 'read_summary', 'seed_everything', 'train']
 
 SUMMARY = 'summary.csv'
 LAST = 'last.pth.tar'
 LEFT_OVER = '.tmp'
+BEST = 'model_best.pth.tar'
+LOCK = '.lock'
 #: What an optimiser's groups have of its settings, beside the rate; other entries may be what it remembers.
 HYPERPARAMETERS = ('weight_decay', 'momentum', 'dampening', 'nesterov', 'betas', 'alpha', 'eps', 'lr_scale', 'fused',
                    'foreach')
 #: What a training began from. It is read at the start alone; a resumed one keeps it, as the origin of its weights.
 BEGINNING = ('pretrained', 'pretrained_path', 'initial_checkpoint')
+#: Where things lie and what computes: the processes of one training may differ in it, and so may one that goes on.
+PLACES = (*BEGINNING, 'data_dir', 'dataset_download', 'class_map', 'cache_images', 'device', 'kernels',
+          'device_modules', 'workers', 'pin_mem', 'kd_outputs', 'output', 'experiment', 'resume')
+#: How much is said of what differs: settings, and of the classes those that differ.
+SAID = 5
 
 
 Made = TypeVar('Made')
@@ -126,29 +136,27 @@ def train(
 
     Args:
         config: A recipe, see `recipes.load_recipe`. A resumed run takes the args.yaml beside its checkpoint if none
-            is given.
+            is given, and the settings in the checkpoint where there is no such file.
         progress: Show progress bars, on a terminal.
         lines: Print a line about device and kernels, and one per epoch, counted from 1, on stdout.
         settings: Keys of `recipes.KEYS`, which override the recipe.
 
     Raises:
-        ValueError: naming what is wrong with a setting, the model, the data or the checkpoint; nothing is written.
+        ValueError: naming what is wrong with a setting, the model, the data or the checkpoint, or what the processes
+            do not agree in; nothing is written. `files.Locked` if another training is at work in the folder.
         OSError: if a file or folder is missing; FileExistsError if the experiment's folder is in use.
         KernelError: if the native kernels were asked for and cannot be built.
         PeerFailure: in all processes but one, if there is anything wrong in that one.
     """
     args, dropped = _resolve(config, settings)
-    for module in args.device_modules or ():
-        try:
-            import_module(module)
-        except ImportError as error:
-            raise ValueError(f'device_modules: {one_line(error)}') from error
+    import_modules(args.device_modules or ())
     written_args = yaml.safe_dump(vars(args), default_flow_style=False)
     device = init_distributed_device(args)
     try:
         first = args.rank == 0
         training = _together(args, lambda: _Run(args, device, written_args, progress and first, lines and first))
-        with ExitStack() as stack:
+        _check_agreement(args, training.decided())
+        with training.held as stack:
             # What is compiled has no use for the native kernels.
             kernels = args.kernels or ('torch' if args.torchcompile else None)
             amp_dtype = args.amp_dtype if args.amp else None
@@ -195,10 +203,10 @@ def _resolve(config: str | Path | None, settings: dict[str, Any]) -> tuple[argpa
     """
     explicit = check_settings(settings)
     resume = explicit.get('resume')
-    if config is None and resume and (Path(resume).parent / 'args.yaml').is_file():
-        config = Path(resume).parent / 'args.yaml'
+    if config is None and resume:
         # The run goes on where its checkpoint lies, wherever it lay when its settings were written.
-        recipe = {name: value for name, value in load_recipe(config).items() if name not in ('output', 'experiment')}
+        recipe = {name: value for name, value in _begun_recipe(resume, explicit).items() if name not in (
+            'output', 'experiment', 'resume')}
     else:
         recipe = load_recipe(config) if config is not None else {}
     if not (explicit.get('model') or recipe.get('model')):
@@ -223,6 +231,67 @@ def _resolve(config: str | Path | None, settings: dict[str, Any]) -> tuple[argpa
             dropped.append(f"{name} takes the place of the recipe's, and drops its "
                            + ', '.join(f'{key}: {value}' for key, value in lost.items()))
     return args, dropped
+
+
+def _begun_recipe(resume: str, explicit: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of the training that a checkpoint is of: the args.yaml beside it, or else what it holds itself."""
+    beside = Path(resume).parent / 'args.yaml'
+    if beside.is_file():
+        return load_recipe(beside)
+    if not Path(resume).is_file():
+        raise FileNotFoundError(f'no checkpoint at {resume}')
+    try:
+        settings = read_settings(resume)
+    except ValueError:
+        if 'model' not in explicit:
+            raise
+        return {}  # `_resume_and_setup_ema` says what is wrong with the checkpoint
+    return recorded_recipe(resume, settings)
+
+
+def _check_agreement(args: argparse.Namespace, decided: Mapping[str, Any]) -> None:
+    """See that what decides a training is the same in all of its processes.
+
+    Raises:
+        ValueError: in every process, naming what differs and who has which.
+    """
+    if not args.distributed:
+        return
+
+    def gather(mine: dict[str, Any]) -> list[dict[str, Any]]:
+        found: list[Any] = [None] * args.world_size
+        torch.distributed.all_gather_object(found, mine)
+        return found
+
+    # Of thousands of classes in hundreds of processes only what differs is sent.
+    hashes = gather({name: hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()
+                     for name, value in decided.items()})
+    names = [name for name in dict.fromkeys(name for one in hashes for name in one)
+             if len({one.get(name) for one in hashes}) > 1]
+    if not names:
+        return
+    found = gather({name: decided[name] for name in names[:SAID] if name in decided})
+    said = []
+    for name in names[:SAID]:
+        ranks: dict[str, list[int]] = {}
+        for rank, text in enumerate(_apart([one.get(name, 'not given') for one in found])):
+            ranks.setdefault(text, []).append(rank)
+        said.append(f'{name}: ' + ', '.join(
+            f'{text} (process{"es" if len(those) > 1 else ""} {_some(those)})' for text, those in ranks.items()))
+    raise ValueError('the processes of this training do not agree in ' + '; '.join(said))
+
+
+def _apart(values: Sequence[Any]) -> list[str]:
+    """Values as text; of mappings, such as class tables, what is not the same in all of them."""
+    if not all(isinstance(value, Mapping) for value in values):
+        return [str(value) for value in values]
+    texts = [[f'{name} = {item}' for name, item in value.items()] for value in values]
+    same = set(texts[0]).intersection(*texts[1:])
+    return [_some([text for text in one if text not in same]) or 'no others' for one in texts]
+
+
+def _some(items: Sequence[Any]) -> str:
+    return ', '.join(map(str, items[:SAID])) + (', …' if len(items) > SAID else '')
 
 
 def _together(args: argparse.Namespace, action: Callable[[], Made]) -> Made:
@@ -287,6 +356,9 @@ class _Run:
         self.written_args = written_args
         self.progress = progress
         self.lines = lines
+        self.held = ExitStack()
+        self.began: dict[str, Any] = {}  # what the checkpoint records of the training that goes on
+        self.read: tuple[int, int] | None = None
         prepare_device(device)
 
         # The first process' seed for all: each starts from the same weights, and so does each moving average.
@@ -294,6 +366,7 @@ class _Run:
         self.description = Description.from_settings(vars(args))
         model = self._build_model()
         self.wiring = _wiring(model, self.description.architecture)
+        self.graphs = graphs_sha256(model.graphs)[:12] if isinstance(model, RandWire) else None
         self.mixup = args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
         if self.mixup and args.batch_size % 2:
             raise ValueError(f'mixup and cutmix need an even batch_size, got {args.batch_size}')
@@ -305,8 +378,10 @@ class _Run:
             raise ValueError(f'aug_repeats needs several processes, got aug_repeats={args.aug_repeats:g} in one')
         self.recorded: RecordedTeacher | None = None
         self.loader_train, self.loader_eval = self._build_loaders()
+        held_out = 0 if self.loader_eval is None else len(self.loader_eval.dataset)
         # In the arguments that every checkpoint holds, but not in args.yaml, which is a recipe for other runs as well.
         args.description = self.description.to_dict()
+        args.trained_on = {'images': len(self.loader_train.dataset), 'held_out': held_out}
         self.updates_per_epoch = -(-len(self.loader_train) // args.grad_accum_steps)
 
         self.amp_autocast = autocast(device, args.amp_dtype if args.amp else None)
@@ -334,6 +409,18 @@ class _Run:
                 self.scheduler.step_update(self.start_epoch * self.updates_per_epoch)
             else:
                 self.scheduler.step(self.start_epoch)
+
+    def decided(self) -> dict[str, Any]:
+        """What decides the training and so has to be the same in all of its processes, by its name."""
+        described, trained_on = self.description.to_dict(), self.args.trained_on
+        del described['label_names']  # which are classes
+        network = {f'{name} of the network': value for name, value in described.pop('arguments').items()}
+        settings = {name: getattr(self.args, name) for name in KEYS
+                    if name not in (*PLACES, *ARGUMENTS, 'model_kwargs')}
+        return {
+            **settings, **described, **network, 'graphs': self.graphs, 'classes': self.classes,
+            'images to train on': trained_on['images'], 'images held out': trained_on['held_out'],
+            'epochs behind it': self.start_epoch}
 
     def connect(self) -> None:
         """Compile, and join the other processes: what follows is done by all of them at once, or hangs."""
@@ -478,6 +565,7 @@ class _Run:
                  for group in self.optimizer.param_groups]
         if args.resume:
             with loading(args.resume):
+                self.read = _stamp(args.resume)
                 state = load_checkpoint_metadata(args.resume)
                 missing = [key for key in ('state_dict', 'optimizer', 'epoch') if key not in state]
                 if missing:
@@ -493,14 +581,14 @@ class _Run:
                 if unknown:
                     raise ValueError(f'it is of another optimiser than {args.opt!r}, without '
                                      f'{", ".join(sorted(unknown))}')
-                began = read_settings(args.resume)
-                kwargs = began.get('opt_kwargs') or {}
+                self.began = read_settings(args.resume)
+                kwargs = self.began.get('opt_kwargs') or {}
                 changed = {name for name in {*kwargs, *args.opt_kwargs} - set(HYPERPARAMETERS)
                            if kwargs.get(name) != args.opt_kwargs.get(name)}
                 if changed:  # it may decide what the optimiser remembers
                     raise ValueError(f'it was trained with opt_kwargs {kwargs}, of which {", ".join(sorted(changed))} '
                                      f'must not change on the way, got {args.opt_kwargs}')
-                trained = (began.get('description') or {}).get('label_names') or ()
+                trained = (self.began.get('description') or {}).get('label_names') or ()
                 check_classes(args.data_dir, self.description.label_names, tuple(trained))
                 del state  # its tensors are mapped into memory
                 start_epoch = int(resume_task_checkpoint(
@@ -512,6 +600,18 @@ class _Run:
                 with loading(args.resume):
                     load_task_ema_checkpoint(self.task, args.resume)
         return start_epoch
+
+    def _changes(self) -> Iterator[str]:
+        """A line about each thing in which this training is not the one that it goes on with."""
+        args, began = self.args, self.began
+        changed = [f'{name} {getattr(args, name)} (was {began[name]})' for name in KEYS
+                   if name not in PLACES and name in began and began[name] != getattr(args, name)]
+        if changed:
+            yield f'other settings than those in {args.resume}: {", ".join(changed)}'
+        for name, what in (('images', 'trained on'), ('held_out', 'measured on')):
+            before, now = (began.get('trained_on') or {}).get(name), args.trained_on[name]
+            if before is not None and before != now:
+                yield f'warning: {args.resume} was {what} {before:,} images, and now there are {now:,}'
 
     def _choose_folder(self) -> tuple[Path, bool]:
         """The experiment's folder, and whether the run goes on there: in the one that the checkpoint lies in."""
@@ -530,8 +630,12 @@ class _Run:
         if not continues and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             go_on = f', or continue with --resume {folder / LAST}' if (folder / LAST).is_file() else ''
             raise FileExistsError(f'{folder} is in use; choose another --experiment{go_on}')
-        self.made_folder = not continues
         folder.mkdir(parents=True, exist_ok=True)
+        # By this process alone: those that load images outlive one that is killed by some seconds.
+        self.held.enter_context(lock(folder / LOCK, held=f'another training is at work in {folder}', forked=False))
+        if continues and self.read != _stamp(args.resume):
+            raise Locked(f'another training has written {args.resume} since it was read')
+        self.made_folder = not continues
         if self.start_epoch < self.num_epochs:  # settings with which nothing is trained are not kept
             write_atomically(folder / 'args.yaml', self.written_args)
         saver = _Saver(
@@ -541,10 +645,7 @@ class _Run:
         if continues:
             for left_over in folder.glob(f'*.pth.tar{LEFT_OVER}'):  # by a kill
                 left_over.unlink()
-            saver.load_state_dict_from_checkpoint(args.resume)
-            best = folder / f'checkpoint-{saver.best_epoch}.pth.tar'
-            if best.is_file():  # a kill may have come just before this copy was made
-                saver._duplicate(str(best), str(folder / 'model_best.pth.tar'))
+            self._restore_best(saver)
             summary = folder / SUMMARY
             if summary.is_file():
                 # The row of an epoch is written before its checkpoint; a kill in between leaves one row too many.
@@ -552,6 +653,34 @@ class _Run:
                     shutil.copyfile(summary, temporary)
                     trim_summary(str(temporary), self.start_epoch)
         return folder, saver
+
+    def _restore_best(self, saver: CheckpointSaver) -> None:
+        """Let the saver know the best epoch so far, and have its weights, as far as there is something to tell."""
+        args, folder, last = self.args, self.folder, self.start_epoch - 1
+        saver.load_state_dict_from_checkpoint(args.resume)
+        state = load_checkpoint_metadata(args.resume)
+        measured = [(last, state.get('metric'))]  # in the saver's state only while the epoch's own checkpoint is there
+        if 'saver' not in state:  # of earlier releases of timm
+            column = f'eval_{self._eval_metric()}' if args.val_split else 'train_loss'
+            summary = folder / SUMMARY
+            rows = read_summary(summary, [column]) if summary.is_file() else []
+            earlier = [(int(row['epoch']), row[column]) for row in rows if row['epoch'] < last and column in row]
+            if last > 0 and not earlier:
+                self.say(f'the best epoch before epoch {self.start_epoch} is not known: neither {args.resume} nor a '
+                         f'{SUMMARY} beside it says it')
+            measured = earlier + measured
+        for epoch, metric in measured:
+            if metric is not None and (saver.best_metric is None or saver.cmp(metric, saver.best_metric)):
+                saver.best_epoch, saver.best_metric = epoch, metric
+        # A kill may have come just before these copies were made.
+        best = folder / f'checkpoint-{saver.best_epoch}.pth.tar'
+        if not best.is_file() and saver.best_epoch == last:
+            best = Path(args.resume)
+        if best.is_file():
+            saver._duplicate(str(best), str(folder / BEST))
+        elif saver.best_epoch is not None and not (folder / BEST).is_file():
+            self.say(f'the weights of the best epoch so far, {saver.best_epoch + 1}, are gone: {BEST} comes with a '
+                     'better one')
 
     def say(self, line: str) -> None:
         """Print a line on stdout, above the progress bar if there is one, and at once also into a file."""
@@ -590,6 +719,8 @@ class _Run:
             self.say(f'nothing left to train: all {self.num_epochs} epochs are done')
         elif self.args.resume:
             self.say(f'going on at epoch {self.start_epoch + 1} of {self.num_epochs}, from {self.args.resume}')
+            for line in self._changes():
+                self.say(line)
         best_metric, best_epoch = (saver.best_metric, saver.best_epoch) if saver is not None else (None, None)
         for epoch in range(self.start_epoch, self.num_epochs):
             train_metrics = self._train_one_epoch(epoch)
@@ -705,6 +836,12 @@ def _wiring(model: nn.Module, name: str) -> str:
         return ''
     # The name that a frozen wiring begins with has been said; at conv2 all strides of the stem are behind.
     return f' ({model.extra_repr().removeprefix(f"{name}: ")}, stem stride {model.feature_info[1]["reduction"]})'
+
+
+def _stamp(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """What changes whenever a file is written anew."""
+    stat = os.stat(path)
+    return stat.st_ino, stat.st_mtime_ns
 
 
 def _check_same_classes(images: Any, held_out: Any) -> None:

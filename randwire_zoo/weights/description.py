@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
@@ -19,10 +20,10 @@ from typing import Any
 
 from ..architectures import Architecture
 from ..errors import nearest, one_line
-from ..files import read_yaml
+from ..files import read_json, read_yaml
 from .errors import loading
 
-__all__ = ['ARGUMENTS', 'CROP_MODES', 'WEIGHT_SOURCES', 'Description', 'build_model', 'read_settings']
+__all__ = ['ARGUMENTS', 'CROP_MODES', 'WEIGHT_SOURCES', 'Description', 'build_model', 'labels_beside', 'read_settings']
 
 #: Arguments of create_model, by the settings of train.py that give them.
 ARGUMENTS = {'num_classes': 'num_classes', 'in_chans': 'in_chans', 'gp': 'global_pool', 'drop': 'drop_rate',
@@ -40,7 +41,8 @@ class Description:
     Args:
         architecture: timm's name of it, without a tag: `randwire_ws_c109`, `randwire`, `resnet50`.
         arguments: Everything else that `create_model` was given and that decides what the network computes or how it
-            trains: num_classes, in_chans, global_pool, drop_rate, drop_path_rate and the model_kwargs. JSON, no None.
+            trains: num_classes, in_chans, global_pool, drop_rate, drop_path_rate and the model_kwargs. JSON, no None;
+            `graphs`, where a network of `randwire` is given by them, as `Graph.to_dict` has them.
         input_size: Channels, height and width of the images; the channels are the network's.
         mean: Of the normalisation, one number per channel, for pixels within 0 … 1.
         std: Of the normalisation, likewise.
@@ -247,6 +249,28 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     if not isinstance(settings, Mapping):
         raise ValueError(f'{path} holds no settings of a training')
     return dict(settings)
+
+
+def labels_beside(weights: str | Path, architecture: str = '') -> tuple[tuple[str, ...], dict[str, str]]:
+    """What the config.json beside a safetensors file, as timm's folders for the Hub have it, says of the classes.
+
+    Args:
+        weights: The file.
+        architecture: Only if the network there is this one.
+
+    Returns:
+        Their names in the order of the indices, and what they are called, by name; both empty where nothing is said.
+    """
+    weights = Path(weights)
+    if weights.suffix != '.safetensors':
+        return (), {}
+    with suppress(OSError, ValueError, AttributeError, KeyError, TypeError):  # there is none, or another program's
+        config = read_json(weights.parent / 'config.json')
+        names, texts = tuple(config.get('label_names') or ()), dict(config.get('label_descriptions') or {})
+        if (all(isinstance(name, str) for name in (*names, *texts.values())) and len(names) == config['num_classes']
+                and architecture in ('', config['architecture'])):
+            return names, texts
+    return (), {}
 
 
 def build_model(name: str, **kwargs: Any) -> Any:

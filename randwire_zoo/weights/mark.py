@@ -65,8 +65,11 @@ class WiringMark:
         """Compare with the mark in some weights.
 
         Raises:
-            ValueError: if they were trained on another graph, or as another architecture.
+            ValueError: if they were trained on another graph, or as another architecture; or if they have no values.
         """
+        if isinstance(loaded, Tensor) and loaded.is_meta:
+            raise ValueError('these weights are on the meta device, where tensors have no values, nor has their wiring '
+                             'mark')
         refusal = 'these weights were trained on other wiring:'
         try:
             mark = self.from_tensor(loaded)

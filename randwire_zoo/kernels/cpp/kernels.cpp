@@ -56,6 +56,15 @@ extern "C" void use_threads([[maybe_unused]] int64_t count) {
 #endif
 }
 
+// Whether it may be more than one.
+extern "C" bool has_threads() {
+#ifdef _OPENMP
+  return true;
+#else
+  return false;
+#endif
+}
+
 // What this was compiled for, that is the best of what the processor has and the code names.
 extern "C" const char* instruction_set() {
 #if defined(__AVX512BF16__)
