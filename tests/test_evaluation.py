@@ -389,7 +389,7 @@ def test_evaluation_and_training_have_the_same_names_and_defaults_as_validate_py
     parser = argparse.ArgumentParser()
     add_eval_arguments(parser)
     for action in parser._actions:
-        if action.dest not in ('help', 'confusion', *OWN):
+        if action.dest not in ('help', 'confusion', 'device_modules', *OWN):
             stock = theirs[action.dest]
             assert action.option_strings[0] in (*stock.option_strings, '--no-ema')
             assert (action.type or str) == (stock.type or str) and action.nargs == stock.nargs
