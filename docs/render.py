@@ -437,6 +437,14 @@ def size_gaps(name: str, series: str) -> str:
 
 
 @figure
+def top1_after(name: str, series: str, epoch: str) -> str:
+    """Top-1 of the only network of a series when so many epochs were done."""
+    row, = analysis.by_series(_study(name)[1])[series]
+    top1 = {int(epoch): top1 for epoch, _, top1 in row['history']}
+    return f'{top1[int(epoch)]:.2f}'
+
+
+@figure
 def final_losses(name: str) -> str:
     """Training losses of the last epoch."""
     return _between([row['history'][-1][1] for row in _study(name)[1]], 2)
