@@ -15,7 +15,7 @@ import random
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -128,7 +128,7 @@ class Graph:
         return {'num_nodes': self.num_nodes, 'edges': [list(edge) for edge in self.edges]}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Graph:
+    def from_dict(cls, data: Mapping[str, Any]) -> Graph:
         """Inverse of `to_dict`; raises ValueError where the data is no such graph."""
         try:
             return cls(data['num_nodes'], tuple(tuple(edge) for edge in data['edges']))
