@@ -116,7 +116,8 @@ def test_naswot_counts_the_rectified_elements_that_two_images_agree_in() -> None
     with pytest.MonkeyPatch.context() as patch:
         for name in ('relu', 'relu_'):
             original = getattr(F, name)
-            patch.setattr(F, name, lambda x, *args, original=original: seen.append(1) or original(x, *args))
+            patch.setattr(F, name, lambda x, *args, original=original, **kwargs: (
+                seen.append(1) or original(x, *args, **kwargs)))
         model.train()(images)
     stages = [module for module in model.modules() if hasattr(module, 'graph')]
     nodes = sum(sum(len(sources) > 1 for sources in stage.graph.predecessors) for stage in stages)
