@@ -179,9 +179,11 @@ def check_classes(data_dir: str | Path | None, names: tuple[str, ...], trained: 
         ValueError: naming some that one has and the other has not.
     """
     if trained and names and names != trained:
-        odd = sorted(set(names) ^ set(trained)) or names
-        raise ValueError(f'{data_dir} has other classes than the network was trained on: {", ".join(odd[:5])}; '
-                         'a --class-map says which index each has')
+        there, own = set(names), set(trained)
+        odd = [f'{", ".join(sorted(some)[:5])} only {where}' for where, some in (
+            ('there', there - own), ('in the network', own - there)) if some]
+        raise ValueError(f'{data_dir} has other classes than the network was trained on: '
+                         f'{"; ".join(odd) or ", ".join(names[:5])}; a --class-map says which index each has')
 
 
 def evaluate_description(
