@@ -366,7 +366,8 @@ def parse_graph_model(text: str) -> GraphModel:
         known = ', '.join(
             f'{name}({",".join(field.name for field in fields(model))})'  # type: ignore[arg-type]
             for name, model in sorted(GraphModel.registry.items()))
-        raise ValueError(f'unknown random graph model {text!r}; known are {known}')
+        raise ValueError(f'unknown random graph model {text!r}; known are {known}, and one of your own once its module '
+                         'is imported, as --device-modules does')
     names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     values = [value.strip() for value in match[2].split(',')] if match[2].strip() else []
     if len(values) != len(names):
