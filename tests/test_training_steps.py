@@ -255,6 +255,23 @@ def test_the_best_checkpoint_is_the_best_by_the_metric_of_the_settings(
     assert load_checkpoint_metadata(result.folder / names[0])['epoch'] == best
 
 
+@pytest.mark.parametrize(('summary', 'best'), [(True, 3), (False, 4)])
+def test_the_best_epoch_is_sought_anew_where_a_resumed_run_has_another_metric(
+        summary: bool, best: int, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    rows = iter([{name: values[epoch] for name, values in MEASURED.items()} for epoch in range(5)])
+    monkeypatch.setattr(training, 'evaluate', lambda *_, **__: next(rows))
+    settings.update(batch_size=CLASSES, val_split='train', eval_metric='loss', checkpoint_hist=2)
+    folder = train(**{**settings, 'epochs': 4}).folder  # the epochs 1 and 2 are kept, the best two by the loss
+    assert folder is not None
+    if not summary:
+        (folder / 'summary.csv').unlink()
+    resumed = train(resume=str(folder / 'last.pth.tar'), epochs=5, eval_metric='top5')
+    assert (resumed.best_epoch, resumed.best_metric) == (best, MEASURED['top5'][best])
+    assert load_checkpoint_metadata(folder / 'model_best.pth.tar')['epoch'] == best
+    assert ('the best epoch before epoch 4 is not known' in capsys.readouterr().out) == (not summary)
+
+
 @pytest.mark.parametrize(('scores', 'kept', 'best', 'said'), [
     ([10.0, 20.0, 5.0], ('saver',), 1, ''),  # the epoch of last.pth.tar itself
     ([20.0, 10.0, 5.0], ('saver',), 0, 'the weights of the best epoch so far, 1, are gone'),

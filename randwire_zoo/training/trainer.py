@@ -659,17 +659,25 @@ class _Run:
         args, folder, last = self.args, self.folder, self.start_epoch - 1
         saver.load_state_dict_from_checkpoint(args.resume)
         state = load_checkpoint_metadata(args.resume)
-        measured = [(last, state.get('metric'))]  # in the saver's state only while the epoch's own checkpoint is there
-        if 'saver' not in state:  # of earlier releases of timm
+        # What was measured by another metric than now says nothing; summary.csv has all of them.
+        anew = bool(args.val_split) and self.began.get('eval_metric', args.eval_metric) != args.eval_metric
+        # In the saver's state the last epoch is only while its own checkpoint is there.
+        scores = {} if anew else {last: state.get('metric')}
+        if anew or 'saver' not in state:  # the latter of earlier releases of timm
             column = f'eval_{self._eval_metric()}' if args.val_split else 'train_loss'
             summary = folder / SUMMARY
             rows = read_summary(summary, [column]) if summary.is_file() else []
-            earlier = [(int(row['epoch']), row[column]) for row in rows if row['epoch'] < last and column in row]
-            if last > 0 and not earlier:
+            scores |= {int(row['epoch']): row[column] for row in rows if row['epoch'] < last + anew and column in row}
+            if not scores or last > 0 and min(scores) == last:
                 self.say(f'the best epoch before epoch {self.start_epoch} is not known: neither {args.resume} nor a '
                          f'{SUMMARY} beside it says it')
-            measured = earlier + measured
-        for epoch, metric in measured:
+        if anew:
+            saver.best_epoch = saver.best_metric = None
+            kept = {path for path, _ in saver.checkpoint_files}
+            saver.checkpoint_files = sorted(
+                ((path, score) for epoch, score in scores.items() if (path := saver._checkpoint_path(epoch)) in kept),
+                key=lambda file: file[1], reverse=not saver.decreasing)
+        for epoch, metric in sorted(scores.items()):
             if metric is not None and (saver.best_metric is None or saver.cmp(metric, saver.best_metric)):
                 saver.best_epoch, saver.best_metric = epoch, metric
         # A kill may have come just before these copies were made.
