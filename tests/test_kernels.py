@@ -398,6 +398,14 @@ def test_a_network_and_its_gradients_are_those_of_float64(
     assert close >= 2
 
 
+def test_a_gradient_lies_in_memory_as_its_parameter_does() -> None:
+    # Of a kernel with one input channel, and of a 1×1 convolution, channels-last is the same memory by other strides:
+    # DDP compares them, and warned of every such parameter.
+    model = network().to(memory_format=CHANNELS_LAST).train()
+    found = torch.autograd.grad(model(torch.randn(2, 3, 64, 64)).square().sum(), list(model.parameters()))
+    assert [grad.stride() for grad in found] == [parameter.stride() for parameter in model.parameters()]
+
+
 def test_a_stage_in_eval_mode_keeps_its_edges_on_both_kernels() -> None:
     stage = Stage(Graph(3, ((0, 1), (0, 2), (1, 2))), 3, 20)
     x, removed = torch.randn(2, 3, 8, 8), torch.tensor([0.0, 1.0])

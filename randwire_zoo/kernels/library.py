@@ -382,8 +382,8 @@ def stage_backward(grad: Tensor, operands: Operands, mean: Tensor, variance: Ten
     def floats(tensors: Sequence[Optional[Tensor]]) -> list[Tensor]:
         return [tensor.float().contiguous() for tensor in tensors if tensor is not None]
 
-    def empty(like: Tensor) -> Tensor:
-        return torch.empty(like.shape, dtype=torch.float32, device='cpu')
+    def empty(like: Tensor) -> Tensor:  # a channels-last parameter has other strides, which DDP wants of its gradient
+        return torch.empty_like(like, dtype=torch.float32)
 
     nodes = [node.contiguous(memory_format=torch.channels_last) for node in nodes]
     grad = grad.contiguous(memory_format=torch.channels_last)

@@ -168,7 +168,7 @@ def _stage_backward_shapes(grad: Tensor, *arguments: Any) -> list[Tensor]:
     _check_backward(grad, operands, mean, variance, nodes, needed, settings)
     flat = operands.flat()
     return [_none(grad) if t is None or not wanted or i in STATISTICS else torch.empty_like(
-        t, memory_format=torch.channels_last if i == 0 else torch.contiguous_format)
+        t if i == 0 else t.contiguous(), memory_format=torch.channels_last if i == 0 else torch.preserve_format)
         for i, (t, wanted) in enumerate(zip(flat, needed, strict=True))]
 
 

@@ -668,7 +668,7 @@ class _Run:
             summary = folder / SUMMARY
             rows = read_summary(summary, [column]) if summary.is_file() else []
             scores |= {int(row['epoch']): row[column] for row in rows if row['epoch'] < last + anew and column in row}
-            if not scores or last > 0 and min(scores) == last:
+            if not scores or (last > 0 and min(scores) == last):
                 self.say(f'the best epoch before epoch {self.start_epoch} is not known: neither {args.resume} nor a '
                          f'{SUMMARY} beside it says it')
         if anew:
