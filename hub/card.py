@@ -156,6 +156,7 @@ def _values(folder: Path) -> dict[str, Any]:
         'arguments': ', '.join(f'{key}={value!r}' for key, value in config.get('model_args', {}).items()
                                if key not in ('graphs', 'origin')),
         'num_classes': config['num_classes'], 'label_names': network.label_names,
+        'in_chans': network.input_size[0],  # the pipelines of transformers make every image one of three
         'is_backbone': name in ARCHITECTURES and network.input_size[0] == 3 and not network.arguments.keys() - HARMLESS,
         'pixels': _pixels(network.mean, network.std),
         'graphs_sha256': metadata['graphs_sha256'], 'tensors_sha256': metadata['tensors_sha256'],

@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import os
 import pickle
 import re
 import struct
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from timm.data import create_dataset
 from torch.utils.data import DataLoader
 from torchvision.datasets import CIFAR10, MNIST
@@ -433,6 +434,94 @@ def test_images_that_timm_passes_over_are_written_as_png(
                 found[np.asarray(image.convert('RGB')).tobytes()] = path
     assert set(found) == {np.asarray(Image.open(io.BytesIO(data)).convert('RGB')).tobytes() for data in files.values()}
     assert len(found) == len(files)
+
+
+@pytest.mark.parametrize(('local', 'central', 'value', 'message'), [
+    (8, 10, 9, r'cat/\S+ cannot be unpacked: That compression method is not supported; unpack the archive with'),
+    (6, 8, 1, r'cat/\S+ cannot be unpacked: .*password.*; unpack the archive with another program and name the'),
+])
+def test_a_zip_that_python_cannot_unpack_is_one_line(
+        local: int, central: int, value: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Deflate64, in which Windows packs large folders, and a password; the test writes them into the headers."""
+    source = pack(tmp_path / 'photographs.zip', {name: data for name, data in photographs().items() if '/' in name})
+    data = bytearray(source.read_bytes())
+    for mark, offset in ((b'PK\3\4', local), (b'PK\1\2', central)):
+        for found in re.finditer(re.escape(mark), bytes(data)):
+            struct.pack_into('<H', data, found.start() + offset, value)
+    source.write_bytes(data)
+    assert cli.main(['data', 'folder', str(source), str(tmp_path / 'here')]) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said.strip()) and said.count('\n') == 1 and not (tmp_path / 'here').exists()
+
+
+def test_a_zip_whose_compressed_data_are_damaged_is_one_line(tmp_path: Path) -> None:
+    source = tmp_path / 'photographs.zip'
+    with zipfile.ZipFile(source, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name, data in photographs().items():
+            archive.writestr(name, data)
+    data = bytearray(source.read_bytes())
+    start = 30 + len(next(iter(photographs())))  # after the header of the first file and its name
+    data[start:start + 20] = b'\xff' * 20
+    source.write_bytes(data)
+    with pytest.raises(ValueError, match=r'photographs.zip is damaged: cat/00.jpg: Error -3 while decompressing data'):
+        write_class_folders(source, tmp_path / 'here')
+
+
+def test_a_tar_of_what_is_in_a_folder_is_the_folder(tmp_path: Path) -> None:
+    """`tar -C photographs .` writes ./ before all names."""
+    source = lay(tmp_path / 'there', photographs())
+    with tarfile.open(tmp_path / 'there.tar.gz', 'w:gz') as archive:
+        archive.add(source, '.')
+    said = [str(write_class_folders(place, tmp_path / f'{place.name} here'))
+            for place in (source, tmp_path / 'there.tar.gz')]
+    assert said[0].partition(':')[2] == said[1].partition(':')[2]
+    assert written(tmp_path / 'there here') == written(tmp_path / 'there.tar.gz here')
+
+
+def lying(kind: str, orientation: int, mode: str = 'RGB') -> bytes:
+    """A photograph of 48×32 pixels, dark with a bright corner at the top left, of which EXIF says how it was stored."""
+    pixels = np.full((32, 48, 3), 40, np.uint8)
+    pixels[:16, :16] = 200
+    upright = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = orientation
+    image = Image.fromarray(pixels).convert(mode)
+    (image.transpose(upright[orientation]) if orientation in upright else image).save(file, kind, exif=exif)
+    return file.getvalue()
+
+
+def test_photographs_that_exif_says_are_turned_are_trained_on_upright(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {'cat/0.JPG': lying('JPEG', 6), 'cat/1.jpeg': lying('JPEG', 8, 'CMYK'), 'cat/2.jpg': lying('JPEG', 3, 'L'),
+             'cat/3.png': lying('PNG', 6, 'RGBA'), 'dog/4.webp': lying('WEBP', 8), 'dog/5.tif': lying('TIFF', 6),
+             'dog/6.jpg': lying('JPEG', 1), 'dog/7.jpg': lying('JPEG', 9)}
+    source = lay(tmp_path / 'there', files)
+    assert cli.main(['data', 'folder', str(source), str(tmp_path / 'here')]) == 0
+    # Pillow turns TIFF itself; 1 says that an image lies as it is seen, and 9 nothing.
+    assert 'written as PNG: 1 .tif, 1 .webp\nset upright, as EXIF says: 5\n' in capsys.readouterr().out
+    seen = [image for split in ('train', 'validation') for image, _ in open_images(tmp_path / 'here', split)]
+    assert len(seen) == len(files)
+    for image in seen:
+        assert image.size == (48, 32)
+        pixels = np.asarray(image).astype(int)
+        assert abs(pixels[:12, :12] - 200).max() <= 8 and abs(pixels[20:] - 40).max() <= 8
+    for name in ('dog/6.jpg', 'dog/7.jpg'):  # what is not turned is not written anew
+        assert next((tmp_path / 'here').rglob(Path(name).name)).read_bytes() == files[name]
+
+
+def test_a_class_whose_name_is_no_utf_8_is_refused_before_anything_is_made_of_it(tmp_path: Path) -> None:
+    label = os.fsdecode(b'caf\xe9')
+    try:
+        source = lay(tmp_path / 'there', {f'{name}/{number}.png': encoded('PNG', number) for name in (label, 'tea')
+                                          for number in range(3)})
+    except OSError:
+        pytest.skip('this file system has no such names')
+    with pytest.raises(ValueError, match=r"there: the name of the class folder 'caf\\udce9' is no UTF-8; rename"):
+        write_class_folders(source, tmp_path / 'here')
+    assert not (tmp_path / 'here').exists()
+    source.rename(tmp_path / 'train')
+    with pytest.raises(ValueError, match=r"the name of the class folder 'caf\\udce9' is no UTF-8; rename the folder"):
+        open_images(tmp_path, 'train')
 
 
 def test_images_of_16_bits_are_left_out_of_class_folders(tmp_path: Path) -> None:

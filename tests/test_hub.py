@@ -210,6 +210,7 @@ def test_what_was_trained_in_an_unusual_way_is_published_as_it_was_trained_and_m
     card = (tmp_path / 'out' / 'README.md').read_text()
     assert "global_pool='max'" in card and 'stem_stride=2' in card and 'bicubic, crop 0.9' in card
     assert 'MODEL.BACKBONE.NAME' not in card, 'a builder of detectron2 makes another network of that name'
+    assert 'transformers' not in card, 'its pipelines feed three channels'
     # The same settings without what decides the network, and the staged files give another loss than is on record.
     settings = yaml.safe_load((unusual / 'args.yaml').read_text())
     (tmp_path / 'args.yaml').write_text(yaml.safe_dump({**settings, 'gp': 'avg'}))
@@ -318,7 +319,8 @@ def test_the_card_reads_back_and_shows_what_was_recorded(staged: Path) -> None:
     params = sum(tensor.numel() for name, tensor in load_file(staged / 'model.safetensors').items()
                  if not name.endswith(('running_mean', 'running_var', 'num_batches_tracked', '_extra_state')))
     for text in (metadata['graphs_sha256'], 'WS(4,0.75), seed 1', f'{params:,}', '@inproceedings', 'features_only=True',
-                 f'build_{NAME}_fpn_backbone', '2 of 2', 'pip install', 'the moving average', 'kind 0, kind 1,'):
+                 f'build_{NAME}_fpn_backbone', '2 of 2', 'pip install', 'the moving average', 'kind 0, kind 1,',
+                 "pipeline('image-classification', 'FOLDER')"):
         assert text in card.content, text
 
 

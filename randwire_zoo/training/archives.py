@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import one_line
 
-__all__ = ['EVERY', 'SUFFIXES', 'BrokenFileError', 'DeepImageError', 'Files', 'check_depth', 'copy_files',
-           'free_folder', 'hold_out', 'is_hidden', 'open_files', 'open_image', 'read_file']
+__all__ = ['EVERY', 'SUFFIXES', 'BrokenFileError', 'DeepImageError', 'Files', 'check_depth', 'check_label',
+           'copy_files', 'free_folder', 'hold_out', 'is_hidden', 'is_turned', 'open_files', 'open_image', 'read_file']
 
 #: How to read each file, by its name.
 Files = Mapping[str, Callable[[], bytes]]
@@ -61,11 +61,18 @@ def copy_files(source: str | Path, files: Files, wanted: Mapping[str, str], fold
 
 
 def read_file(source: str | Path, files: Files, name: str) -> bytes:
-    """What a file of the source holds; ValueError if the archive is damaged there."""
+    """What a file of the source holds.
+
+    Raises:
+        ValueError: if the archive is damaged there, or packed in a way that Python cannot read.
+    """
     try:
         return files[name]()
-    except zipfile.BadZipFile as error:
-        raise ValueError(f'{source} is damaged: {one_line(error)}') from None
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f'{source} is damaged: {name}: {one_line(error)}') from None
+    except RuntimeError as error:  # a password, or Deflate64, in which Windows packs large archives
+        raise ValueError(f'{source}: {name} cannot be unpacked: {one_line(error)}; unpack the archive with another '
+                         'program and name the folder') from None
 
 
 def is_hidden(name: str) -> bool:
@@ -112,6 +119,30 @@ def check_depth(name: str, image: Image.Image) -> None:
     if image.mode.startswith(('I', 'F')):
         raise DeepImageError(f'{name} has more than 8 bits a pixel, of which all above 255 would be taken for white; '
                              'write it with 8 bits first')
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether EXIF says that an image is shown otherwise than its pixels lie.
+
+    Args:
+        image: A decoded one: Pillow turns TIFF itself, and then forgets that it was turned.
+    """
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
+    except Exception:  # an EXIF block that cannot be read says nothing
+        return False
+
+
+def check_label(place: object, label: str) -> None:
+    """Refuse the name of a class that none of the files can hold that have it: tables, cards, JSON.
+
+    Raises:
+        ValueError: naming the place and the class.
+    """
+    try:
+        label.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f'{place}: the name of the class folder {label!r} is no UTF-8; rename the folder') from None
 
 
 @contextmanager
@@ -167,7 +198,7 @@ def _archive(source: Path, file: IO[bytes]) -> Iterator[Files]:
         yield {name: partial(bytes, data) for name, data in members.items()}
         return
     with archive:
-        yield {name: partial(archive.read, name) for name in archive.namelist() if not name.endswith('/')}
+        yield {_plain(name): partial(archive.read, name) for name in archive.namelist() if not name.endswith('/')}
 
 
 def _unpacked(file: IO[bytes]) -> dict[str, bytes]:
@@ -177,8 +208,13 @@ def _unpacked(file: IO[bytes]) -> dict[str, bytes]:
         for member in members:
             content = members.extractfile(member)
             if content is not None:
-                found[member.name] = content.read()
+                found[_plain(member.name)] = content.read()
     return found
+
+
+def _plain(name: str) -> str:
+    """A name in an archive without the ./ before it that `tar -C FOLDER .` writes."""
+    return PurePosixPath(name).as_posix()
 
 
 def _below(files: Files, mark: str) -> Files:

@@ -5,13 +5,13 @@ import argparse
 import io
 import random
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from PIL import ImageOps
 from timm.data import get_img_extensions
 
 from ..errors import one_line
@@ -22,10 +22,12 @@ from .archives import (
     BrokenFileError,
     Files,
     check_depth,
+    check_label,
     copy_files,
     free_folder,
     hold_out,
     is_hidden,
+    is_turned,
     open_files,
     open_image,
     read_file,
@@ -40,8 +42,10 @@ LABEL_TEXTS = 'words.txt'
 CALTECH = '101_ObjectCategories'
 #: Photographs of nothing in particular, which are no category (torchvision leaves them out, too).
 BACKGROUND = 'BACKGROUND_Google'
-#: Modes of Pillow's that a PNG file has.
-PNG_MODES = ('1', 'L', 'LA', 'P', 'RGB', 'RGBA')
+#: Modes of Pillow's that a file of each kind has.
+MODES = {'PNG': ('1', 'L', 'LA', 'P', 'RGB', 'RGBA'), 'JPEG': ('L', 'RGB', 'CMYK')}
+#: What is lost of a photograph that is turned and written once more is not to be seen.
+QUALITY = {'PNG': {}, 'JPEG': {'quality': 95, 'subsampling': 0}}
 
 @dataclass(frozen=True)
 class ImageFolder:
@@ -54,6 +58,7 @@ class ImageFolder:
         validation: Number of images that are held out.
         left_out: What is not there, a phrase each.
         rewritten: How many images are there as PNG files, by what their names ended in.
+        turned: How many images were set upright.
     """
 
     folder: Path
@@ -62,11 +67,14 @@ class ImageFolder:
     validation: int
     left_out: Sequence[str] = ()
     rewritten: Mapping[str, int] = field(default_factory=dict)
+    turned: int = 0
 
     def __str__(self) -> str:
         counts = f'{self.classes:,} classes, {self.training:,} training and {self.validation:,} validation images'
         rewritten = [f'written as PNG: {_counted(self.rewritten)}'] if self.rewritten else []
-        return '\n'.join([f'{self.folder}: {counts}', *rewritten, *(f'left out: {phrase}' for phrase in self.left_out)])
+        turned = [f'set upright, as EXIF says: {self.turned:,}'] if self.turned else []
+        return '\n'.join(
+            [f'{self.folder}: {counts}', *rewritten, *turned, *(f'left out: {phrase}' for phrase in self.left_out)])
 
 
 def write_tiny_imagenet(source: str | Path, folder: str | Path) -> ImageFolder:
@@ -206,7 +214,8 @@ def write_class_folders(source: str | Path, folder: str | Path, every: int = EVE
 
     Of each class every so manieth image by name is held out; of one that has fewer, the last. Images are the files that
     timm or Pillow takes for such by the ending of their name, and that can be decoded to 8 bits a channel; others are
-    left out. Those that timm would pass over are written as PNG.
+    left out. Those that timm would pass over are written as PNG, and upright those that EXIF says are turned: timm does
+    not heed it.
 
     Args:
         source: A folder with a folder of images per class, or an archive of such folders or of one with them in it.
@@ -216,7 +225,8 @@ def write_class_folders(source: str | Path, folder: str | Path, every: int = EVE
     Raises:
         FileNotFoundError: if there is no such source.
         FileExistsError: if the folder exists and is not empty.
-        ValueError: if the folders are not such, or are split already, or a class has less than two images.
+        ValueError: if the folders are not such, or are split already, or a class has less than two images, or a name
+            that is no UTF-8.
     """
     folder, source = free_folder(folder), Path(source)
     if folder.resolve().is_relative_to(source.resolve()):
@@ -226,7 +236,7 @@ def write_class_folders(source: str | Path, folder: str | Path, every: int = EVE
         tops = {name.partition('/')[0] for name in files}
         if not source.is_dir() and len(tops) == 1 and all(name.count('/') > 1 for name in files):
             files = {name.partition('/')[2]: read for name, read in files.items()}  # the folder that was packed
-        classes, left_out = _class_folders(source, files)
+        classes, turned, left_out = _class_folders(source, files)
         wanted: dict[str, str] = {}  # from the name here to the name there
         training = 0
         rewritten: Counter[str] = Counter()
@@ -239,26 +249,29 @@ def write_class_folders(source: str | Path, folder: str | Path, every: int = EVE
                     here = name
                     if not name.lower().endswith(get_img_extensions()):
                         rewritten[PurePosixPath(name).suffix.lower()] += 1
-                        files[name] = partial(_as_png, name, files[name])
                         while here in files:
                             here += '.png'
+                    if here != name or name in turned:
+                        kind = 'PNG' if here.lower().endswith('.png') else 'JPEG'
+                        files[name] = partial(_rewritten, name, files[name], kind)
                     wanted[f'{split}/{here}'] = name
             training += len(train)
         with atomic_folder(folder) as temporary:
             copy_files(source, files, wanted, temporary)
-    return ImageFolder(folder, len(classes), training, len(wanted) - training, left_out, rewritten)
+    return ImageFolder(folder, len(classes), training, len(wanted) - training, left_out, rewritten, len(turned))
 
 
-def _as_png(name: str, read: Callable[[], bytes]) -> bytes:
-    """An image as a PNG file."""
+def _rewritten(name: str, read: Callable[[], bytes], kind: str) -> bytes:
+    """An image, set upright, as a file of a kind."""
     file = io.BytesIO()
     with open_image(name, read()) as image:
-        (image if image.mode in PNG_MODES else image.convert('RGB')).save(file, 'PNG')
+        upright = ImageOps.exif_transpose(image) if is_turned(image) else image
+        (upright if upright.mode in MODES[kind] else upright.convert('RGB')).save(file, kind, **QUALITY[kind])
     return file.getvalue()
 
 
-def _class_folders(source: Path, files: Files) -> tuple[dict[str, list[str]], list[str]]:
-    """The images of each class that can be read, by name, and what is left out."""
+def _class_folders(source: Path, files: Files) -> tuple[dict[str, list[str]], set[str], list[str]]:
+    """The images of each class that can be read, by name, those of them that are turned, and what is left out."""
     endings = tuple(dict.fromkeys((*get_img_extensions(), *SUFFIXES)))
     classes: dict[str, list[str]] = {}
     if source.is_dir():  # an empty one is a class, too
@@ -287,13 +300,17 @@ def _class_folders(source: Path, files: Files) -> tuple[dict[str, list[str]], li
         raise ValueError(f'{source} has {f"one class, {min(classes)}" if classes else "no folder of images"}; it must '
                          f'have a folder of images ({", ".join(endings)}) for each of two classes or more')
     whole: dict[str, list[str]] = {label: [] for label in classes}
+    turned: set[str] = set()
     broken: list[str] = []
     for label, names in classes.items():
+        check_label(source, label)
         for name in names:
             try:
                 with open_image(name, read_file(source, files, name)) as image:
                     check_depth(name, image)
                     whole[label].append(name)
+                    if is_turned(image):
+                        turned.add(name)
             except BrokenFileError as error:
                 broken.append(str(error))
     for label, names in whole.items():
@@ -307,7 +324,7 @@ def _class_folders(source: Path, files: Files) -> tuple[dict[str, list[str]], li
         left_out.append(f'{len(outside):,} images in no class folder, such as {outside[0]}')
     if broken:
         left_out.append(f'{len(broken):,} that cannot be read, such as {broken[0]}')
-    return whole, left_out
+    return whole, turned, left_out
 
 
 def _counted(endings: Mapping[str, int]) -> str:
@@ -352,6 +369,6 @@ def _lines(source: str | Path, files: Files, name: str) -> list[str]:
     if name not in files:
         raise ValueError(f'{source} is no Tiny ImageNet, or not a whole one: it has no {name}')
     try:
-        return [line for line in files[name]().decode('utf-8').splitlines() if line.strip()]
-    except (UnicodeDecodeError, zipfile.BadZipFile) as error:
+        return [line for line in read_file(source, files, name).decode('utf-8').splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
         raise ValueError(f'{source}: {name} cannot be read: {one_line(error)}') from None

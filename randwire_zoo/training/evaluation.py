@@ -30,6 +30,7 @@ from ..kernels.library import chosen
 from ..weights.description import Description, labels_beside, read_settings
 from ..weights.errors import loading
 from ..weights.files import read_metadata
+from .archives import check_label
 from .arguments import DATA, EVAL
 from .confusion import Confusion, check_table
 from .images import open_folder
@@ -492,7 +493,7 @@ def open_images(
     Raises:
         FileNotFoundError: if the folder of the split is missing.
         ValueError: if there are no images, or some that timm passes over or takes for something else, if there are more
-            classes than outputs, or for a mode with another number of channels.
+            classes than outputs or one whose name is no UTF-8, or for a mode with another number of channels.
     """
     is_folder = _is_folder(dataset)
     if not is_folder and dataset.partition('/')[0].lower() not in READERS:  # which timm would take for a folder
@@ -516,6 +517,8 @@ def open_images(
     except (RuntimeError, AssertionError, KeyError, ImportError) as error:
         raise ValueError(f'no images of the split {split!r} in {data_dir}: {one_line(error)}') from error
     classes = class_indices(images)
+    for label in classes:
+        check_label(data_dir, label)
     if num_classes is not None and len(classes) > num_classes:
         raise ValueError(f'{data_dir} has {len(classes)} classes, but the model has {num_classes} outputs, which '
                          '--num-classes sets')

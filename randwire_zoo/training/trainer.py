@@ -673,9 +673,9 @@ class _Run:
                          f'{SUMMARY} beside it says it')
         if anew:
             saver.best_epoch = saver.best_metric = None
-            kept = {path for path, _ in saver.checkpoint_files}
+            of_epochs = {str(folder / f'checkpoint-{epoch}.pth.tar'): score for epoch, score in scores.items()}
             saver.checkpoint_files = sorted(
-                ((path, score) for epoch, score in scores.items() if (path := saver._checkpoint_path(epoch)) in kept),
+                ((path, of_epochs[path]) for path, _ in saver.checkpoint_files if path in of_epochs),
                 key=lambda file: file[1], reverse=not saver.decreasing)
         for epoch, metric in sorted(scores.items()):
             if metric is not None and (saver.best_metric is None or saver.cmp(metric, saver.best_metric)):
