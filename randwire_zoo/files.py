@@ -48,7 +48,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary name beside path, with the same suffix, and move it into place if the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f'.{path.stem}-', suffix=path.suffix, dir=path.parent)
+    try:  # with a part of the name, so that any name that a file may have leaves room for the rest
+        handle, name = tempfile.mkstemp(prefix=f'.{path.stem[:32]}-', suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     os.close(handle)
     temporary = Path(name)
     try:
@@ -122,12 +125,20 @@ def read_summary(path: str | os.PathLike[str], columns: Collection[str] | None =
         Numbers by column, with `epoch` counted from 0; cells that are empty are left out.
 
     Raises:
-        ValueError: naming the file and the line, if a row has no epoch, or something other than a number.
+        ValueError: naming the file and the line, if a row has no epoch, or something other than a number; or the file
+            alone, if it is no CSV, or not UTF-8.
         OSError: if the file cannot be read.
     """
+    try:
+        return _read_summary(path, columns)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f'{path} is no CSV: {error}') from None
+
+
+def _read_summary(path: str | os.PathLike[str], columns: Collection[str] | None) -> list[dict[str, float]]:
     rows: list[dict[str, float]] = []
     header: list[str] = []
-    with open(path, newline='', encoding='utf-8') as file:
+    with open(path, newline='', encoding='utf-8-sig') as file:  # spreadsheets begin it with a mark of the encoding
         lines = csv.reader(file)
         for cells in lines:
             if not cells:

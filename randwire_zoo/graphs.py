@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import operator
 import os
 import random
 import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -45,22 +46,25 @@ class Graph:
     edges: tuple[tuple[int, int], ...]
 
     def __post_init__(self) -> None:
-        if not _is_int(self.num_nodes) or self.num_nodes < 1:
+        num_nodes = _index(self.num_nodes)
+        if num_nodes is None or num_nodes < 1:
             raise ValueError(f'a graph needs at least 1 node, got num_nodes={self.num_nodes!r}')
         edges = []
         for edge in self.edges:
-            if not isinstance(edge, (tuple, list)) or len(edge) != 2 or not all(map(_is_int, edge)):
+            source, target = map(_index, edge) if isinstance(edge, (tuple, list)) and len(edge) == 2 else (None, None)
+            if source is None or target is None:
                 raise ValueError(f'an edge is a pair of node indices, got {edge!r}')
-            edges.append((edge[0], edge[1]))
+            edges.append((source, target))
         edges.sort(key=lambda edge: (edge[1], edge[0]))
         for source, target in edges:
-            if not 0 <= source < target < self.num_nodes:
+            if not 0 <= source < target < num_nodes:
                 raise ValueError(
                     f'edge ({source}, {target}) must point from a smaller to a larger index '
-                    f'within 0 … {self.num_nodes - 1}')
+                    f'within 0 … {num_nodes - 1}')
         for edge, following in itertools.pairwise(edges):
             if edge == following:
                 raise ValueError(f'edge {edge} appears more than once')
+        object.__setattr__(self, 'num_nodes', num_nodes)
         object.__setattr__(self, 'edges', tuple(edges))
 
     @classmethod
@@ -204,16 +208,29 @@ class GraphModel(ABC):
         """Sample a general graph and turn it into a DAG (section 3.2 and supplement).
 
         Raises:
-            ValueError: if num_nodes is below 1 or too small for the model's parameters.
+            ValueError: if num_nodes is below 1 or too small for the model's parameters, or the model gives
+                another number of nodes.
         """
         if not _is_int(num_nodes) or num_nodes < 1:
             raise ValueError(f'num_nodes must be an integer of at least 1, got {num_nodes!r}')
         self.check(num_nodes)
-        return Graph.from_undirected(self.undirected(num_nodes, rng))
+        graph = Graph.from_undirected(self.undirected(num_nodes, rng))
+        if graph.num_nodes != num_nodes:  # as N, the wrong number would be on record
+            raise ValueError(f'{self} sampled a graph of {graph.num_nodes} nodes for num_nodes={num_nodes}: the random '
+                             f'graph model {type(self).__name__} must give as many as it is asked for')
+        return graph
 
     def __str__(self) -> str:
-        parameters = ','.join(f'{getattr(self, field.name)}' for field in fields(self))  # type: ignore[arg-type]
+        parameters = ','.join(f'{getattr(self, name)}' for name in _parameters(type(self)))
         return f'{self.name}({parameters})'
+
+
+def _parameters(model: type[GraphModel]) -> list[str]:
+    """The names of a model's parameters; ValueError where its class lacks the decorator that makes them."""
+    if not is_dataclass(model):
+        raise ValueError(f'the random graph model {model.__name__} is no dataclass: write @dataclass(frozen=True) '
+                         'above its class')
+    return [field.name for field in fields(model)]
 
 
 def _definition(model: type[GraphModel]) -> tuple[str, str]:
@@ -363,12 +380,11 @@ def parse_graph_model(text: str) -> GraphModel:
     match = re.fullmatch(r'\s*(\w+)\s*\(([^()]*)\)\s*', text if isinstance(text, str) else '')
     cls = GraphModel.registry.get(match[1].lower()) if match else None
     if match is None or cls is None:
-        known = ', '.join(
-            f'{name}({",".join(field.name for field in fields(model))})'  # type: ignore[arg-type]
-            for name, model in sorted(GraphModel.registry.items()))
+        known = ', '.join(f'{name}({",".join(_parameters(model))})'
+                          for name, model in sorted(GraphModel.registry.items()) if is_dataclass(model))
         raise ValueError(f'unknown random graph model {text!r}; known are {known}, and one of your own once its module '
                          'is imported, as --device-modules does')
-    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    names = _parameters(cls)
     values = [value.strip() for value in match[2].split(',')] if match[2].strip() else []
     if len(values) != len(names):
         raise ValueError(f'{cls.name}({",".join(names)}) takes {len(names)} number{"s"[:len(names) > 1]}, got {text!r}')
@@ -378,7 +394,7 @@ def parse_graph_model(text: str) -> GraphModel:
             numbers.append(int(value) if re.fullmatch(r'[+-]?\d+', value) else float(value))
         except ValueError:
             raise ValueError(f'{value!r} in {text!r} is not a number') from None
-    return cls(*numbers)
+    return cls(**dict(zip(names, numbers, strict=True)))
 
 
 def sample_graphs(model: GraphModel, node_counts: Sequence[int], seed: int) -> tuple[Graph, ...]:
@@ -410,6 +426,14 @@ def sample_graphs(model: GraphModel, node_counts: Sequence[int], seed: int) -> t
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _index(value: Any) -> int | None:
+    """An integer, numpy's too, as Python's own, which JSON can hold; None for anything else."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
 def _check_integer(model: str, symbol: str, value: object, minimum: int) -> None:

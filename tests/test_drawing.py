@@ -249,6 +249,8 @@ def test_draw_takes_a_graph_a_name_a_model_of_graphs_a_stage_and_a_network() -> 
                            ('resnet50', ValueError)):
         with pytest.raises(error):
             draw(subject)
+    with pytest.raises(TypeError, match=r'got Graph of networkx; Graph\.from_undirected takes'):
+        draw(pico[0].to_networkx().to_undirected())
     with pytest.raises(ValueError, match='frozen and takes no seed'):
         draw('randwire_ws_pico', seed=3)
     with pytest.raises(ValueError, match='only a random graph model takes num_nodes'):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from randwire_zoo.files import Locked, atomic_folder, lock, write_atomically
+from randwire_zoo.files import Locked, atomic_folder, lock, read_summary, write_atomically
 
 UMASKS = pytest.mark.parametrize('umask', [0o022, 0o027, 0o002, 0o077], ids=oct)
 
@@ -29,6 +29,34 @@ def test_a_file_may_be_read_by_whom_the_users_umask_lets(mask: int, tmp_path: Pa
     write_atomically(tmp_path / 'a.txt', 'a')
     (tmp_path / 'plain.txt').write_text('a')
     assert [(tmp_path / name).stat().st_mode & 0o777 for name in ('a.txt', 'plain.txt')] == [0o666 & ~mask] * 2
+
+
+def test_a_name_may_be_as_long_as_the_file_system_lets(tmp_path: Path) -> None:
+    """Photographs have such names, and what is drawn of them is called like them."""
+    for name in ('a' * 251 + '.txt', 'ä' * 125 + '.txt'):
+        write_atomically(tmp_path / name, 'a')
+        assert (tmp_path / name).read_text() == 'a'
+    assert len(os.listdir(tmp_path)) == 2
+
+
+@pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='this system has no /proc')
+def test_a_file_that_cannot_be_made_is_called_by_its_own_name() -> None:
+    with pytest.raises(OSError) as caught:
+        write_atomically('/proc/a.txt', 'a')  # where not even root makes files
+    assert caught.value.filename == '/proc/a.txt'
+
+
+def test_a_summary_that_a_spreadsheet_has_saved_is_read(tmp_path: Path) -> None:
+    (tmp_path / 'summary.csv').write_text('epoch,train_loss\r\n0,2.5\r\n', encoding='utf-8-sig')
+    assert read_summary(tmp_path / 'summary.csv') == [{'epoch': 0, 'train_loss': 2.5}]
+
+
+@pytest.mark.parametrize('content', ['epoch,train_loss\n0,2.5\n'.encode('utf-16'), b'epoch,lr\n0,1\n' + bytes(200_000)],
+                         ids=['another encoding', 'a disk that lost power'])
+def test_a_summary_that_is_no_csv_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / 'summary.csv').write_bytes(content)
+    with pytest.raises(ValueError, match=rf'^{tmp_path}/summary\.csv is no CSV: '):
+        read_summary(tmp_path / 'summary.csv')
 
 
 @UMASKS

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import networkx
+import numpy
 import pytest
 
 from randwire_zoo.graphs import (
@@ -349,8 +350,22 @@ def test_a_multigraph_without_repeated_edges_is_a_graph() -> None:
     assert Graph.from_undirected(networkx.MultiGraph([(2, 0), (1, 2)])).edges == ((0, 2), (1, 2))
 
 
+def test_integers_of_numpy_become_pythons_own() -> None:
+    """As networkx gives them where it reads a sparse matrix, or a generator of one's own draws with numpy."""
+    plain, path = Graph(3, ((0, 1), (1, 2))), networkx.Graph()
+    path.add_edges_from([(0, numpy.int64(1)), (numpy.int32(2), 1)])
+    for graph in (Graph.from_undirected(path), Graph(numpy.int64(3), tuple(map(tuple, numpy.array([[0, 1], [1, 2]]))))):
+        assert graph == plain and graph.sha256 == plain.sha256
+        assert {type(number) for number in (graph.num_nodes, *itertools.chain(*graph.edges))} == {int}
+
+
 @pytest.mark.parametrize(('num_nodes', 'edges', 'named'), [
     (0, (), 'num_nodes=0'),
+    (numpy.int64(0), (), 'num_nodes='),
+    (numpy.float64(3), (), 'num_nodes='),
+    (3, ((0, numpy.float64(1)),), 'an edge is a pair of node indices'),
+    (3, ((False, 1),), r'\(False, 1\)'),
+    (3, ((0, numpy.bool_(True)),), 'an edge is a pair of node indices'),
     (-3, (), 'num_nodes=-3'),
     (2.0, (), 'num_nodes=2.0'),
     (True, (), 'num_nodes=True'),
@@ -451,6 +466,49 @@ def test_a_model_that_draws_from_elsewhere_is_refused_before_anybody_uses_its_gr
     rng = random.Random(3)
     assert [graph.edges for graph in graphs] == [
         Graph.from_undirected(networkx.gnp_random_graph(16, 0.5, seed=rng)).edges for _ in range(2)]
+
+
+def test_a_model_that_gives_another_number_of_nodes_is_refused(registry: dict[str, type[GraphModel]]) -> None:
+    """N of the network is what was asked for; a generator that drops isolated nodes would make that untrue."""
+    @dataclasses.dataclass(frozen=True)
+    class Square(GraphModel):
+        name = 'square'
+
+        def undirected(self, num_nodes: int, rng: random.Random) -> networkx.Graph:
+            side = math.isqrt(num_nodes)
+            return networkx.convert_node_labels_to_integers(networkx.grid_2d_graph(side, side))
+
+    assert sample_graphs(parse_graph_model('square()'), (9, 16), 1)[1].num_nodes == 16
+    with pytest.raises(ValueError, match=r'^square\(\) sampled a graph of 9 nodes for num_nodes=10: the random graph '
+                                         'model Square must give as many as it is asked for$'):
+        sample_graphs(Square(), (9, 10), 1)
+
+
+def test_a_model_without_the_decorator_is_named_and_spoils_no_other(registry: dict[str, type[GraphModel]]) -> None:
+    class Bare(GraphModel):
+        name = 'bare'
+
+        def undirected(self, num_nodes: int, rng: random.Random) -> networkx.Graph:
+            return networkx.path_graph(num_nodes)
+
+    line = r'^the random graph model Bare is no dataclass: write @dataclass\(frozen=True\) above its class$'
+    for read in (lambda: parse_graph_model('bare()'), lambda: str(Bare())):
+        with pytest.raises(ValueError, match=line):
+            read()
+    with pytest.raises(ValueError, match=r"^unknown random graph model 'grid\(3\)'; known are ba\(m\), er\(p\), ws"):
+        parse_graph_model('grid(3)')
+
+
+def test_the_parameters_of_a_model_may_have_to_be_named(registry: dict[str, type[GraphModel]]) -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Lattice(GraphModel):
+        k: int
+        p: float = 0.5
+        name = 'named'
+
+        def undirected(self, num_nodes: int, rng: random.Random) -> networkx.Graph:
+            return networkx.circulant_graph(num_nodes, [self.k])
+    assert parse_graph_model('named(2,0.25)') == Lattice(k=2, p=0.25)
 
 
 def test_a_base_for_several_models_needs_no_name(registry: dict[str, type[GraphModel]]) -> None:

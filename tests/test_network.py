@@ -511,8 +511,11 @@ def test_dropout_stands_between_pooling_and_fc() -> None:
     assert torch.equal(seen[1], pooled[1])
 
 
+@pytest.mark.parametrize('reentrant', [False, True], ids=['plain', 'reentrant'])
 @pytest.mark.parametrize('regime', ['small', 'regular'])
-def test_gradient_checkpointing_changes_no_gradient(regime: str) -> None:
+def test_gradient_checkpointing_changes_no_gradient(
+        regime: str, reentrant: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timm.layers.config, '_USE_REENTRANT_CKPT', reentrant)
     network = tiny(regime=regime, drop_path_rate=1.0).double()
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     gradients = []
@@ -521,7 +524,7 @@ def test_gradient_checkpointing_changes_no_gradient(regime: str) -> None:
         network.zero_grad()
         torch.manual_seed(3)
         network(x).square().sum().backward()
-        gradients.append([parameter.grad.clone() for parameter in network.parameters()])  # type: ignore[union-attr]
+        gradients.append([parameter.grad for parameter in network.parameters()])
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(checkpointed, plain)
 

@@ -112,7 +112,8 @@ def _wiring_of(subject: Any) -> tuple[Sequence[Graph], list[str] | None, str]:
                       if isinstance(getattr(stage, 'graph', None), Graph)}  # pruning takes some away
             if stages:
                 return list(stages.values()), list(stages), module.extra_repr()
-    raise TypeError(f'draw takes a Graph, a stage, a network or a name, got {type(subject).__name__}')
+    hint = ' of networkx; Graph.from_undirected takes an undirected one' if hasattr(subject, 'is_directed') else ''
+    raise TypeError(f'draw takes a Graph, a stage, a network or a name, got {type(subject).__name__}{hint}')
 
 
 def graphs_figure(
