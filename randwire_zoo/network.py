@@ -576,8 +576,8 @@ class RandWire(nn.Module):
     def forward_stage(self, index: int, x: Tensor, kept_edges: Optional[Tensor]) -> Tensor:
         """Run one stage, keeping only its input for the backward pass if `grad_checkpointing` is set."""
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            # Reentrant checkpointing, which timm may be set to, passes gradients on only where the input needs one; images
-            # do not.
+            # Reentrant checkpointing, which timm may be set to, passes gradients on only where the input needs one, and
+            # images do not.
             reentrant = None if x.requires_grad else False
             if torch.compiler.is_compiling():  # compilers bring buffers up to date once, whatever they recompute
                 return checkpoint(self.run_stage, index, x, kept_edges, use_reentrant=reentrant)
