@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from layers import randomise_
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from randwire_zoo import Graph, deploy, use_kernels
 from randwire_zoo.complexity import count_complexity
@@ -477,6 +478,24 @@ def test_checkpointing_changes_nothing() -> None:
     images = torch.randn(2, 3, 64, 64)
     for ours, theirs in zip(learn(again, images), learn(model, images), strict=True):
         assert error(ours, theirs.double()) < 1e-5
+
+
+def test_gradients_are_differentiated_again_where_saved_tensors_have_hooks() -> None:
+    model, images = network().eval(), torch.randn(2, 3, 64, 64, requires_grad=True)
+
+    def penalty(x: Tensor) -> Tensor:
+        grad, = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+        return grad.square().sum()
+
+    def learnt(loss: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(loss, [images, *model.parameters()])
+
+    with torch.autograd.graph.save_on_cpu():
+        saved = penalty(images)
+    found = [learnt(saved), learnt(checkpoint(penalty, images, use_reentrant=False))]
+    use_kernels('torch')
+    for expected, *ours in zip(learnt(penalty(images)), *found, strict=True):
+        assert all(length_of_error(one, expected.double()) < 1e-3 for one in ours)
 
 
 def test_everything_that_holds_of_the_modules_holds_of_the_kernels() -> None:

@@ -185,9 +185,19 @@ def _gradients_by_torch(operands: Operands, settings: Settings, grad: Tensor) ->
         for i, t in zip(wanted, tensors, strict=True):
             row[i] = t
         return compute(nested(row, settings), settings).out
-    pull_back = torch.func.vjp(out, *[flat[i] for i in wanted])[1]
+
+    found: Sequence[Optional[Tensor]]
+    if all(_has_memory(t) for t in (grad, *flat) if t is not None):
+        # No transform is at work, and none may be: they refuse hooks of saved tensors, such as `checkpoint` has.
+        wanted = [i for i in wanted if flat[i].requires_grad]  # type: ignore[union-attr]
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            parts = [flat[i].view_as(flat[i]) for i in wanted]  # type: ignore[union-attr,arg-type]
+            found = torch.autograd.grad(out(*parts), parts, grad, create_graph=again, allow_unused=True)
+    else:
+        found = torch.func.vjp(out, *[flat[i] for i in wanted])[1](grad)
     gradients: list[Optional[Tensor]] = [None] * len(flat)
-    for i, gradient in zip(wanted, pull_back(grad), strict=True):
+    for i, gradient in zip(wanted, found, strict=True):
         gradients[i] = gradient
     return gradients
 
@@ -220,7 +230,7 @@ def _gradients(ctx: Any, grad: Optional[Tensor], needed: Sequence[Any]) -> list[
 
 
 def _has_memory(grad: Tensor) -> bool:
-    """False of the gradients of `torch.autograd.grad(is_grads_batched=True)`, for which no operator can have a rule."""
+    """False in `torch.func`'s transforms, and of the gradients of `torch.autograd.grad(is_grads_batched=True)`."""
     try:
         grad.untyped_storage()
     except (NotImplementedError, RuntimeError):
