@@ -22,6 +22,7 @@ from typing import Any
 from common import ROOT, add_json_argument, claim, describe, write_json
 from tables import detection_table, format_table
 
+from randwire_zoo.detection.weights import locate_weights
 from randwire_zoo.studies.processes import run_child
 from randwire_zoo.studies.work import train_net
 from randwire_zoo.weights.manifest import sha256_of
@@ -31,18 +32,20 @@ CONFIGS = {name: f'{name}/faster_rcnn_randwire_ws_small_s1.yaml' for name in ('b
 
 
 def fine_tune(
-        folder: Path, config: Path, data_dir: Path, period: int, options: Sequence[str]) -> list[dict[str, float]]:
+        folder: Path, config: Path, data_dir: Path, period: int, options: Sequence[str], sha256: str,
+) -> list[dict[str, float]]:
     """Run train_net.py, go on with it, or take what it left: iteration, AP and AP50 of every evaluation.
+
+    `sha256` is that of the weights it begins from, which another release may have by the same name; empty for none.
 
     Raises:
         RuntimeError: if it fails, naming its log.
         SystemExit: if what it left has other settings.
     """
     given = dict(zip(options[::2], options[1::2], strict=False))  # train_net.py says so if one has no value
-    weights = Path(given.get('MODEL.WEIGHTS', ''))
     claim(folder, folder / 'settings.json', {
         'config': str(config.relative_to(ROOT)), 'data_dir': str(data_dir.resolve()), **given,
-        **({'sha256': sha256_of(weights)} if weights.is_file() else {})})
+        'sha256': sha256})
     lines = _metrics(folder)
     # The last line is of the last evaluation, which comes after the last weights have been written.
     if not (folder / 'model_final.pth').is_file() or not lines or 'bbox/AP' not in lines[-1]:
@@ -104,8 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if (given := getattr(args, name)) and len(given) != len(args.data):
             parser.error(f'--{name} needs a number for each of {", ".join(args.data)}')
     try:
+        digests = {'weights': sha256_of(locate_weights(args.weights)), 'random': ''}
         own = {data: [] if data in CONFIGS else own_data(args.data_dir, data) for data in args.data}
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     periods = args.periods or [100] * len(args.data)
     starts = {
@@ -122,8 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 history = fine_tune(
                     args.output / f'{data}_{start}_s{seed}', ROOT / 'configs' / CONFIGS.get(data, OWN), args.data_dir,
                     periods[index], ['MODEL.DEVICE', 'cpu', *own[data], *options, 'SEED', str(seed),
-                                  'TEST.EVAL_PERIOD', str(periods[index]), *budget, *args.options])
-                rows.append({'data': data, 'start': start, 'seed': seed, 'history': history})
+                                  'TEST.EVAL_PERIOD', str(periods[index]), *budget, *args.options], digests[start])
+                rows.append({'data': data, 'start': start, 'sha256': digests[start], 'seed': seed, 'history': history})
                 print(data, start, seed, history[-1], flush=True)
     device = dict(zip(args.options[::2], args.options[1::2], strict=False)).get('MODEL.DEVICE', 'cpu')
     record = write_json(args, {'rows': rows}, describe(args, device))

@@ -33,6 +33,7 @@ from randwire_zoo.ordering import lowest_peak_order, peak_memory
 from randwire_zoo.training.evaluation import evaluate_folder
 from randwire_zoo.training.recipes import load_recipe
 from randwire_zoo.training.trainer import read_summary, train
+from randwire_zoo.weights.manifest import published_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'benchmarks'))
@@ -255,7 +256,7 @@ def test_detectors_from_weights_and_from_random_parameters_have_one_budget(
         tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / 'train_net.py').write_text(TRAIN_NET)
     monkeypatch.setenv('DETECTRON2_TRAIN_NET', str(tmp_path / 'train_net.py'))
-    command = ['--data-dir', str(tmp_path), '--weights', 'randwire://randwire_ws_small_s1.some', '--data', 'bccd',
+    command = ['--data-dir', str(tmp_path), '--weights', 'randwire://randwire_ws_small_s1.tin200_kd', '--data', 'bccd',
                '--seeds', '3', '--iterations', '300', '--output', str(tmp_path / 'runs'),
                '--json', str(tmp_path / 'record.json')]
     with pytest.raises(RuntimeError, match=r'ended with 1: see .*bccd_random_s3.stdout.txt'):
@@ -267,14 +268,26 @@ def test_detectors_from_weights_and_from_random_parameters_have_one_budget(
     metrics.write_text(''.join(metrics.read_text().splitlines(keepends=True)[:2]) + '{"iteration": 299}\n')
     (metrics.parent / 'last_checkpoint').touch()
     detectors.main(command)
+    other_weights = tmp_path / 'other.pth'
+    other_weights.touch()
     for change, said in (
-            (['--weights', 'other.pth'], "MODEL.WEIGHTS 'randwire://randwire_ws_small_s1.some', not 'other.pth'"),
+            (['--weights', str(other_weights)],
+             f"MODEL.WEIGHTS 'randwire://randwire_ws_small_s1.tin200_kd', not {str(other_weights)!r}"),
             (['--iterations', '200'], "SOLVER.MAX_ITER '300', not '200'"),
             (['--options', 'SOLVER.BASE_LR', '0.5'], "SOLVER.BASE_LR None, not '0.5'"),
             (['--data-dir', str(tmp_path / 'runs')], 'data_dir ')):
         with pytest.raises(SystemExit, match=f'bccd_weights_s3 was made with {re.escape(said)}'):
             detectors.main([*command, *change])
+    # Those that another release has by that name.
+    settings = metrics.with_name('settings.json')
+    ours = settings.read_text('utf-8')
+    sha256 = published_weights()['randwire_ws_small_s1.tin200_kd'].sha256
+    settings.write_text(ours.replace(sha256, '0' * 64), 'utf-8')
+    with pytest.raises(SystemExit, match=f"bccd_weights_s3 was made with sha256 '0+', not '{sha256}'"):
+        detectors.main(command)
+    settings.write_text(ours, 'utf-8')
     results = json.loads((tmp_path / 'record.json').read_text('utf-8'))['results']['rows']
+    assert [row['sha256'] for row in results] == [sha256, '']
     assert [(row['start'], [(point['iteration'], point['AP50']) for point in row['history']]) for row in results] == [
         ('weights', [(100, 20), (200, 60), (300, 70)]), ('random', [(100, 10), (200, 49), (300, 50)])]
     table = capsys.readouterr().out
@@ -285,7 +298,7 @@ def test_detectors_from_weights_and_from_random_parameters_have_one_budget(
     one, other = (found[0][1] for found in calls.values())
     assert {key: (value, other[key]) for key, value in one.items() if value != other[key]} == {
         'OUTPUT_DIR': (str(tmp_path / 'runs' / 'bccd_weights_s3'), str(tmp_path / 'runs' / 'bccd_random_s3')),
-        'MODEL.WEIGHTS': ('randwire://randwire_ws_small_s1.some', ''), 'MODEL.BACKBONE.FREEZE_AT': ('2', '0'),
+        'MODEL.WEIGHTS': ('randwire://randwire_ws_small_s1.tin200_kd', ''), 'MODEL.BACKBONE.FREEZE_AT': ('2', '0'),
         'MODEL.RESNETS.NORM': ('FrozenBN', 'BN')}
     assert (one['SEED'], one['SOLVER.MAX_ITER'], one['SOLVER.STEPS']) == ('3', '300', '(240,)')
 
@@ -294,8 +307,11 @@ def test_detectors_of_a_users_own_images_know_these_and_their_classes(
         tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / 'train_net.py').write_text(TRAIN_NET.replace('"killed"', '0'))
     monkeypatch.setenv('DETECTRON2_TRAIN_NET', str(tmp_path / 'train_net.py'))
-    command = ['--data-dir', str(tmp_path), '--weights', 'randwire://randwire_ws_small_s1.some', '--data', 'mine',
+    command = ['--data-dir', str(tmp_path), '--weights', 'randwire://randwire_ws_small_s1.tin200_kd', '--data', 'mine',
                '--seeds', '1', '--output', str(tmp_path / 'runs'), '--json', str(tmp_path / 'record.json')]
+    with pytest.raises(SystemExit):
+        detectors.main([*command, '--weights', 'none.pth'])
+    assert 'error: no weights at none.pth' in capsys.readouterr().err
     with pytest.raises(SystemExit):
         detectors.main(command)
     assert '--data mine is none of bccd, coco128, and there is no' in capsys.readouterr().err
